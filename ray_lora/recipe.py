@@ -1,0 +1,262 @@
+"""The recipe: one YAML file that says base, task, data, LoRA, training, search, tracking.
+
+Names are PEFT's and Hugging Face's. A recipe is frozen, forbids unknown keys and names the nearest valid one. It knows
+nothing of tensors, files' contents or Ray.
+
+    recipe = Recipe.load("examples/tweets.yaml", ["lora.r=4", "training.seed=1"])
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ray_lora.errors import RecipeError, did_you_mean
+
+Json = Any  # what json.dumps takes
+TaskType = Literal["text-classification", "image-classification"]
+
+
+class Spec(BaseModel):
+    """A frozen section of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class BaseSpec(Spec):
+    """Which frozen pretrained model: a packaged base's name, a hub id, or a folder."""
+
+    model: str = "minilm"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
+
+
+class TaskSpec(Spec):
+    """What is predicted. `labels: null` takes the labels from the training data, sorted."""
+
+    type: TaskType = "text-classification"
+    labels: tuple[str, ...] | None = None
+    max_length: int = Field(default=128, ge=2)  # tokens; longer texts are cut
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+            raise ValueError("labels must be at least two different words")
+        return labels
+
+
+class DataSpec(Spec):
+    """Where the rows are: parquet, csv or jsonl; a local path, `s3://` or `gs://`."""
+
+    train: str | None = None
+    validation: str | None = None
+    columns: dict[str, str] = {}  # the task's column -> the file's column
+
+
+class LoraSpec(Spec):
+    """PEFT's `LoraConfig`, the part that can be served exactly."""
+
+    r: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    exclude_modules: str | tuple[str, ...] | None = None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    use_rslora: bool = False
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def _positive(cls, pattern: dict[str, int]) -> dict[str, int]:
+        for name, rank in pattern.items():
+            if rank < 1:
+                raise ValueError(f"rank_pattern[{name!r}] is {rank}; a rank is at least 1")
+        return pattern
+
+
+class TrainingSpec(Spec):
+    """HF `TrainingArguments`, the part that belongs to one adapter."""
+
+    num_train_epochs: float = Field(default=2, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)  # -1: num_train_epochs decides
+    learning_rate: float = Field(default=1e-3, gt=0)
+    per_device_train_batch_size: int = Field(default=16, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)  # 0: no clipping
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: float = Field(default=0, ge=0)  # below 1: a share of all steps
+    seed: int = Field(default=0, ge=0)
+    logging_steps: int = Field(default=10, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)  # null: once an epoch
+    save_steps: int = Field(default=50, ge=1)
+
+
+class SearchSpec(Spec):
+    """What Ray Tune tries. `space` maps recipe keys to `{sampler: arguments}`."""
+
+    space: dict[str, dict[str, Json]] = {}
+    num_samples: int = Field(default=1, ge=1)
+    metric: str | None = None  # null: the task's own
+    mode: Literal["max", "min"] | None = None
+    searcher: Literal["basic", "optuna"] = "basic"
+    scheduler: Literal["fifo", "asha", "median"] = "fifo"
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    time_budget_s: float | None = Field(default=None, gt=0)
+    seed: int = 0
+
+
+class ScalingSpec(Spec):
+    """Ray's `ScalingConfig` for one pack, and how many packs."""
+
+    num_workers: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    packs: int | None = Field(default=None, ge=1)  # null: as many as the cluster's devices allow
+    slots: int | None = Field(default=None, ge=1)  # adapters a pack trains at once; null: from the memory estimate
+
+
+class TrackingSpec(Spec):
+    """Where MLflow records go; `uri: null` turns tracking off."""
+
+    uri: str | None = "sqlite:///mlflow.db"
+    experiment: str | None = None  # null: the recipe's name
+
+
+class Recipe(Spec):
+    """One run: every key is optional where a default can be right."""
+
+    name: str = Field(default="adapter", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    base: BaseSpec = BaseSpec()
+    task: TaskSpec = TaskSpec()
+    data: DataSpec = DataSpec()
+    lora: LoraSpec = LoraSpec()
+    training: TrainingSpec = TrainingSpec()
+    search: SearchSpec = SearchSpec()
+    scaling: ScalingSpec = ScalingSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    store: str = "./store"
+    output_dir: str = "./runs"
+
+    @model_validator(mode="after")
+    def _space_keys_exist(self) -> Recipe:
+        for key in self.search.space:
+            check_key(key)
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a YAML recipe and apply `key.path=value` overrides.
+
+        Raises:
+            RecipeError: the file is missing, is not YAML, or breaks a rule; the message names the key.
+        """
+        try:
+            tree = yaml.load(Path(path).read_text(), Loader=_Loader)
+        except FileNotFoundError:
+            raise RecipeError(f"recipe {str(path)!r} does not exist; give the path of a YAML recipe") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe {str(path)!r} is not valid YAML: {error}") from None
+        if tree is None:
+            tree = {}
+        if not isinstance(tree, dict):
+            raise RecipeError(f"recipe {str(path)!r} holds a {type(tree).__name__}; it must hold keys and values")
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals:
+                raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
+            check_key(key)
+            _put(tree, key, yaml.load(text, Loader=_Loader))
+        return cls.parse(tree)
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Json]) -> Recipe:
+        """Validate a mapping; all problems are named in one RecipeError."""
+        try:
+            return cls.model_validate(dict(tree))
+        except ValidationError as error:
+            raise RecipeError("\n".join(_say(problem) for problem in error.errors())) from None
+
+    def override(self, values: Mapping[str, Json]) -> Recipe:
+        """A copy with dotted keys replaced: `recipe.override({"lora.r": 4})`."""
+        tree = self.model_dump()
+        for key, value in values.items():
+            check_key(key)
+            _put(tree, key, value)
+        return self.parse(tree)
+
+
+def check_key(key: str) -> None:
+    """Raise RecipeError unless the dotted key names a value of the recipe."""
+    section: Any = Recipe
+    walked: list[str] = []
+    for part in key.split("."):
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            if _is_mapping(section):
+                return
+            raise RecipeError(f"{key!r} is not a key of the recipe; {'.'.join(walked)!r} holds a plain value")
+        if part not in section.model_fields:
+            allowed = [".".join([*walked, name]) for name in section.model_fields]
+            raise RecipeError(f"{key!r} is not a key of the recipe{did_you_mean('.'.join([*walked, part]), allowed)}")
+        section = section.model_fields[part].annotation
+        walked.append(part)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return any(typing.get_origin(option) is dict for option in options)
+
+
+def _put(tree: dict[str, Any], key: str, value: Json) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"{key!r} cannot be set: {part!r} holds {child!r}, not a section")
+        tree = child
+    tree[last] = value
+
+
+def _say(problem: Mapping[str, Any]) -> str:
+    """One line for one pydantic problem: key, what was given, what is allowed."""
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        try:
+            check_key(path)
+        except RecipeError as error:
+            return str(error)
+        return f"{path!r} is not a key of the recipe"
+    given = problem["input"]
+    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
+    return f"{path or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; a recipe's users mean a number."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value = float(str(loader.construct_scalar(node)).replace("_", ""))
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"{value} is not a finite number", node.start_mark)
+    return value
+
+
+
+
+_Loader.add_implicit_resolver(
+    "tag:ray_lora,float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_constructor("tag:ray_lora,float", _number)
