@@ -49,6 +49,7 @@ class Card(Spec):
     task: TaskSpec | None = None
     base: str | None = None
     base_fingerprint: str | None = None
+    architecture: str | None = None  # the plain transformers class whose head this adapter carries
     metrics: dict[str, float] = {}
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
@@ -126,6 +127,8 @@ class Adapter:
 
     def _peft_config(self) -> dict[str, Json]:
         spec = self.config.model_dump(mode="json", exclude_none=True)
+        if self.config.lora_alpha.is_integer():
+            spec["lora_alpha"] = int(self.config.lora_alpha)
         spec["target_modules"] = sorted(self.layers)  # exact names: what was resolved here is what PEFT must wrap
         return spec | {
             "peft_type": "LORA",
@@ -153,7 +156,7 @@ class Adapter:
                 card = Card.model_validate(_read_json(folder / CARD, where))
             except ValidationError as error:
                 raise AdapterError(f"{where!r}: {CARD} is not a card of this library: {error}") from None
-        layers, head = _split(_read_tensors(folder, where), where)
+        layers, head = split(_read_tensors(folder, where), where)
         saved = tuple(config.get("modules_to_save") or ()) or _modules_of(head)
         adapter = cls(spec, layers, head, card, config.get("task_type"), saved)
         if card.sha256 is not None and card.sha256 != adapter.sha256:
@@ -236,7 +239,7 @@ def _read_tensors(folder: Path, where: str) -> dict[str, Tensor]:
         raise AdapterError(f"{where!r}: {WEIGHTS} is torn or not safetensors: {error}") from None
 
 
-def _split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """PEFT's flat keys as pairs by layer, and what is left as the head."""
     parts: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}

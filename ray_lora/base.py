@@ -81,7 +81,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
-        flags = torch.cpu.get_capabilities()
+        probe = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later
+        flags = probe()
         return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else torch.float32
     return torch.float32
 

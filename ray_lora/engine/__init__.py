@@ -1,0 +1,12 @@
+"""The engine: many adapters on one frozen base, one forward and one backward for rows of any of them.
+
+    from ray_lora.engine import AdapterEngine, HeadSpec
+
+`kernels` holds the formula, `layers` where it is hooked in, `heads` the per-slot heads, `engine` the slots, `optim` the
+optimizer that steps all of them.
+"""
+
+from ray_lora.engine.engine import AdapterEngine
+from ray_lora.engine.heads import HeadSpec
+
+__all__ = ["AdapterEngine", "HeadSpec"]

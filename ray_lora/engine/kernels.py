@@ -1,0 +1,106 @@
+"""The low-rank term (alpha/r) B A x for rows of many slots, and its gradients.
+
+`lora_reference` is the paper's formula, one slot at a time (Hu et al., arXiv 2106.09685, eq. 3). `LoraTerm` computes the same
+for all rows at once, adds it to the base layer's output, and adds the gradients straight into the stacked gradient
+buffers, so that a backward touches only the slots of its own pass. Kernels know tensors and rows, not models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_lora.engine.routing import Routing
+
+
+def lora_reference(x: Tensor, base: Tensor, a: Tensor, b: Tensor, scaling: Tensor, slots: Tensor) -> Tensor:
+    """W x + (alpha/r) B A x, slot by slot.
+
+    Args:
+        x: inputs [rows, m, in]. base: W x, [rows, m, out]. a: [slots, rank, in]. b: [slots, out, rank].
+        scaling: alpha/r of each slot, [slots]. slots: slot of each row, [rows]; slot 0 adds nothing.
+    """
+    out = base.clone()
+    for slot in slots.unique().tolist():
+        if slot:
+            mine = slots == slot
+            out[mine] = base[mine] + scaling[slot] * (x[mine] @ a[slot].T @ b[slot].T)
+    return out
+
+
+def select(stack: Tensor, routing: Routing, cut: slice | None = None) -> Tensor:
+    """The routing's matrices from stack [slots, p, q]: one a group when rows are grouped, else one a row."""
+    if routing.group:
+        first, last = routing.distinct[0], routing.distinct[-1]
+        if last - first + 1 == len(routing.distinct):
+            return stack[first : last + 1]  # neighbours: a view, no copy
+        return stack[list(routing.distinct)]
+    return stack.index_select(0, routing.slots)
+
+
+def grouped(x: Tensor, routing: Routing) -> Tensor:
+    """[rows, m, width] as [groups, rows/groups * m, width] when rows are grouped; unchanged otherwise."""
+    return x.reshape(len(routing.distinct), -1, x.shape[-1]) if routing.group else x
+
+
+def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
+    """Add gradients of the selected matrices, [groups or rows, p, q], to the stacked buffer [slots, p, q]."""
+    index = routing.slots.new_tensor(routing.distinct) if routing.group else routing.slots
+    grad.index_add_(0, index, value.to(grad.dtype))
+
+
+class LoraTerm(torch.autograd.Function):
+    """y + scaling * B A x with A and B from the stacks; gradients of A and B go into `grad_a` and `grad_b`.
+
+    `a_master` and `b_master` are passed only so that autograd sees that something here is trained.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,  # [rows, m, in]
+        y: Tensor,  # W x, rows * m * out values in the layer's own shape; added to in place
+        a_master: Tensor,
+        b_master: Tensor,
+        a: Tensor,  # [slots, max_rank, in] in the pass's dtype
+        b: Tensor,  # [slots, out, max_rank]
+        scaling: Tensor,  # [slots]
+        routing: Routing,
+        mask: Tensor | None,
+    ) -> Tensor:
+        rank = routing.rank
+        a_rows = select(a[:, :rank], routing)
+        b_rows = select(b[:, :, :rank], routing)
+        scale = _scale(scaling, routing).to(x.dtype)
+        inputs = grouped(x if mask is None else x * mask, routing)
+        h = torch.bmm(inputs, a_rows.transpose(1, 2)) * scale  # [groups, m', rank]
+        y.view(*h.shape[:2], -1).baddbmm_(h, b_rows.transpose(1, 2))
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, h, a_rows, b_rows, scale, mask)
+        ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
+        routing, (grad_a, grad_b) = ctx.routing, ctx.grads
+        g_rows = g.reshape(*h.shape[:2], -1)
+        gh = torch.bmm(g_rows, b_rows) * scale  # [groups, m', rank]
+        inputs = grouped(x if mask is None else x * mask, routing)
+        if grad_a is not None:
+            accumulate(grad_b[:, :, : routing.rank], routing, torch.bmm(g_rows.transpose(1, 2), h))
+            accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.bmm(gh, a_rows).reshape(x.shape)
+            if mask is not None:
+                dx = dx * mask
+        return dx, g, None, None, None, None, None, None, None
+
+
+def _scale(scaling: Tensor, routing: Routing) -> Tensor:
+    """alpha/r as [groups or rows, 1, 1]."""
+    index = routing.slots.new_tensor(routing.distinct) if routing.group else routing.slots
+    return scaling[index].reshape(-1, 1, 1)

@@ -1,0 +1,125 @@
+"""Target layers: where a base's Linear, Conv1D, Conv2d and Embedding outputs get their low-rank term.
+
+A target layer is a forward hook on an untouched module of the base, so the base's weights, names and class stay what
+transformers made them. Rows of slot 0 keep the base's output bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_lora.engine.kernels import LoraTerm
+from ray_lora.engine.routing import Routing
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shapes of one layer's stacked pair without the slot axis, for `rank` rows of A."""
+
+    a: tuple[int, ...]  # () where `rank` stands is implicit: A is [rank, *a]
+    b: int  # B is [b, rank]
+
+    @property
+    def width(self) -> int:
+        """The largest rank that can add anything: min(in, out)."""
+        return min(math.prod(self.a), self.b)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why this module cannot be a target, or None."""
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1:
+            return f"it is a convolution in {module.groups} groups; only groups=1 is supported"
+        if module.dilation not in ((1, 1), 1):
+            return "it is a dilated convolution, whose dilation PEFT drops"
+        if module.padding_mode != "zeros":
+            return f"it pads with {module.padding_mode!r}; only zeros are supported"
+        return None
+    if _is_linear(module) or isinstance(module, nn.Embedding):
+        return None
+    return f"it is a {type(module).__name__}; only Linear, Conv1D, Conv2d and Embedding layers hold adapters"
+
+
+def shape_of(module: nn.Module) -> Shape:
+    """Shapes of the low-rank pair of a supported module."""
+    if isinstance(module, nn.Conv2d):
+        return Shape((module.in_channels, *module.kernel_size), module.out_channels)
+    if isinstance(module, nn.Embedding):
+        return Shape((module.num_embeddings,), module.embedding_dim)
+    if isinstance(module, nn.Linear):
+        return Shape((module.in_features,), module.out_features)
+    return Shape((module.weight.shape[0],), module.weight.shape[1])  # type: ignore[union-attr,index]  # Conv1D
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+class TargetLayer:
+    """One wrapped module: its stacked pair and the hook that adds the low-rank term.
+
+    Attributes:
+        A, B: trained stacks, [slots, max_rank, *a] and [slots, out, max_rank], views into the engine's buffer.
+        a, b: the same in the base's dtype, what a pass multiplies with.
+        scaling: alpha/r of each slot; 0 where the slot's adapter has no pair here.
+    """
+
+    def __init__(self, name: str, module: nn.Module, slots: int, device: torch.device) -> None:
+        self.name = name
+        self.module = module
+        self.shape = shape_of(module)
+        self.embedding = isinstance(module, nn.Embedding)
+        self.scaling = torch.zeros(slots, device=device)
+        self.ranks = [0] * slots
+        self.A: nn.Parameter
+        self.B: nn.Parameter
+        self.a: Tensor
+        self.b: Tensor
+
+    def attach(self, current: Callable[[], Routing | None]) -> Any:
+        """Hook the module; `current` gives the routing of the pass, None for the bare base."""
+        term = self._conv if isinstance(self.module, nn.Conv2d) else self._embed if self.embedding else self._linear
+
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            routing = current()
+            if routing is None or not any(self.ranks[slot] for slot in routing.distinct):
+                return output
+            return term(args[0], output, routing)
+
+        return self.module.register_forward_hook(hook)
+
+    def _linear(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        rows = routing.by_row(x)
+        mask = routing.drop(rows)
+        return LoraTerm.apply(rows, base, self.A, self.B, self.a, self.b, self.scaling, routing, mask)  # type: ignore
+
+    def _embed(self, ids: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        """PEFT's Embedding: the columns of A at the ids, then B; no dropout, as in PEFT."""
+        slots = routing.slots
+        per_row = ids.expand(len(slots), *ids.shape[1:]).reshape(len(slots), -1)  # [rows, m]
+        a = self.A[:, : routing.rank].transpose(1, 2)[slots[:, None], per_row].to(base.dtype)  # [rows, m, rank]
+        b = self.B[:, :, : routing.rank][slots].to(base.dtype)
+        term = torch.bmm(a * self.scaling[slots].reshape(-1, 1, 1).to(base.dtype), b.transpose(1, 2))
+        return base + term.reshape(len(slots), *ids.shape[1:], -1)
+
+    def _conv(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        """Each row's own A as one group of a grouped convolution, then its own B at every pixel."""
+        conv, slots, rank = self.module, routing.slots, routing.rank
+        assert isinstance(conv, nn.Conv2d)
+        rows = len(slots)
+        mask = routing.drop(x.reshape(rows, 1, -1))
+        inputs = x if mask is None else x * mask.reshape(x.shape)
+        a = self.A[:, :rank][slots].to(x.dtype)  # [rows, rank, in, kh, kw]
+        b = self.B[:, :, :rank][slots].to(x.dtype)  # [rows, out, rank]
+        h = F.conv2d(
+            inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows
+        )
+        h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1).to(x.dtype)
+        return base + torch.bmm(b, h).reshape(base.shape)

@@ -1,0 +1,27 @@
+"""Tasks: what is predicted and how it is scored.
+
+    task = build_task(TaskSpec(type="text-classification", labels=("negative", "positive")), base.processor)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray_lora.recipe import TaskSpec
+from ray_lora.tasks.image_classification import ImageClassification
+from ray_lora.tasks.task import Features, Row, Task
+from ray_lora.tasks.text_classification import TextClassification
+
+TASKS: dict[str, Callable[[TaskSpec, Any], Task]] = {
+    "text-classification": TextClassification,
+    "image-classification": ImageClassification,
+}
+
+
+def build_task(spec: TaskSpec, processor: Any) -> Task:
+    """The task of a spec on a base with this processor; RecipeError when the two do not fit."""
+    return TASKS[spec.type](spec, processor)
+
+
+__all__ = ["TASKS", "Features", "Row", "Task", "build_task"]
