@@ -121,6 +121,7 @@ def _load_backbone(folder: Path, model: str, dtype: torch.dtype, attention: str)
     from transformers.utils import logging
 
     level = logging.get_verbosity()
+    logging.disable_progress_bar()
     logging.set_verbosity_error()  # keys of another head are left out on purpose
     try:
         return AutoModel.from_pretrained(

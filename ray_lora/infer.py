@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_lora.engine import AdapterEngine
+from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
@@ -34,11 +35,15 @@ def predict(
     """
     answers: list[Json] = [None] * len(features)
     for chunk in chunks(features, slots, tasks, max_rows):
-        batch = tasks[slots[chunk[0]]].collate([features[row] for row in chunk])
         with torch.inference_mode():
-            results = engine.forward(batch, torch.tensor([slots[row] for row in chunk]))
-        for index, outputs in results:
-            _decode(tasks, outputs, [chunk[i] for i in index.tolist()], features, slots, parameters, answers)
+            for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
+                options = parameters or [{}] * len(features)
+                for same in _alike([options[row] for row in rows]):
+                    mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
+                    chosen = [rows[position] for position in same]
+                    decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
+                    for row, answer in zip(chosen, decoded, strict=True):
+                        answers[row] = answer
     return answers
 
 
@@ -51,34 +56,31 @@ def chunks(
     return [sorted(rows, key=lambda row: slots[row]) for rows in passes]
 
 
-def _decode(
+def forward(
+    engine: AdapterEngine,
     tasks: Mapping[int, Task],
-    outputs: object,
-    rows: Sequence[int],
     features: Sequence[Features],
     slots: Sequence[int],
-    parameters: Sequence[Mapping[str, Json]] | None,
-    answers: list[Json],
-) -> None:
-    """Decode rows that share a head, once for each task and set of parameters among them."""
-    groups: dict[tuple[int, str], list[int]] = {}
-    for position, row in enumerate(rows):
-        options = parameters[row] if parameters is not None else {}
-        groups.setdefault((id(tasks[slots[row]]), repr(sorted(options.items()))), []).append(position)
-    for positions in groups.values():
-        chosen = [rows[position] for position in positions]
-        mine = outputs if len(groups) == 1 else take(outputs, positions)
-        options = parameters[chosen[0]] if parameters is not None else {}
-        decoded = tasks[slots[chosen[0]]].decode(mine, [features[row] for row in chosen], options)
-        for row, answer in zip(chosen, decoded, strict=True):
-            answers[row] = answer
+    chunk: Sequence[int],
+) -> Iterator[tuple[Task, list[int], Any]]:
+    """One pass over the rows of `chunk`: (task, its row numbers, its outputs) for each task among them."""
+    batch = tasks[slots[chunk[0]]].collate([features[row] for row in chunk])
+    for index, outputs in engine.forward(batch, torch.tensor([slots[row] for row in chunk])):
+        rows = [chunk[position] for position in index.tolist()]
+        by_task: dict[int, list[int]] = {}
+        for position, row in enumerate(rows):
+            by_task.setdefault(id(tasks[slots[row]]), []).append(position)
+        for positions in by_task.values():
+            mine = outputs if len(by_task) == 1 else take_rows(outputs, torch.tensor(positions))
+            yield tasks[slots[rows[positions[0]]]], [rows[position] for position in positions], mine
 
 
-def take(outputs: object, positions: Sequence[int]) -> object:
-    """The rows `positions` of every tensor among a model's outputs."""
-    index = torch.tensor(positions)
-    kept = {name: value[index.to(value.device)] for name, value in outputs.items() if isinstance(value, Tensor)}  # type: ignore[attr-defined]
-    return type(outputs)(**kept)
+def _alike(options: Sequence[Mapping[str, Json]]) -> list[list[int]]:
+    """Positions grouped by equal options."""
+    groups: dict[str, list[int]] = {}
+    for position, option in enumerate(options):
+        groups.setdefault(repr(sorted(option.items())), []).append(position)
+    return list(groups.values())
 
 
 def embed(engine: AdapterEngine, batch: Mapping[str, Tensor], slots: Sequence[int] | None = None) -> Tensor:

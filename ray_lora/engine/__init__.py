@@ -6,7 +6,8 @@
 optimizer that steps all of them.
 """
 
-from ray_lora.engine.engine import AdapterEngine
+from ray_lora.engine.engine import AdapterEngine, take_rows
 from ray_lora.engine.heads import HeadSpec
+from ray_lora.engine.optim import SlotOptimizer
 
-__all__ = ["AdapterEngine", "HeadSpec"]
+__all__ = ["AdapterEngine", "HeadSpec", "SlotOptimizer", "take_rows"]

@@ -99,7 +99,7 @@ class AdapterEngine:
         for head, rows in self._by_head(slots.tolist()).items():
             index = torch.tensor(rows, device=self.base.device)
             whole = len(rows) == len(slots)
-            mine = hidden if whole else _take(hidden, index)
+            mine = hidden if whole else take_rows(hidden, index)
             if head is not None:
                 chosen = dict(inputs) if whole else {name: tensor[index] for name, tensor in inputs.items()}
                 routing = Routing.of(slots if whole else slots[index], self._ranks)
@@ -311,10 +311,11 @@ class AdapterEngine:
     def _allocate(self) -> None:
         sizes = [self.max_rank * (math.prod(layer.shape.a) + layer.shape.b) for layer in self.layers.values()]
         shape = (self.slots + 1, sum(sizes))
-        self.flat = torch.zeros(shape, device=self.base.device)
-        self.grad = torch.zeros(shape if self.train else (0, 0), device=self.base.device)
-        same = self.base.dtype == torch.float32
-        self.compute = self.flat if same else self.flat.to(self.base.dtype)
+        # trained values are float32 whatever the base is held in (float64 for a float64 base)
+        exact = {"device": self.base.device, "dtype": torch.promote_types(self.base.dtype, torch.float32)}
+        self.flat = torch.zeros(shape, **exact)
+        self.grad = torch.zeros(shape if self.train else (0, 0), **exact)
+        self.compute = self.flat if self.flat.dtype == self.base.dtype else self.flat.to(self.base.dtype)
         self._offsets = {}
         at = 0
         for layer, size in zip(self.layers.values(), sizes, strict=True):
@@ -352,7 +353,7 @@ class AdapterEngine:
         if old is None:
             self._warn_nothing_shared(head)
         kept = {s: self.read(s) for s, r in self.residents.items() if r.head and r.head.architecture == spec.architecture}
-        flat = torch.zeros(self.slots + 1, sum(head.sizes), device=self.base.device)
+        flat = self.flat.new_zeros(self.slots + 1, sum(head.sizes))
         grad = torch.zeros_like(flat) if self.train else None
         head.place(flat, grad)
         self.heads[spec.architecture], self.head_flat[spec.architecture] = head, flat
@@ -484,8 +485,8 @@ def _bypassed(backbone: nn.Module, name: str) -> bool:
     return isinstance(backbone.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
-def _take(outputs: Any, index: Tensor) -> Any:
+def take_rows(outputs: Any, index: Tensor) -> Any:
     """The rows `index` of every tensor among a model's outputs."""
-    kept = {name: value[index] for name, value in outputs.items() if isinstance(value, Tensor)}
+    kept = {name: value[index.to(value.device)] for name, value in outputs.items() if isinstance(value, Tensor)}
     return type(outputs)(**kept)
 

@@ -67,7 +67,7 @@ class SlotLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         routing = self._current()
         width = routing.labels if self.per_label and routing.labels else self.out_features
-        out = _Slotted.apply(routing.by_row(x).float(), self.weight, self.bias, routing, width)
+        out = _Slotted.apply(routing.by_row(x).to(self.weight.dtype), self.weight, self.bias, routing, width)
         return out.reshape(*x.shape[:-1], width)  # type: ignore[no-any-return]
 
 

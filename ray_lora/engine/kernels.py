@@ -51,36 +51,46 @@ def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
     grad.index_add_(0, index, value.to(grad.dtype))
 
 
-class LoraTerm(torch.autograd.Function):
-    """y + scaling * B A x with A and B from the stacks; gradients of A and B go into `grad_a` and `grad_b`.
+def lora_add(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scaling: Tensor, routing: Routing, mask: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """y + scaling * B A x for rows of many slots; returns it with h = scaling * A x and the matrices used.
 
-    `a_master` and `b_master` are passed only so that autograd sees that something here is trained.
+    Args:
+        x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.
+        a: [slots, max_rank, in]. b: [slots, out, max_rank]. scaling: [slots]. mask: dropout mask like x.
+    """
+    a_rows = select(a[:, : routing.rank], routing)
+    b_rows = select(b[:, :, : routing.rank], routing)
+    scale = _scale(scaling, routing).to(x.dtype)
+    h = torch.bmm(grouped(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
+    rows = y.view(*h.shape[:2], -1)
+    return torch.baddbmm(rows, h, b_rows.transpose(1, 2)).view(y.shape), h, a_rows, b_rows, scale
+
+
+class LoraTerm(torch.autograd.Function):
+    """`lora_add` with gradients; those of A and B go into the stacks' `.grad` buffers.
+
+    `a_master` and `b_master` are passed so that autograd sees that something here is trained.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        x: Tensor,  # [rows, m, in]
-        y: Tensor,  # W x, rows * m * out values in the layer's own shape; added to in place
+        x: Tensor,
+        y: Tensor,
         a_master: Tensor,
         b_master: Tensor,
-        a: Tensor,  # [slots, max_rank, in] in the pass's dtype
-        b: Tensor,  # [slots, out, max_rank]
-        scaling: Tensor,  # [slots]
+        a: Tensor,
+        b: Tensor,
+        scaling: Tensor,
         routing: Routing,
         mask: Tensor | None,
     ) -> Tensor:
-        rank = routing.rank
-        a_rows = select(a[:, :rank], routing)
-        b_rows = select(b[:, :, :rank], routing)
-        scale = _scale(scaling, routing).to(x.dtype)
-        inputs = grouped(x if mask is None else x * mask, routing)
-        h = torch.bmm(inputs, a_rows.transpose(1, 2)) * scale  # [groups, m', rank]
-        y.view(*h.shape[:2], -1).baddbmm_(h, b_rows.transpose(1, 2))
-        ctx.mark_dirty(y)
+        out, h, a_rows, b_rows, scale = lora_add(x, y, a, b, scaling, routing, mask)
         ctx.save_for_backward(x, h, a_rows, b_rows, scale, mask)
         ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
-        return y
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -89,9 +99,8 @@ class LoraTerm(torch.autograd.Function):
         g_rows = g.reshape(*h.shape[:2], -1)
         gh = torch.bmm(g_rows, b_rows) * scale  # [groups, m', rank]
         inputs = grouped(x if mask is None else x * mask, routing)
-        if grad_a is not None:
-            accumulate(grad_b[:, :, : routing.rank], routing, torch.bmm(g_rows.transpose(1, 2), h))
-            accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
+        accumulate(grad_b[:, :, : routing.rank], routing, torch.bmm(g_rows.transpose(1, 2), h))
+        accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
         dx = None
         if ctx.needs_input_grad[0]:
             dx = torch.bmm(gh, a_rows).reshape(x.shape)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_lora.engine.kernels import LoraTerm
+from ray_lora.engine.kernels import LoraTerm, lora_add
 from ray_lora.engine.routing import Routing
 
 
@@ -97,6 +97,8 @@ class TargetLayer:
 
     def _linear(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
         rows = routing.by_row(x)
+        if not torch.is_grad_enabled():
+            return lora_add(rows, base, self.a, self.b, self.scaling, routing)[0]
         mask = routing.drop(rows)
         return LoraTerm.apply(rows, base, self.A, self.B, self.a, self.b, self.scaling, routing, mask)  # type: ignore
 

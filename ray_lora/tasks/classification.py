@@ -31,7 +31,7 @@ class Classification:
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         targets = torch.tensor([row["labels"] for row in features], device=outputs.logits.device)
-        losses = F.cross_entropy(outputs.logits.float(), targets, reduction="none")
+        losses = F.cross_entropy(outputs.logits, targets, reduction="none")
         return losses, torch.ones_like(losses)
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:

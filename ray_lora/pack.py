@@ -1,0 +1,321 @@
+"""A pack: the adapters that train together on one engine, one forward and one backward for all of them.
+
+Jobs join and leave between steps. Each has its own rank, rate, schedule, seed, batch size, data and task; whatever its
+neighbours do, its losses and its adapter are those it would have alone. The pack knows engine and tasks; it knows nothing
+of Ray, trackers or where rows come from.
+
+    pack = Pack(engine, {"tweets": splits})
+    pack.join(job)
+    while pack.members:
+        for report in pack.step(): print(report)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_lora.adapter import Adapter, Card
+from ray_lora.engine import AdapterEngine, SlotOptimizer
+from ray_lora.errors import CapacityError, DataError
+from ray_lora.infer import chunks, forward, predict
+from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.state import load_state, save_state
+from ray_lora.tasks import Features, Task, build_task
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to be trained. `task.labels` must be known; `data` names the pack's splits."""
+
+    name: str
+    data: str
+    task: TaskSpec
+    lora: LoraSpec
+    training: TrainingSpec
+
+
+@dataclass(frozen=True)
+class Split:
+    """One worker's rows of one split.
+
+    Attributes:
+        rows: encoded rows by their number in the whole split.
+        total: rows of the whole split, over all workers.
+    """
+
+    rows: Mapping[int, Features]
+    total: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows a job trains on and is scored on."""
+
+    train: Split
+    validation: Split | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one job has to say after a step.
+
+    Attributes:
+        step, total: optimizer steps taken, and to be taken.
+        loss: mean training loss since the last report; None when nothing was logged.
+        metrics: scores on the validation rows; None when this step had no evaluation.
+        state: the step at which a checkpoint was written, or None.
+        error: why the job failed; it has left the pack.
+    """
+
+    job: str
+    step: int
+    total: int
+    epoch: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    metrics: dict[str, float] | None = None
+    saved: bool = False
+    done: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The workers of one pack: sums tensors in place, gathers objects. Alone, both are the identity."""
+
+    rank: int = 0
+    world: int = 1
+    all_reduce: Callable[[Tensor], None] = lambda tensor: None
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+
+@dataclass
+class _Member:
+    job: Job
+    slot: int
+    task: Task
+    splits: Splits
+    total: int
+    per_epoch: int
+    batch: int
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    grad_norm: float = 0.0
+    order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.per_epoch
+
+    def next_rows(self) -> list[int]:
+        """Row numbers of the next global batch: a permutation of the split drawn from the seed and the epoch."""
+        epoch, at = divmod(self.step, self.per_epoch)
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.job.training.seed * 1_000_003 + epoch)
+            self.order = (epoch, torch.randperm(self.splits.train.total, generator=generator).tolist())
+        return self.order[1][at * self.batch : (at + 1) * self.batch]
+
+
+class Pack:
+    """Jobs that train together.
+
+    Args:
+        engine: built with `train=True`.
+        data: splits by name, this worker's shard of each.
+        group: the pack's other workers; every worker makes the same calls in the same order.
+        output: where each job's folder is (`<output>/<job>/`), None to write nothing.
+        max_rows: rows in one forward and backward; a step runs as many as it needs and the sums are the same.
+    """
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        data: Mapping[str, Splits],
+        *,
+        group: Group = Group(),
+        output: Path | None = None,
+        max_rows: int = 64,
+    ) -> None:
+        self.engine, self.data, self.group, self.output, self.max_rows = engine, data, group, output, max_rows
+        self.optimizer = SlotOptimizer(engine)
+        self.members: dict[str, _Member] = {}
+        self._tasks: dict[TaskSpec, Task] = {}
+
+    def task(self, spec: TaskSpec) -> Task:
+        """The task of a spec, one object for equal specs."""
+        if spec not in self._tasks:
+            self._tasks[spec] = build_task(spec, self.engine.base.processor)
+        return self._tasks[spec]
+
+    # ---------------------------------------------------------------- joining and leaving
+
+    def join(self, job: Job, state: Path | None = None) -> int:
+        """Give a job a slot, fresh or as its checkpoint left it; returns the slot.
+
+        Raises:
+            RecipeError: its targets or ranks do not fit the base.
+            DataError: its split has no rows.
+            CapacityError: no slot is free, or the name is taken.
+        """
+        if job.name in self.members:
+            raise CapacityError(f"job {job.name!r} is already in the pack; give each job its own name")
+        splits, task = self.data[job.data], self.task(job.task)
+        if splits.train.total == 0:
+            raise DataError(f"job {job.name!r} has no training rows")
+        batch = job.training.per_device_train_batch_size * self.group.world
+        per_epoch = math.ceil(splits.train.total / batch)
+        total = steps_of(job.training, per_epoch)
+        slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
+        self.optimizer.join(slot, job.training, total)
+        member = _Member(job, slot, task, splits, total, per_epoch, batch)
+        if state is not None and state.exists():
+            member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
+        self.members[job.name] = member
+        return slot
+
+    def leave(self, name: str) -> None:
+        """Free a job's slot; nothing is written."""
+        member = self.members.pop(name)
+        self.optimizer.leave(member.slot)
+        self.engine.evict(member.slot)
+
+    def export(self, name: str, metrics: Mapping[str, float] | None = None) -> Adapter:
+        """The job's adapter as it is now."""
+        member = self.members[name]
+        return self.engine.export(member.slot, Card(task=member.job.task, metrics=dict(metrics or {})))
+
+    # ---------------------------------------------------------------- one step for all
+
+    def step(self) -> list[Report]:
+        """Train every member one optimizer step on its own next batch; evaluate and save those that are due."""
+        members = list(self.members.values())
+        sums, counts = self._gradients(members)
+        self._reduce(sums, counts, members)
+        rates = {member.slot: self.optimizer.rate(member.slot) for member in members}
+        norms = self.optimizer.step({member.slot: float(counts[member.slot]) for member in members})
+        for member in members:
+            member.losses.append(float(sums[member.slot] / counts[member.slot]))
+            member.grad_norm = norms[member.slot]
+            member.step += 1
+        failed = [member for member in members if not math.isfinite(member.losses[-1] + member.grad_norm)]
+        scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
+        reports = []
+        for member in members:
+            if member in failed:
+                reports.append(self._fail(member))
+            else:
+                reports += self._report(member, rates[member.slot], scores.get(member.job.name))
+        return reports
+
+    def _gradients(self, members: Sequence[_Member]) -> tuple[Tensor, Tensor]:
+        """Add every member's gradients to the engine's buffers; sums of losses and counts of terms, [slots + 1]."""
+        features: list[Features] = []
+        slots: list[int] = []
+        for member in members:
+            mine = [member.splits.train.rows[row] for row in member.next_rows() if row in member.splits.train.rows]
+            features += mine
+            slots += [member.slot] * len(mine)
+        tasks = {member.slot: member.task for member in members}
+        device = self.engine.base.device
+        sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
+        counts = torch.zeros_like(sums)
+        for chunk in chunks(features, slots, tasks, self.max_rows):
+            total: Tensor | None = None
+            for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk):
+                losses, terms = task.loss(outputs, [features[row] for row in rows])
+                index = torch.tensor([slots[row] for row in rows], device=device)
+                sums.index_add_(0, index, losses.detach().double())
+                counts.index_add_(0, index, terms.double())
+                total = losses.sum() if total is None else total + losses.sum()
+            assert total is not None
+            total.backward()  # type: ignore[no-untyped-call]
+        return sums, counts
+
+    def _reduce(self, sums: Tensor, counts: Tensor, members: Sequence[_Member]) -> None:
+        """Sum losses, counts and the members' gradients over the pack's workers."""
+        if self.group.world == 1:
+            return
+        stats = torch.stack([sums, counts])
+        self.group.all_reduce(stats)
+        sums.copy_(stats[0])
+        counts.copy_(stats[1])
+        top = max(member.slot for member in members) + 1
+        for grad in [self.engine.grad, *self.engine.head_grad.values()]:
+            self.group.all_reduce(grad[:top])
+
+    # ---------------------------------------------------------------- after a step
+
+    def _evaluates(self, member: _Member) -> bool:
+        every = member.job.training.eval_steps or member.per_epoch
+        return member.step % every == 0 or member.step >= member.total
+
+    def _evaluate(self, due: Sequence[_Member]) -> dict[str, dict[str, float]]:
+        """Scores of the members that are due, all in the same passes."""
+        due = [member for member in due if member.splits.validation is not None]
+        features: list[Features] = []
+        slots: list[int] = []
+        for member in due:
+            assert member.splits.validation is not None
+            rows = list(member.splits.validation.rows.values())
+            features += rows
+            slots += [member.slot] * len(rows)
+        answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=2 * self.max_rows)
+        scores, at = {}, 0
+        for member in due:
+            assert member.splits.validation is not None
+            rows = list(member.splits.validation.rows.values())
+            mine = self.group.gather((answers[at : at + len(rows)], rows))
+            at += len(rows)
+            predictions = [answer for part, _ in mine for answer in part]
+            scores[member.job.name] = member.task.score(predictions, [row for _, part in mine for row in part])
+        return scores
+
+    def _report(self, member: _Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
+        done = member.step >= member.total
+        saves = done or member.step % member.job.training.save_steps == 0
+        logs = done or metrics is not None or member.step % member.job.training.logging_steps == 0
+        if saves and self.output is not None and self.group.rank == 0:
+            folder = self.output / member.job.name
+            save_state(folder / "state", self.engine, self.optimizer, member.slot, member.step, member.losses)
+            if done:
+                self.export(member.job.name, metrics).save(folder / f"adapter-{member.step}")
+        if not (saves or logs):
+            return []
+        report = self._say(member, rate, metrics, saves, done) if logs else self._say(member, rate, None, saves, done)
+        if logs:
+            member.losses.clear()
+        if done:
+            self.leave(member.job.name)
+        return [report]
+
+    def _say(
+        self, member: _Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool
+    ) -> Report:
+        loss = sum(member.losses) / len(member.losses) if member.losses else None
+        return Report(
+            member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saved, done
+        )
+
+    def _fail(self, member: _Member) -> Report:
+        self.leave(member.job.name)
+        what = f"loss {member.losses[-1]:.4g}, gradient norm {member.grad_norm:.4g}"
+        return Report(
+            member.job.name,
+            member.step,
+            member.total,
+            member.epoch,
+            error=f"diverged at step {member.step} ({what}); lower training.learning_rate",
+        )
+
+
+def steps_of(training: TrainingSpec, per_epoch: int) -> int:
+    """Optimizer steps of one job: `max_steps`, or the epochs' worth."""
+    return training.max_steps if training.max_steps > 0 else max(1, math.ceil(training.num_train_epochs * per_epoch))

@@ -1,0 +1,63 @@
+"""A job's checkpoint: one safetensors file with its trained tensors, its optimizer's moments and its place in the data.
+
+It is written whole or not at all, and reads into an engine of any number of slots, so a job can go on in another pack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ray_lora.engine import AdapterEngine, SlotOptimizer
+from ray_lora.errors import AdapterError
+
+_FILE = "state.safetensors"
+
+
+def save_state(
+    folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int, step: int, losses: list[float]
+) -> None:
+    """Write the slot's checkpoint, replacing the last one atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done, moments = optimizer.state(slot)
+    tensors = {f"value/{key}": value for key, value in engine.read(slot).items()} | moments
+    if slot in engine.dropout:
+        tensors["generator"] = engine.dropout[slot][1].get_state()
+    meta = {"place": json.dumps({"step": step, "done": done, "losses": losses})}
+    fresh = folder / f".{os.getpid()}.tmp"
+    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, fresh, metadata=meta)
+    fresh.replace(folder / _FILE)
+
+
+def load_state(
+    folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int
+) -> tuple[int, list[float]]:
+    """Restore a slot; returns the step it had reached and the losses not yet reported.
+
+    Raises:
+        AdapterError: the checkpoint is of another adapter.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return 0, []
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        place = json.loads(file.metadata()["place"])
+    values = {key.removeprefix("value/"): value for key, value in tensors.items() if key.startswith("value/")}
+    try:
+        engine.write(slot, values)
+    except (AdapterError, RuntimeError) as error:
+        raise AdapterError(f"checkpoint {str(path)!r} is of another adapter: {error}; use another name") from None
+    generator = tensors.pop("generator", None)
+    if generator is not None and slot in engine.dropout:
+        engine.dropout[slot][1].set_state(generator.to(torch.uint8))
+    moments = {key: value for key, value in tensors.items() if key.startswith("exp_avg")}
+    optimizer.restore(slot, int(place["done"]), moments)
+    engine.refresh([slot])
+    return int(place["step"]), [float(loss) for loss in place["losses"]]
