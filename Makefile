@@ -1,0 +1,61 @@
+# `make demo` runs the main job, `make test` everything that is checked. Each makes .venv in the checkout when it is not
+# there and installs once for each state of pyproject.toml and constraints.txt.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+PYTHON ?= python3
+KEEP ?=
+BIN := .venv/bin
+
+# One thread for each process that computes: several processes of two threads on two cores are many times slower.
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PYTHONUNBUFFERED ?= 1
+
+help:
+	@echo "make demo         search, compare, register and serve adapters on real text"
+	@echo "make demo KEEP=1  the same, and the endpoint stays up"
+	@echo "make test         lint, types and tests"
+	@echo "make lint         lint and types"
+	@echo "make clean        remove .venv and everything that runs wrote"
+
+demo: .venv/installed
+	@$(BIN)/python -m pipelines.demo $(if $(KEEP),--keep)
+
+test: lint
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data runs store mlflow.db mlartifacts mlruns
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is quiet but for the names of what it fetches; everything it said is in .venv/install.log.
+define install
+	@echo "== installing ray_lora$(1) into .venv (some minutes the first time; log: .venv/install.log)"
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.$(1)' 2>&1 | tee .venv/install.log \
+		| awk '/^Collecting|^Installing collected/ {printf "  %.110s\n", $$0; fflush()} /^ *ERROR/ {print; fflush()}'
+	@touch $@
+endef
+
+.venv/installed: .venv/made pyproject.toml constraints.txt
+	$(call install)
+
+.venv/installed-test: .venv/installed
+	$(call install,[test])
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else \
+		"ray_lora needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12 ..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@touch $@
