@@ -127,7 +127,7 @@ class Adapter:
 
     def _peft_config(self) -> dict[str, Json]:
         spec = self.config.model_dump(mode="json", exclude_none=True)
-        if self.config.lora_alpha.is_integer():
+        if float(self.config.lora_alpha).is_integer():
             spec["lora_alpha"] = int(self.config.lora_alpha)
         spec["target_modules"] = sorted(self.layers)  # exact names: what was resolved here is what PEFT must wrap
         return spec | {

@@ -74,6 +74,33 @@ def load_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     )
 
 
+def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
+    """A base without memory for its weights: enough to check what fits and to count parameters.
+
+    Raises:
+        BaseModelError: as `load_base`.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    folder = locate(spec.model)
+    try:
+        with torch.device("meta"):
+            backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base {spec.model!r} cannot be read from {str(folder)!r}: {error}") from None
+    return Base(
+        id=spec.model,
+        folder=folder,
+        backbone=backbone.requires_grad_(False).eval(),
+        processor=load_processor(folder),
+        config=backbone.config,
+        fingerprint=fingerprint(folder),
+        prefix=str(backbone.base_model_prefix),
+        dtype=pick_dtype(spec.dtype, torch.device(device)),
+        device=torch.device("meta"),
+    )
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The named dtype; `auto` is bfloat16 where the device multiplies it natively, else float32."""
     if name != "auto":

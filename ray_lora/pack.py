@@ -13,6 +13,7 @@ of Ray, trackers or where rows come from.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,20 +26,10 @@ from ray_lora.adapter import Adapter, Card
 from ray_lora.engine import AdapterEngine, SlotOptimizer
 from ray_lora.errors import CapacityError, DataError
 from ray_lora.infer import chunks, forward, predict
-from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.job import Job, Report
+from ray_lora.recipe import TaskSpec, TrainingSpec
 from ray_lora.state import load_state, save_state
 from ray_lora.tasks import Features, Task, build_task
-
-
-@dataclass(frozen=True)
-class Job:
-    """One adapter to be trained. `task.labels` must be known; `data` names the pack's splits."""
-
-    name: str
-    data: str
-    task: TaskSpec
-    lora: LoraSpec
-    training: TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -60,31 +51,6 @@ class Splits:
 
     train: Split
     validation: Split | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one job has to say after a step.
-
-    Attributes:
-        step, total: optimizer steps taken, and to be taken.
-        loss: mean training loss since the last report; None when nothing was logged.
-        metrics: scores on the validation rows; None when this step had no evaluation.
-        state: the step at which a checkpoint was written, or None.
-        error: why the job failed; it has left the pack.
-    """
-
-    job: str
-    step: int
-    total: int
-    epoch: float
-    loss: float | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-    metrics: dict[str, float] | None = None
-    saved: bool = False
-    done: bool = False
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,20 +158,24 @@ class Pack:
         member = self.members[name]
         return self.engine.export(member.slot, Card(task=member.job.task, metrics=dict(metrics or {})))
 
+    def save(self, name: str) -> None:
+        """Write a job's checkpoint; every worker calls it, the first one writes."""
+        member = self.members[name]
+        if self.output is not None and self.group.rank == 0:
+            folder = self.output / name / "state"
+            save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
+
     # ---------------------------------------------------------------- one step for all
 
     def step(self) -> list[Report]:
         """Train every member one optimizer step on its own next batch; evaluate and save those that are due."""
         members = list(self.members.values())
-        sums, counts = self._gradients(members)
-        self._reduce(sums, counts, members)
         rates = {member.slot: self.optimizer.rate(member.slot) for member in members}
-        norms = self.optimizer.step({member.slot: float(counts[member.slot]) for member in members})
-        for member in members:
-            member.losses.append(float(sums[member.slot] / counts[member.slot]))
-            member.grad_norm = norms[member.slot]
-            member.step += 1
-        failed = [member for member in members if not math.isfinite(member.losses[-1] + member.grad_norm)]
+        # a job whose last checkpoint was its last step has only its evaluation left
+        training = [member for member in members if member.step < member.total]
+        if training:
+            self._train(training)
+        failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
         scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
         reports = []
         for member in members:
@@ -214,6 +184,16 @@ class Pack:
             else:
                 reports += self._report(member, rates[member.slot], scores.get(member.job.name))
         return reports
+
+    def _train(self, members: Sequence[_Member]) -> None:
+        sums, counts = self._gradients(members)
+        self._reduce(sums, counts, members)
+        terms, totals = counts.tolist(), sums.tolist()
+        norms = self.optimizer.step({member.slot: terms[member.slot] for member in members})
+        for member in members:
+            member.losses.append(totals[member.slot] / terms[member.slot])
+            member.grad_norm = norms[member.slot]
+            member.step += 1
 
     def _gradients(self, members: Sequence[_Member]) -> tuple[Tensor, Tensor]:
         """Add every member's gradients to the engine's buffers; sums of losses and counts of terms, [slots + 1]."""
@@ -280,21 +260,31 @@ class Pack:
 
     def _report(self, member: _Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
         done = member.step >= member.total
-        saves = done or member.step % member.job.training.save_steps == 0
+        saves = done or metrics is not None or member.step % member.job.training.save_steps == 0
         logs = done or metrics is not None or member.step % member.job.training.logging_steps == 0
-        if saves and self.output is not None and self.group.rank == 0:
-            folder = self.output / member.job.name
-            save_state(folder / "state", self.engine, self.optimizer, member.slot, member.step, member.losses)
-            if done:
-                self.export(member.job.name, metrics).save(folder / f"adapter-{member.step}")
         if not (saves or logs):
             return []
-        report = self._say(member, rate, metrics, saves, done) if logs else self._say(member, rate, None, saves, done)
         if logs:
+            shown = self._say(member, rate, metrics, saves, done)
             member.losses.clear()
+        else:
+            shown = self._say(member, rate, None, saves, done)
+        if saves:
+            self.save(member.job.name)
+        if done and self.output is not None and self.group.rank == 0:
+            self._export(member.job.name, metrics)
         if done:
             self.leave(member.job.name)
-        return [report]
+        return [shown]
+
+    def _export(self, name: str, metrics: Mapping[str, float] | None) -> None:
+        """Write the finished adapter, replacing what a killed run left."""
+        assert self.output is not None
+        folder, fresh = self.output / name / "adapter", self.output / name / "adapter.tmp"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.export(name, metrics).save(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
 
     def _say(
         self, member: _Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool

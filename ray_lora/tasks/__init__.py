@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ray_lora.recipe import TaskSpec
@@ -13,7 +12,7 @@ from ray_lora.tasks.image_classification import ImageClassification
 from ray_lora.tasks.task import Features, Row, Task
 from ray_lora.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Callable[[TaskSpec, Any], Task]] = {
+TASKS: dict[str, type[TextClassification] | type[ImageClassification]] = {
     "text-classification": TextClassification,
     "image-classification": ImageClassification,
 }

@@ -1,0 +1,195 @@
+"""The coordinator: an actor between those who want adapters trained (a trainer, or the trials of a search) and the packs.
+
+Jobs are submitted, wait for a slot, run in a pack, report, and end. A pack calls `sync` after every step: it brings its
+reports and the jobs it holds, and takes away which to begin and which to drop. What a pack holds is compared with what it
+should hold, so a pack that was killed and started again is simply given its jobs once more, each from its checkpoint.
+It imports no torch and claims no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ray_lora.errors import CapacityError
+from ray_lora.job import Job, Report
+
+Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+_IDLE_S = 1.0  # how long an idle pack waits in one sync
+
+
+@dataclass
+class Record:
+    """Everything the coordinator knows of one job."""
+
+    job: Job
+    config: dict[str, Any]  # what distinguishes it: the recipe keys a search set
+    status: Status = "waiting"
+    pack: str | None = None
+    slot: int | None = None
+    step: int = 0
+    total: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    saved_step: int = 0
+    error: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    steps_at_start: int = 0
+    inbox: deque[dict[str, Any]] = field(default_factory=deque)  # evaluations that nobody has fetched yet
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a pack does next."""
+
+    join: tuple[Job, ...] = ()
+    leave: tuple[str, ...] = ()
+    save: tuple[str, ...] = ()
+    close: bool = False
+
+
+class Coordinator:
+    """See the module. Use as `ray.remote(Coordinator).options(num_cpus=0).remote(...)`."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self._changed = asyncio.Condition()
+        self._logs: list[dict[str, Any]] = []
+        self._packs: dict[str, float] = {}  # pack -> when it last synced
+        self._saves: set[str] = set()
+        self._closing = False
+        self._error: str | None = None
+
+    # ---------------------------------------------------------------- for trainers and trials
+
+    async def submit(self, job: Job, config: dict[str, Any]) -> None:
+        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint."""
+        record = self.records.get(job.name)
+        if record is not None and record.status in ("waiting", "running"):
+            raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
+        self.records[job.name] = Record(job, config)
+        await self._notify()
+
+    async def next_evaluation(self, name: str) -> dict[str, Any]:
+        """The job's next evaluation; waits for it. `{"error": ...}` once the job has failed."""
+        record = self.records[name]
+        await self._until(
+            lambda: bool(record.inbox) or record.status not in ("waiting", "running") or self._error is not None
+        )
+        if record.inbox:
+            return record.inbox.popleft()
+        return {"error": record.error or self._error or f"job {name!r} was {record.status}"}
+
+    async def stop(self, name: str) -> None:
+        """Take a job out; its slot goes to the next one. Nothing happens when it has ended."""
+        record = self.records.get(name)
+        if record is not None and record.status in ("waiting", "running"):
+            record.status, record.ended = "stopped", time.time()
+            await self._notify()
+
+    async def checkpoint(self, name: str) -> int:
+        """Have the job's state written now; returns its step."""
+        record = self.records[name]
+        if record.status == "running":
+            self._saves.add(name)
+            await self._until(lambda: name not in self._saves or record.status != "running")
+        return record.saved_step
+
+    async def close(self) -> None:
+        """No more jobs will come: packs end when they have nothing left."""
+        self._closing = True
+        await self._notify()
+
+    async def fail(self, error: str) -> None:
+        """A pack is gone for good: whoever waits learns why."""
+        self._error = error
+        await self._notify()
+
+    async def snapshot(self, after: int) -> tuple[list[Record], list[dict[str, Any]], int]:
+        """All records, the log lines after cursor `after`, and the new cursor."""
+        return list(self.records.values()), self._logs[after:], len(self._logs)
+
+    # ---------------------------------------------------------------- for packs
+
+    async def sync(self, pack: str, reports: Sequence[Report], held: dict[str, int], free: int) -> Orders:
+        """Bring a step's reports and what the pack holds (job -> slot); take away what to do next."""
+        self._packs[pack] = time.time()
+        for report in reports:
+            self._take(report)
+        for name, slot in held.items():
+            self.records[name].slot = slot
+        if reports:
+            await self._notify()
+        orders = self._orders(pack, held, free)
+        if not held and orders == Orders():
+            try:
+                await asyncio.wait_for(self._until(lambda: self._orders(pack, held, free) != Orders()), _IDLE_S)
+            except asyncio.TimeoutError:
+                pass  # an idle pack asks again
+            orders = self._orders(pack, held, free)
+        for job in orders.join:
+            record = self.records[job.name]
+            record.status, record.pack = "running", pack
+            record.started = record.started or time.time()
+        return orders
+
+    async def saved(self, names: Sequence[str]) -> None:
+        """These jobs' states were written on request."""
+        self._saves -= set(names)
+        await self._notify()
+
+    def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
+        wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]
+        leave = tuple(name for name in held if name not in {job.name for job in wanted})
+        join = [job for job in wanted if job.name not in held]
+        waiting = [record.job for record in self.records.values() if record.status == "waiting"]
+        share = -(-len(waiting) // max(1, len(self._packs)))
+        join += waiting[: min(share, free + len(leave) - len(join))]
+        save = tuple(name for name in held if name in self._saves and name not in leave)
+        close = self._closing and not join and not waiting and not (set(held) - set(leave))
+        return Orders(tuple(join), leave, save, close)
+
+    def _take(self, report: Report) -> None:
+        record = self.records.get(report.job)
+        if record is None or record.status != "running":
+            return  # stopped while this step ran
+        record.step, record.total, record.epoch = report.step, report.total, report.epoch
+        if report.saved:
+            record.saved_step = report.step
+        if report.loss is not None:
+            record.loss = report.loss
+        logged = {"loss": report.loss, "learning_rate": report.learning_rate, "grad_norm": report.grad_norm}
+        metrics = {name: value for name, value in logged.items() if value is not None} | (report.metrics or {})
+        if metrics and report.error is None:
+            self._logs.append({"job": report.job, "step": report.step, "time": time.time(), "metrics": metrics})
+        if report.metrics is not None or (report.done and not record.metrics):
+            record.metrics = report.metrics or {}
+            record.inbox.append(
+                metrics | {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
+            )
+        if report.error is not None:
+            record.status, record.error, record.ended = "failed", report.error, time.time()
+        elif report.done:
+            record.status, record.ended = "finished", time.time()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(reached)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def public(record: Record) -> dict[str, Any]:
+    """A record as JSON-able data, without the inbox."""
+    values = asdict(record)
+    del values["inbox"], values["job"]
+    return {"name": record.job.name, **values}
+

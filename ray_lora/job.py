@@ -1,0 +1,46 @@
+"""What travels between a search, its coordinator and its packs: a job to be trained, and what it reports.
+
+Plain data without torch, so that the processes which only pass it on start quickly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to be trained. `task.labels` must be known; `data` names the pack's splits."""
+
+    name: str
+    data: str
+    task: TaskSpec
+    lora: LoraSpec
+    training: TrainingSpec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one job has to say after a step.
+
+    Attributes:
+        step, total: optimizer steps taken, and to be taken.
+        loss: mean training loss since the last report; None when nothing was logged.
+        metrics: scores on the validation rows; None when this step had no evaluation.
+        saved: a checkpoint was written at this step.
+        error: why the job failed; it has left the pack.
+    """
+
+    job: str
+    step: int
+    total: int
+    epoch: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    metrics: dict[str, float] | None = None
+    saved: bool = False
+    done: bool = False
+    error: str | None = None

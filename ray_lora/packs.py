@@ -1,0 +1,249 @@
+"""The packs of one run: start them, watch them, and bring their results home.
+
+A trainer and a search both use this: it checks the recipes, puts the rows into the object store, starts the coordinator
+and a `TorchTrainer` for each pack, and passes on what the packs report to the table and the tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_lora.base import Base, describe_base
+from ray_lora.coordinator import Coordinator, Record
+from ray_lora.data import Source, prepare
+from ray_lora.errors import RecipeError
+from ray_lora.job import Job
+from ray_lora.plan import Plan, make_plan, targets_embeddings
+from ray_lora.progress import Progress
+from ray_lora.recipe import Recipe
+from ray_lora.tasks import TASKS
+from ray_lora.worker import PackConfig, run_worker
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from ray_lora.tracking import Tracker
+
+HISTORY = "history.jsonl"  # every logged value of a run, a line each
+_POLL_S = 0.5
+_MAX_FAILURES = 3  # times a pack's workers are started again unless RunConfig says otherwise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Recipes that were checked against their data and their base. Nothing runs yet."""
+
+    recipes: dict[str, Recipe]
+    sources: dict[str, Source]
+    base: Base  # on the meta device
+    plan: Plan
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first recipe; base, scaling and tracking are the same in all."""
+        return next(iter(self.recipes.values()))
+
+
+def check(
+    recipes: Mapping[str, Recipe],
+    datasets: Mapping[str, ray.data.Dataset] | None = None,
+    most_slots: int | None = None,
+) -> Prepared:
+    """Check recipes that are to share one base, and put their rows into the object store.
+
+    Raises:
+        RayLoraError: something does not fit; the message says what.
+    """
+    first = next(iter(recipes.values()))
+    for recipe in recipes.values():
+        if recipe.base != first.base or recipe.scaling != first.scaling:
+            raise RecipeError(
+                f"recipes {first.name!r} and {recipe.name!r} differ in base or scaling; one pack trains on one base"
+            )
+    device = "cuda" if first.scaling.use_gpu else "cpu"
+    base = describe_base(first.base, device)
+    pieces = max(4, first.scaling.num_workers)
+    sources = {name: prepare(recipe, datasets, pieces) for name, recipe in recipes.items()}
+    plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
+    widest = max(plans, key=lambda plan: plan.max_rank)
+    slots = min(plan.slots for plan in plans)
+    return Prepared(dict(recipes), sources, base, replace(widest, slots=slots))
+
+
+def spread(prepared: Prepared, scaling: ScalingConfig, jobs: int) -> tuple[Prepared, int]:
+    """Packs for so many jobs: as many as the cluster's devices allow, each with no more slots than its share."""
+    resources = ray.cluster_resources()
+    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[0]
+    devices = resources.get("GPU", 0) if scaling.use_gpu else resources.get("CPU", 1)
+    if devices < workers:
+        kind = "GPU" if scaling.use_gpu else "CPU"
+        raise RecipeError(f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers")
+    packs = prepared.recipe.scaling.packs or max(1, min(int(devices // workers), jobs))
+    slots = prepared.recipe.scaling.slots or min(prepared.plan.slots, -(-jobs // packs))
+    return replace(prepared, plan=replace(prepared.plan, slots=slots)), packs
+
+
+class PackRun:
+    """Running packs.
+
+    Args:
+        prepared: from `check`.
+        output: the run's folder, seen by all workers.
+        scaling_config, run_config: Ray's, for each pack; None for the recipe's own.
+        tracker: where records go.
+        packs: how many packs.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        output: Path,
+        tracker: Tracker,
+        *,
+        title: str,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        packs: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        self.prepared, self.output, self.tracker = prepared, output, tracker
+        self.scaling = scaling_config or scaling_of(prepared.recipe)
+        self.run_config = run_config
+        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote()
+        self.progress = Progress(title, TASKS[prepared.recipe.task.type].metric, quiet)
+        self.records: list[Record] = []
+        self.seconds: dict[str, float] = {}
+        self.error: BaseException | None = None
+        self._cursor = 0
+        self._tracked: dict[str, str] = {}
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(packs)]
+        self._watch = threading.Thread(target=self._watcher, daemon=True)
+
+    def start(self) -> None:
+        """Start the packs; they wait for jobs."""
+        for thread in [*self._threads, self._watch]:
+            thread.start()
+
+    def submit(self, job: Job, config: dict[str, Any]) -> None:
+        """Queue a job."""
+        ray.get(self.coordinator.submit.remote(job, config))
+
+    def finish(self) -> list[Record]:
+        """Wait until every job has ended; returns what became of them."""
+        ray.get(self.coordinator.close.remote())
+        for thread in self._threads:
+            thread.join()
+        self._ended.set()
+        self._watch.join()
+        if self.error is not None:
+            raise self.error
+        return self.records
+
+    def _run(self, number: int) -> None:
+        plan, recipe = self.prepared.plan, self.prepared.recipe
+        told = PackConfig(
+            pack=f"pack-{number}",
+            coordinator=self.coordinator,
+            base=recipe.base,
+            sources=self.prepared.sources,
+            output=str(self.output / "jobs"),
+            slots=plan.slots,
+            max_rank=plan.max_rank,
+            max_rows=plan.max_rows,
+            embeddings=any(targets_embeddings(recipe) for recipe in self.prepared.recipes.values()),
+        )
+        trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={"pack": told},
+            scaling_config=self.scaling,
+            run_config=self._ray_config(number),
+        )
+        try:
+            result = trainer.fit()
+            for name, value in (result.metrics or {}).items():
+                self.seconds[name] = self.seconds.get(name, 0.0) + float(value)
+        except Exception as error:  # the thread hands it to finish(); trials that wait must learn of it now
+            self.error = error
+            ray.get(self.coordinator.fail.remote(f"pack {number} failed: {error}"))
+
+    def _ray_config(self, number: int) -> RunConfig:
+        given = self.run_config
+        return RunConfig(
+            name=f"pack-{number}",
+            storage_path=str((self.output / "ray").resolve()),
+            failure_config=(given.failure_config if given else None) or FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=given.callbacks if given else None,
+        )
+
+    # ---------------------------------------------------------------- what is told to the table and the tracker
+
+    def _watcher(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self._look()
+        self._look()
+        self.progress.close()
+
+    def _look(self) -> None:
+        try:
+            records, logs, self._cursor = ray.get(self.coordinator.snapshot.remote(self._cursor))
+        except ray.exceptions.RayError:
+            return  # the coordinator is gone; finish() says why
+        self.records = records
+        for record in records:
+            if record.job.name not in self._tracked:
+                self._tracked[record.job.name] = "RUNNING"
+                self.tracker.open_child(record.job.name, params(record.job), {"ray_lora.config": json.dumps(record.config)})
+        if logs:
+            with (self.output / HISTORY).open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in logs)
+        for line in logs:
+            self.tracker.log(line["job"], line["step"], line["metrics"])
+        for record in records:
+            ended = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}.get(record.status)
+            if ended and self._tracked[record.job.name] == "RUNNING":
+                self._tracked[record.job.name] = ended
+                folder = self.output / "jobs" / record.job.name / "adapter"
+                self.tracker.finish_child(
+                    record.job.name, ended, dict(record.metrics), folder if record.status == "finished" else None
+                )
+        self.progress.show(records)
+
+
+def scaling_of(recipe: Recipe) -> ScalingConfig:
+    """Ray's ScalingConfig of a recipe: one CPU (and one GPU where asked for) a worker."""
+    scaling = recipe.scaling
+    resources = {"CPU": 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return ScalingConfig(num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
+
+
+def params(job: Job) -> dict[str, Any]:
+    """A job's settings under PEFT's and Hugging Face's names."""
+    return job.lora.model_dump(mode="json") | job.training.model_dump(mode="json") | {"task": job.task.type, "data": job.data}
+
+
+def claim_folder(recipe: Recipe, kind: str, text: str) -> Path:
+    """The run's folder, `<output_dir>/<name>`; one that holds another run is a RecipeError.
+
+    The same command goes on where it was killed; a different one under the same name would overwrite results.
+    """
+    folder = Path(recipe.output_dir).expanduser().resolve() / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "recipe.json"
+    told = json.dumps({"kind": kind, "recipe": text}, sort_keys=True)
+    if marker.exists() and marker.read_text() != told:
+        raise RecipeError(
+            f"{str(folder)!r} holds another run of that name; give this one its own name=..., or remove the folder"
+        )
+    marker.write_text(told)
+    return folder
+

@@ -1,0 +1,281 @@
+"""Search ranks, rates and everything else of `lora` and `training` with Ray Tune, on one shared base.
+
+    results = LoraTuner(recipe, param_space={"lora.r": tune.grid_search([2, 4, 8, 16])}).fit()
+    results.get_best_result().metrics, results.get_best_result().config
+
+Every configuration is a Ray Tune trial; that trials share a base is invisible to Tune. The same command goes on where it
+was killed and repeats no finished trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray import tune
+from ray.train import RunConfig, ScalingConfig
+from ray.tune import ResultGrid, TuneConfig, Tuner
+
+from ray_lora import report
+from ray_lora.adapter import Adapter
+from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
+from ray_lora.packs import PackRun, Prepared, check, claim_folder, scaling_of, spread
+from ray_lora.recipe import Json, Recipe, check_key
+from ray_lora.store import open_store
+from ray_lora.tasks import TASKS
+from ray_lora.tracking import Tracker
+from ray_lora.train import located, start_ray
+from ray_lora.trial import PackTrial, flat, job_of
+
+if TYPE_CHECKING:
+    import ray.data
+
+_SAMPLERS = {
+    "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
+}  # fmt: skip
+
+# For people who have no space: rates first. LoRA's best rate is about ten times full fine-tuning's and hardly depends on
+# the rank (Schulman et al., "LoRA Without Regret", 2025), so three decades around 1e-3 are covered before ranks are.
+DEFAULT_SPACE: dict[str, dict[str, Json]] = {
+    "training.learning_rate": {"grid_search": [1e-4, 3e-4, 1e-3, 3e-3]},
+    "lora.r": {"grid_search": [2, 8, 32]},
+}
+
+
+class LoraTuner:
+    """A Ray Tune search whose trials share one base.
+
+    Args:
+        recipe: what all configurations have in common.
+        param_space: Ray's own, over recipe keys (`"lora.r"`, `"training.learning_rate"`); None for the recipe's.
+        tune_config: Ray's own; None for the recipe's `search`.
+        datasets, scaling_config, run_config: as `LoraTrainer`.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        param_space: Mapping[str, Any] | None = None,
+        tune_config: TuneConfig | None = None,
+        datasets: Mapping[str, ray.data.Dataset] | None = None,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if param_space is None and recipe.search.space == {}:
+            recipe = recipe.override({"search.space": DEFAULT_SPACE})
+        self.recipe = recipe
+        self.space = flat(param_space) if param_space is not None else sampled(recipe)
+        self.tune_config = tune_config or configured(recipe)
+        self.datasets, self.scaling_config, self.run_config, self.quiet = datasets, scaling_config, run_config, quiet
+        self.seconds = 0.0
+        self.folder: Path | None = None
+        _check_space(self.space, recipe)
+
+    def fit(self) -> ResultGrid:
+        """Run the search; Ray's own ResultGrid, in which a result's path holds the trial's adapter folder.
+
+        Raises:
+            RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
+        """
+        metric, mode = scored_by(self.recipe, self.tune_config)
+        start_ray()
+        trials = count_trials(self.space, self.tune_config.num_samples)
+        recipe = with_bounds(self.recipe, self.space)
+        prepared = check({self.recipe.name: recipe}, self.datasets, trials)
+        if not prepared.sources[recipe.name].validation:
+            raise RecipeError("a search compares scores on validation rows; set data.validation")
+        located_at = located(self.recipe, self.run_config)
+        output = claim_folder(located_at, "search", self.recipe.model_dump_json() + repr(sorted(self.space)))
+        self.folder = output
+        tracker = Tracker(
+            recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "unsent.jsonl"
+        )
+        tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
+        started = time.perf_counter()
+        prepared, packs = spread(prepared, self.scaling_config or scaling_of(recipe), trials)
+        run = PackRun(
+            prepared,
+            output,
+            tracker,
+            title=f"search {recipe.name}",
+            scaling_config=self.scaling_config,
+            run_config=self.run_config,
+            packs=packs,
+            quiet=self.quiet,
+        )
+        run.start()
+        tuner = self._tuner(prepared, run, output, metric, mode, packs)
+        try:
+            grid = tuner.fit()
+            self.seconds = time.perf_counter() - started
+        finally:
+            run.finish()
+        rows = sum(block.rows for block in prepared.sources[recipe.name].validation)
+        summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
+        self.summary = report.write(summary, tracker, output)
+        tracker.finish_parent("FINISHED")
+        tracker.close()
+        self.link = tracker.link()
+        return grid
+
+    def _tuner(
+        self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, packs: int
+    ) -> Tuner:
+        trainable = tune.with_parameters(
+            PackTrial,
+            coordinator=run.coordinator,
+            recipe=self.recipe.model_dump_json(),
+            task=prepared.sources[self.recipe.name].task.model_dump_json(),
+            output=str(output / "jobs"),
+        )
+        # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
+        trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})
+        config = dataclasses.replace(
+            self.tune_config,
+            metric=metric,
+            mode=mode,
+            max_concurrent_trials=self.tune_config.max_concurrent_trials or packs * prepared.plan.slots,
+            reuse_actors=True,
+        )
+        path = str(output / "tune")
+        if Tuner.can_restore(path):
+            return Tuner.restore(path, trainable, param_space=self.space, restart_errored=True)
+        given = self.run_config
+        return Tuner(
+            trainable,
+            param_space=self.space,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(output),
+                stop=getattr(given, "stop", None),
+                callbacks=getattr(given, "callbacks", None) if isinstance(given, tune.RunConfig) else None,
+                failure_config=tune.FailureConfig(max_failures=0),
+                verbose=0,
+            ),
+        )
+
+
+def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
+    """Run a recipe's search and put the best adapter into its store as `champion`:
+    `{"best": {"config", "metrics", "ref"}, "trials": [...], "seconds"}`."""
+    store = open_store(recipe.store, recipe.tracking.uri)
+    tuner = LoraTuner(recipe, quiet=quiet)
+    tuner.fit()
+    best = tuner.summary.best
+    if best is None:
+        raise RayLoraError("no trial of the search finished; the table says why each one failed")
+    assert best.adapter is not None
+    entry = store.put(Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
+    return {
+        "best": {"config": best.config, "metrics": best.metrics, "ref": f"{entry.name}@{entry.version}"},
+        "trials": [dataclasses.asdict(trial) for trial in tuner.summary.trials],
+        "seconds": tuner.seconds,
+        "advice": tuner.summary.advice,
+        "link": tuner.link,
+    }
+
+
+# -------------------------------------------------------------------- a recipe's search in Ray Tune's words
+
+
+def sampled(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's space as Ray Tune samplers.
+
+    Raises:
+        RecipeError: a sampler or its arguments are wrong.
+    """
+    space = {}
+    for key, sampler in recipe.search.space.items():
+        if len(sampler) != 1:
+            raise RecipeError(f"search.space.{key} needs one sampler such as {{grid_search: [2, 4]}}; got {sampler}")
+        ((name, arguments),) = sampler.items()
+        if name not in _SAMPLERS:
+            raise RecipeError(
+                f"search.space.{key}: unknown sampler {name!r}; one of {', '.join(sorted(_SAMPLERS))}"
+                f"{did_you_mean(name, _SAMPLERS)}"
+            )
+        if not isinstance(arguments, list) or not arguments:
+            raise RecipeError(f"search.space.{key}.{name} has nothing to try; give a list, for example [2, 4, 8]")
+        try:
+            space[key] = getattr(tune, name)(*([arguments] if name in ("grid_search", "choice") else arguments))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"search.space.{key}.{name}: {arguments} does not fit: {error}") from None
+    return space
+
+
+def configured(recipe: Recipe) -> TuneConfig:
+    """The recipe's `search` as Ray's TuneConfig."""
+    search = recipe.search
+    metric, mode = scored_by(recipe, TuneConfig())
+    scheduler: Any = None
+    if search.scheduler == "asha":
+        scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", max_t=10_000, grace_period=1)
+    elif search.scheduler == "median":
+        scheduler = tune.schedulers.MedianStoppingRule(time_attr="training_iteration", grace_period=1)
+    searcher: Any = None
+    if search.searcher == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed)
+    return TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=search.num_samples,
+        max_concurrent_trials=search.max_concurrent_trials,
+        time_budget_s=search.time_budget_s,
+    )
+
+
+def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
+    """The metric that decides, and whether more is better."""
+    metrics = dict(TASKS[recipe.task.type].metrics) | {"loss": "min"}
+    metric = config.metric or recipe.search.metric or TASKS[recipe.task.type].metric
+    if metric not in metrics:
+        raise RecipeError(
+            f"unknown metric {metric!r}; {recipe.task.type} reports {', '.join(metrics)}{did_you_mean(metric, metrics)}"
+        )
+    mode = config.mode or recipe.search.mode or metrics[metric]
+    return metric, mode  # type: ignore[return-value]
+
+
+def _check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
+    if not space:
+        raise RecipeError("the search space is empty; give search.space at least one recipe key to try")
+    for key, sampler in space.items():
+        check_key(key)
+        for value in grid_of(sampler) or []:
+            job_of("check", recipe, {key: value}, recipe.task)
+
+
+def grid_of(sampler: Any) -> list[Any] | None:
+    """The values of a grid or a choice; None for a range."""
+    if isinstance(sampler, Mapping) and "grid_search" in sampler:
+        return list(sampler["grid_search"])
+    return list(sampler.categories) if hasattr(sampler, "categories") else None
+
+
+def count_trials(space: Mapping[str, Any], num_samples: int) -> int:
+    """Trials a basic search will start: grids times samples."""
+    grids = [len(sampler["grid_search"]) for sampler in space.values() if isinstance(sampler, Mapping) and "grid_search" in sampler]
+    return math.prod(grids) * max(1, num_samples)
+
+
+def with_bounds(recipe: Recipe, space: Mapping[str, Any]) -> Recipe:
+    """The recipe with the values a Python `param_space` names written into its `search.space`, for the plan."""
+    named: dict[str, Any] = {}
+    for key, sampler in space.items():
+        values = grid_of(sampler)
+        if values is None and hasattr(sampler, "lower"):
+            values = [sampler.lower, sampler.upper - 1] if key == "lora.r" else None
+        if values:
+            named[key] = {"choice": values}
+    return recipe.override({"search.space": named})
