@@ -1,0 +1,41 @@
+"""Where adapters live: a folder, a bucket, or the MLflow model registry. Knows nothing of engines, training or serving.
+
+store = open_store("./store")                 # also s3://bucket/path, gs://bucket/path
+store = open_store("mlflow", "http://127.0.0.1:5000")
+entry = store.put(adapter, "tweets", aliases=["champion"])
+entry, folder = store.get("tweets@champion")  # a local PEFT folder whose content hash was checked
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ray_lora.errors import RecipeError
+from ray_lora.store.refs import CHAMPION, Entry, Store, StoreAwayError, parse_ref
+
+__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "open_store", "parse_ref"]
+
+
+def open_store(uri: str, tracking_uri: str | None = None) -> Store:
+    """The store at a local folder, at `s3://` or `gs://`, or the registry of an MLflow server ("mlflow").
+
+    `tracking_uri` is for "mlflow" only; None means MLflow's own setting (`MLFLOW_TRACKING_URI`).
+    Nothing is created or contacted before the first use. RecipeError for an address that cannot be one.
+    """
+    if uri == "mlflow":
+        from ray_lora.store.registry import MlflowStore
+
+        return MlflowStore(tracking_uri)
+    from ray_lora.store.folder import FolderStore
+
+    if not uri:
+        raise RecipeError("the store's address is empty; give a folder, s3://bucket/path, gs://bucket/path or mlflow")
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    if scheme is None or scheme[1] == "file":
+        from ray_lora.store.local import LocalFiles
+
+        return FolderStore(LocalFiles(Path(uri.removeprefix("file://")).expanduser()), uri)
+    from ray_lora.store.bucket import BucketFiles
+
+    return FolderStore(BucketFiles.open(uri), uri)

@@ -1,0 +1,161 @@
+"""Adapters in a folder of this machine (or of a shared file system).
+
+A version appears by one `rename`: readers see all of it or nothing, and of two writers the kernel lets one have a
+number. A link is followed only where it stays inside the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from ray_lora.errors import AdapterError
+from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, matters
+from ray_lora.store.refs import is_name, version_of
+
+_logger = logging.getLogger(__name__)
+
+
+class LocalFiles:
+    """Files below one local folder, which is created by the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+
+    def scan(self, name: str) -> Listing:
+        """See `Files.scan`."""
+        found: dict[str, Stat] = {}
+        for entry in self._entries(self.root / name, f"{name!r}"):
+            if entry.is_dir():
+                if version_of(entry.name) is not None or entry.name == CLAIMS:
+                    for below in self._entries(Path(entry.path), f"{name}@{entry.name}"):
+                        self._note(found, f"{entry.name}/{below.name}", below)
+            else:
+                self._note(found, entry.name, entry)
+        return found
+
+    def scan_all(self) -> Mapping[str, Listing]:
+        """See `Files.scan_all`."""
+        listings: dict[str, Listing] = {}
+        for entry in self._entries(self.root, "the store", check=False):
+            if is_name(entry.name) and entry.is_dir():
+                try:
+                    listings[entry.name] = self.scan(entry.name)
+                except AdapterError as error:
+                    _logger.warning("left out: %s", error)
+        return listings
+
+    def read(self, name: str, path: str, start: int = 0, size: int | None = None) -> bytes:
+        """See `Files.read`."""
+        with (self.root / name / path).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    def publish(self, folder: Path, name: str, first: int) -> int:
+        """See `Files.publish`."""
+        home = self._home(name)
+        with self._staging() as staging:
+            ready = staging / "adapter"
+            shutil.copytree(folder, ready)
+            while True:
+                try:
+                    ready.rename(home / str(first))  # fails on a folder that holds anything
+                    return first
+                except (FileExistsError, NotADirectoryError):
+                    first += 1
+                except OSError as error:
+                    if not (home / str(first)).exists():
+                        raise AdapterError(f"the store {str(self.root)!r} cannot be written: {error}") from None
+                    first += 1
+
+    def write(self, name: str, path: str, data: bytes) -> None:
+        """See `Files.write`."""
+        target = self._home(name) / path
+        target.parent.mkdir(exist_ok=True)
+        with self._staging() as staging:
+            (staging / "file").write_bytes(data)
+            (staging / "file").replace(target)
+
+    def delete(self, name: str, prefix: str) -> None:
+        """See `Files.delete`."""
+        folder = self.root / name / prefix
+        if prefix:
+            with self._staging() as staging:
+                folder.rename(staging / "gone")
+        else:
+            for part in (CONFIG, *PARTS, PICKLED):
+                (folder / part).unlink(missing_ok=True)
+
+    def local(self, name: str, prefix: str) -> Path:
+        """See `Files.local`."""
+        return self.root / name / prefix
+
+    def fetch(self, name: str, prefix: str, folder: Path) -> None:
+        """See `Files.fetch`."""
+        for part in PARTS:
+            if (self.local(name, prefix) / part).exists():
+                shutil.copyfile(self.local(name, prefix) / part, folder / part)
+
+    def lock(self, name: str) -> FileLock:
+        """See `Files.lock`."""
+        return FileLock(self._home(name) / ".lock")
+
+    def _home(self, name: str) -> Path:
+        """The name's folder, made where it is missing, inside the store."""
+        home = self.root / name
+        self._check(home, f"{name!r}")
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AdapterError(f"the store {str(self.root)!r} cannot be written: {error}") from None
+        return home
+
+    @contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A hidden folder on the store's own file system, gone afterwards."""
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=self.root))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _entries(self, folder: Path, what: str, check: bool = True) -> list[os.DirEntry[str]]:
+        try:
+            if check and folder.is_symlink():
+                self._check(folder, what)
+            with os.scandir(folder) as entries:
+                found = list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise AdapterError(f"{what} cannot be read: {error}") from None
+        if check:
+            for entry in found:
+                if entry.is_symlink():
+                    self._check(Path(entry.path), what)
+        return found
+
+    def _check(self, path: Path, what: str) -> None:
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self.root]) != str(self.root):
+            raise AdapterError(
+                f"{what}: {path.name!r} is a link that leads out of the store {str(self.root)!r}; "
+                "put the adapter itself there"
+            )
+
+    @staticmethod
+    def _note(found: dict[str, Stat], path: str, entry: os.DirEntry[str]) -> None:
+        if matters(path):
+            try:
+                if entry.is_file():
+                    stat = entry.stat()
+                    found[path] = Stat(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            except OSError:  # taken away meanwhile
+                pass

@@ -1,0 +1,173 @@
+"""How a person names an adapter, and what a store says about it. Knows no files, no MLflow, no tensors.
+
+A ref is written in one of three ways:
+
+    parse_ref("tweets")           # ("tweets", None, None): its champion if there is one, else its newest version
+    parse_ref("tweets@canary")    # ("tweets", "canary", None)
+    parse_ref("tweets@3")         # ("tweets", None, 3)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError, did_you_mean
+from ray_lora.recipe import TaskSpec
+
+if TYPE_CHECKING:
+    from ray_lora.adapter import Adapter
+
+CHAMPION = "champion"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ALIAS = re.compile(r"(?!latest$|v[0-9]+$)[A-Za-z][A-Za-z0-9._-]{0,99}")  # MLflow keeps "latest" and "v3" for itself
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class StoreAwayError(RayLoraError, ConnectionError):
+    """The store does not answer, and what was asked for is not known here. Trying again later may help."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of one adapter, as its store describes it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    sha256: str  # content hash; empty in `list()` where plain PEFT wrote the folder and nobody has read it yet
+    task: TaskSpec | None
+    base: str | None
+    base_fingerprint: str | None
+    metrics: dict[str, float]
+    num_parameters: int
+    bytes: int  # of the weights file
+
+    @property
+    def ref(self) -> str:
+        """`name@version`, which names this content for ever."""
+        return f"{self.name}@{self.version}"
+
+
+class Store(Protocol):
+    """Where adapters live. Versions are immutable and their numbers are never used again; aliases move.
+
+    All methods raise AdapterNotFoundError for a ref that names nothing, AdapterError for an adapter that cannot be
+    used, and StoreAwayError when the store does not answer.
+    """
+
+    uri: str
+
+    def put(self, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
+        """Keep the adapter as a new version of `name`; never overwrites one."""
+        ...
+
+    def resolve(self, ref: str) -> Entry:
+        """What the ref names now. Reads no tensors of an adapter that has a card."""
+        ...
+
+    def get(self, ref: str) -> tuple[Entry, Path]:
+        """A local folder of what the ref names now, its content hash checked; it belongs to the store: only read it."""
+        ...
+
+    def list(self) -> list[Entry]:
+        """All versions, by name and version. Unusable ones are left out with a warning; `resolve` says why."""
+        ...
+
+    def alias(self, name: str, alias: str, version: int | None) -> None:
+        """Point `name@alias` at a version, or take the alias away (None)."""
+        ...
+
+    def remove(self, ref: str) -> None:
+        """Forget one version and the aliases on it. A bare name is refused while it has several versions."""
+        ...
+
+
+def parse_ref(ref: str) -> tuple[str, str | None, int | None]:
+    """(name, alias, version); at most one of the last two is set. AdapterNotFoundError for what cannot be a ref."""
+    name, at, selector = ref.partition("@")
+    if _NAME.fullmatch(name):
+        if not at:
+            return name, None, None
+        if _VERSION.fullmatch(selector):
+            return name, None, int(selector)
+        if _ALIAS.fullmatch(selector):
+            return name, selector, None
+    raise AdapterNotFoundError(f"{ref[:120]!r} is not a ref; write name, name@alias or name@3")
+
+
+def is_name(name: str) -> bool:
+    """Whether this can name an adapter: no separators, nothing hidden, at most 100 letters."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_name(name: str) -> None:
+    """AdapterError unless this can name an adapter."""
+    if not is_name(name):
+        raise AdapterError(
+            f"{name[:120]!r} cannot name an adapter; use letters, digits, '.', '_' and '-', first a letter or digit"
+        )
+
+
+def check_alias(alias: str) -> None:
+    """AdapterError unless this can be an alias: a word that cannot be mistaken for a version."""
+    if not _ALIAS.fullmatch(alias):
+        raise AdapterError(
+            f"{alias[:120]!r} cannot be an alias; use a word that begins with a letter and is not 'latest' or 'v3'"
+        )
+
+
+def version_of(text: str) -> int | None:
+    """The version a folder's name stands for, or None."""
+    return int(text) if _VERSION.fullmatch(text) else None
+
+
+def choose(ref: str, versions: Collection[int], aliases: Mapping[str, int]) -> int:
+    """The version of an existing name that a ref stands for.
+
+    A bare name is its champion if there is one, else its newest version; an alias whose version is gone is an error,
+    never another version.
+    """
+    name, alias, version = parse_ref(ref)
+    if version is None and (alias or CHAMPION in aliases):
+        alias = alias or CHAMPION
+        if alias not in aliases:
+            known = ", ".join(sorted(aliases)) or "none"
+            raise AdapterNotFoundError(
+                f"{name!r} has no alias {alias!r}{did_you_mean(alias, aliases)} (its aliases: {known}; its versions: "
+                f"{_numbers(versions)})"
+            )
+        version = aliases[alias]
+        if version not in versions:
+            raise AdapterNotFoundError(
+                f"{name}@{alias} points to version {version}, which is gone; its versions: {_numbers(versions)}"
+            )
+    version = max(versions) if version is None else version
+    if version not in versions:
+        raise AdapterNotFoundError(f"{name!r} has no version {version}; its versions: {_numbers(versions)}")
+    return version
+
+
+def unknown(ref: str, names: Iterable[str], uri: str) -> AdapterNotFoundError:
+    """The error for a name that the store does not have."""
+    names = list(names)
+    name = parse_ref(ref)[0]
+    held = f"it holds {len(names)} other names" if names else "it holds no adapters"
+    return AdapterNotFoundError(f"{name!r} is not in the store {uri!r}{did_you_mean(name, names)} ({held})")
+
+
+def only_version(ref: str, versions: Collection[int]) -> None:
+    """AdapterError when a bare name is to be removed and has several versions."""
+    name, alias, version = parse_ref(ref)
+    if alias is None and version is None and len(versions) > 1:
+        raise AdapterError(
+            f"{name!r} has versions {_numbers(versions)}; name the one to remove, for example {name}@{min(versions)}"
+        )
+
+
+def _numbers(versions: Collection[int]) -> str:
+    shown = sorted(versions)
+    return ", ".join(map(str, shown)) if len(shown) <= 8 else f"{shown[0]} to {shown[-1]}"
