@@ -1,0 +1,11 @@
+"""The live endpoint: many adapters of a store answering on one shared base behind Ray Serve.
+
+http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> engine.
+
+Everything but `replica` and `app` knows nothing of Ray, and everything but `http` knows nothing of HTTP.
+"""
+
+from ray_lora.serving.app import build_app, run
+from ray_lora.serving.args import AppArgs
+
+__all__ = ["AppArgs", "build_app", "run"]

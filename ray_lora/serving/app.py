@@ -1,0 +1,94 @@
+"""Start an endpoint on Ray Serve: `build_app` is for `serve run` and `serve deploy`, `run` for scripts and the CLI."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_lora.serving.args import AppArgs
+from ray_lora.store import open_store
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+
+def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: it must be the class, not its name
+    """The Serve application of an endpoint.
+
+    Raises:
+        RecipeError, BaseModelError: before anything starts, when the base is not clear.
+    """
+    from ray import serve
+
+    from ray_lora.serving.replica import Replica
+
+    args = args.model_copy(update={"store": _absolute(args.store), "base": _base(args)})
+    threads = str(args.threads)
+    deployment: serve.Deployment = serve.deployment(name="Endpoint")(Replica).options(
+        num_replicas=args.num_replicas,
+        max_ongoing_requests=2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
+        graceful_shutdown_timeout_s=args.deadline_s + 5,
+        health_check_period_s=5,
+        ray_actor_options={
+            "num_cpus": args.num_cpus,
+            "num_gpus": args.num_gpus,
+            "runtime_env": {
+                "env_vars": {"OMP_NUM_THREADS": threads, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+            },
+        },
+    )
+    return deployment.bind(args)
+
+
+def run(args: AppArgs, block: bool = True) -> str:
+    """Start Ray (or join the cluster that `RAY_ADDRESS` names), serve, and return the endpoint's address.
+
+    With `block` it returns after an interrupt, having shut Serve down.
+    """
+    _quiet()
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
+    app = build_app(args)
+    serve.start(
+        http_options={"host": args.host, "port": args.port, "location": "HeadOnly"},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    serve.run(app, name="ray_lora", route_prefix="/")
+    address = f"http://{args.host}:{args.port}"
+    if block:
+        print(f"serving {args.store} at {address} (models at /v1/models, API at /docs); Ctrl-C ends it", flush=True)  # noqa: T201
+        _wait()
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    return address
+
+
+def _base(args: AppArgs) -> str:
+    from ray_lora.serving.start import choose_base
+
+    base = choose_base(args, open_store(args.store, args.tracking_uri))
+    return _absolute(base) if Path(base).expanduser().is_dir() else base
+
+
+def _absolute(place: str) -> str:
+    """A relative folder means the one where this process runs, not where a replica does."""
+    if place == "mlflow" or "://" in place:
+        return place
+    return str(Path(place).expanduser().resolve())
+
+
+def _quiet() -> None:
+    """Ray's notes on authentication and usage are not for the people who start an endpoint."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _wait() -> None:
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    done.wait()

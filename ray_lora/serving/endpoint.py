@@ -1,0 +1,218 @@
+"""One base and the adapters of one store, answering. Knows refs, limits and tasks; no HTTP, no Ray.
+
+answer = await endpoint.predict("tweets@champion", ["what a day"], {})
+answer.predictions        # [{"label": "positive", "score": 0.98}]
+answer.entry.ref          # "tweets@3": which version answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ray_lora.adapter import Adapter
+from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.recipe import Json
+from ray_lora.serving.args import AppArgs
+from ray_lora.serving.batcher import Batcher
+from ray_lora.serving.cache import AdapterCache, Resident
+from ray_lora.serving.gate import Gate, OverloadedError
+from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
+from ray_lora.serving.registry import Registry
+from ray_lora.store import Entry, Store
+from ray_lora.tasks import Features, Task
+
+BASE = "base"  # names the bare base in every endpoint
+_LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one adapter answered to one request."""
+
+    entry: Entry
+    task: str
+    labels: tuple[str, ...]
+    predictions: list[Json]
+    tokens: int  # that the base read
+
+
+class Endpoint:
+    """Answers requests for any adapter of `store` on the base that `machine` holds. Use from one event loop."""
+
+    def __init__(self, machine: Machine, store: Store, args: AppArgs) -> None:
+        self.machine, self.args = machine, args
+        self.registry = Registry(store, args.freshness_s)
+        self.gate = Gate(args.max_waiting, args.max_waiting_per_adapter)
+        self.cache: AdapterCache[Loaded] = AdapterCache(
+            args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
+        )
+        self.batcher: Batcher[Row, Json] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
+        self.created = int(time.time())
+        self.withdrawn: set[str] = set()  # names that `unload` took away
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    @property
+    def base_id(self) -> str:
+        """The base's name, hub id or folder."""
+        return self.machine.base.id
+
+    def names_base(self, ref: str) -> bool:
+        """Whether this ref is the bare base."""
+        return ref in (BASE, self.base_id)
+
+    async def resolve(self, ref: str) -> Entry:
+        """The entry a ref names now, of an adapter that this endpoint can serve.
+
+        Raises:
+            AdapterNotFoundError: the ref names nothing, or was unloaded.
+            BaseModelError: the adapter belongs to another base.
+        """
+        if self.names_base(ref):
+            raise DataError(f"{ref!r} is the bare base, which has no task; name an adapter (or ask /v1/embeddings)")
+        entry = await self.registry.resolve(ref)
+        if entry.name in self.withdrawn:
+            raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
+        if not self.fits(entry):
+            raise BaseModelError(
+                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
+                f"holds {self.base_id!r} ({self.machine.base.fingerprint[:12]}…); serve it on its own base"
+            )
+        return entry
+
+    def fits(self, entry: Entry) -> bool:
+        """Whether the entry's base, where it says one, is the base here."""
+        return entry.base_fingerprint in (None, self.machine.base.fingerprint)
+
+    async def predict(self, ref: str, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> Answer:
+        """The adapter's answers to `inputs`, in order; all of them by one version of the adapter.
+
+        Raises:
+            AdapterNotFoundError, AdapterError, BaseModelError: the ref, or what it names, cannot be served.
+            DataError, RecipeError: an input or a parameter is wrong.
+            OverloadedError: too much waits, or the deadline passed.
+        """
+        self._check_count(inputs)
+        entry = await self.resolve(ref)
+        with self.gate.enter(entry.name, len(inputs)):
+            return await self._in_time(self._predict(ref, entry, inputs, parameters))
+
+    async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
+        """The bare base's mean-pooled states of texts, and how many tokens it read."""
+        self._check_count(texts)
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"text {text!r} is empty or not a string; give a non-empty string")
+            _check_text(text)
+        with self.gate.enter(BASE, len(texts)):
+            return await self._in_time(self._embed(list(texts)))
+
+    async def prewarm(self, ref: str, pinned: bool = False) -> Entry:
+        """Bring an adapter into a slot (and keep it there) before anyone asks for it."""
+        entry = await self.resolve(ref)
+        if pinned:
+            await self.cache.pin(entry)
+        else:
+            async with self._lease(ref, entry):
+                pass
+        return entry
+
+    async def publish(self, name: str, folder: Path) -> str:
+        """Put a PEFT folder of this machine into the store as a new version; returns its ref."""
+        entry = await asyncio.to_thread(lambda: self.registry.store.put(Adapter.load(folder), name))
+        return entry.ref
+
+    def withdraw(self, entry: Entry) -> None:
+        """Serve this name no longer, until it is loaded again; requests in flight end as they began."""
+        self.withdrawn.add(entry.name)
+        for resident in self.cache.residents():
+            if resident.entry.name == entry.name:
+                self.cache.drop(resident.entry)
+
+    def check(self) -> None:
+        """Raise unless the endpoint can compute."""
+        if self.machine.thread._shutdown:
+            raise RuntimeError("the engine's thread has stopped")
+
+    async def close(self) -> None:
+        """Stop everything; requests still waiting are cancelled."""
+        await self.batcher.close()
+        await self.cache.close()
+        self.registry.close()
+        self.machine.close()
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    async def _predict(self, ref: str, entry: Entry, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> Answer:
+        async with self._lease(ref, entry) as resident:
+            entry, task = resident[0], resident[1].loaded.task
+            if task is None:
+                raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
+            features = await self._encode(task, inputs)
+            rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
+            predictions = await self.batcher.submit(entry.name, rows)
+        tokens = sum(task.size(feature) for feature in features)
+        return Answer(entry, task.spec.type, task.spec.labels or (), predictions, tokens)
+
+    @asynccontextmanager
+    async def _lease(self, ref: str, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
+        """The adapter in a slot; resolves once more when it was replaced between resolving and reading."""
+        try:
+            lease = self.cache.lease(entry)
+            resident = await lease.__aenter__()
+        except ChangedError:
+            self.registry.refresh()
+            entry = await self.resolve(ref)
+            lease = self.cache.lease(entry)
+            resident = await lease.__aenter__()
+        try:
+            yield entry, resident
+        finally:
+            await lease.__aexit__(None, None, None)
+
+    async def _embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        features = await asyncio.get_running_loop().run_in_executor(self._encoder, self.machine.encode_texts, texts)
+        vectors = await self.batcher.submit(BASE, [Row(feature) for feature in features])
+        return vectors, sum(len(feature["input_ids"]) for feature in features)
+
+    async def _encode(self, task: Task, inputs: Sequence[Json]) -> list[Features]:
+        """Model inputs of each value of the task's first column."""
+        rows = [{task.columns[0]: value} for value in inputs]
+        size = 0
+        for value in inputs:
+            if isinstance(value, str):
+                _check_text(value)
+                size += len(value)
+        if size <= _LONG_TEXT:
+            return task.encode(rows)
+        slow = self.machine.task(task.spec, own_processor=True)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
+
+    def _check_count(self, inputs: Sequence[Json]) -> None:
+        if not inputs:
+            raise DataError("inputs is an empty list; give at least one input")
+        if len(inputs) > self.args.max_inputs:
+            raise TooManyInputsError(f"{len(inputs)} inputs in one request; at most {self.args.max_inputs} are taken")
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(work, self.args.deadline_s)
+        except asyncio.TimeoutError:
+            raise OverloadedError(f"no answer within {self.args.deadline_s:g} s; try again later") from None
+
+
+class TooManyInputsError(DataError):
+    """One request holds more inputs than this endpoint takes."""
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("a text holds half of a surrogate pair, which is not a character") from None

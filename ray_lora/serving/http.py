@@ -1,0 +1,210 @@
+"""The HTTP routes of an endpoint: OpenAI's, vLLM's and Hugging Face's shapes. Knows nothing of Ray or tensors."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from ray_lora.adapter import CONFIG
+from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError
+from ray_lora.recipe import Json
+from ray_lora.serving import faults, schemas
+from ray_lora.serving.endpoint import BASE, Answer, Endpoint
+from ray_lora.serving.limits import BodyLimit
+from ray_lora.store import Entry
+from ray_lora.store.refs import CHAMPION, check_name
+
+_HEADER = "serve_multiplexed_model_id"
+
+
+def create_app(endpoint: Endpoint) -> FastAPI:
+    """The ASGI app that answers for an endpoint."""
+    app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
+    faults.install(app)
+    app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
+    _add_answers(app, endpoint)
+    _add_models(app, endpoint)
+    _add_loading(app, endpoint)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        endpoint.check()
+        return {"status": "ok", "base": endpoint.base_id}
+
+    return app
+
+
+def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/predict", response_model=schemas.PredictResponse)
+    async def predict(body: schemas.PredictRequest, request: Request) -> Response:
+        inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        answer = await endpoint.predict(_ref(body.model, request), inputs, body.parameters)
+        entry = answer.entry
+        content = {
+            "model": entry.name,
+            "version": entry.version,
+            "task": answer.task,
+            "predictions": answer.predictions,
+        }
+        return JSONResponse(content, headers=_headers(entry))
+
+    @app.post("/classify", response_model=schemas.ClassifyResponse)
+    @app.post("/v1/classify", response_model=schemas.ClassifyResponse)
+    async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        ref = _ref(body.model, request)
+        entry = await endpoint.resolve(ref)
+        if entry.task is not None and not entry.task.type.endswith("-classification"):
+            raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
+        answer = await endpoint.predict(ref, inputs, {"top_k": 1_000_000})
+        data = [_class(index, ranked, answer) for index, ranked in enumerate(answer.predictions)]
+        content = {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": ref,
+            "data": data,
+            "usage": _usage(answer.tokens),
+        }
+        return JSONResponse(content, headers=_headers(answer.entry))
+
+    @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
+    async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
+        ref = _ref(body.model, request)
+        if not endpoint.names_base(ref):
+            entry = await endpoint.resolve(ref)
+            raise DataError(
+                f"{entry.ref} does not give embeddings; the base does: set model to {endpoint.base_id!r} or {BASE!r}"
+            )
+        if body.dimensions is not None:
+            raise DataError("dimensions cannot be chosen: these embeddings have the base's hidden size")
+        vectors, tokens = await endpoint.embed([body.input] if isinstance(body.input, str) else body.input)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _vector(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        return JSONResponse({"object": "list", "data": data, "model": endpoint.base_id, "usage": _usage(tokens)})
+
+
+def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
+    def card(entry: Entry, name: str, versions: Sequence[int]) -> schemas.ModelCard:
+        fits = endpoint.fits(entry)
+        return schemas.ModelCard(
+            id=name,
+            created=endpoint.created,
+            root=entry.ref,
+            parent=endpoint.base_id if fits else entry.base,
+            task=entry.task.type if entry.task else None,
+            version=entry.version,
+            aliases=list(entry.aliases),
+            labels=list(entry.task.labels) if entry.task and entry.task.labels else None,
+            versions=list(versions),
+            metrics=entry.metrics,
+            sha256=entry.sha256 or None,
+            served=fits,
+        )
+
+    def base_card() -> schemas.ModelCard:
+        return schemas.ModelCard(
+            id=endpoint.base_id,
+            created=endpoint.created,
+            root=endpoint.base_id,
+            parent=None,
+            sha256=endpoint.machine.base.fingerprint,
+        )
+
+    @app.get("/v1/models")
+    async def models() -> schemas.ModelList:
+        versions: dict[str, list[Entry]] = {}
+        for entry in await endpoint.registry.list():
+            if entry.name not in endpoint.withdrawn:
+                versions.setdefault(entry.name, []).append(entry)
+        cards = [base_card()]
+        for name, entries in versions.items():
+            default = next((entry for entry in entries if CHAMPION in entry.aliases), entries[-1])
+            cards.append(card(default, name, [entry.version for entry in entries]))
+        return schemas.ModelList(data=cards)
+
+    @app.get("/v1/models/{ref:path}")
+    async def model(ref: str) -> schemas.ModelCard:
+        if endpoint.names_base(ref):
+            return base_card()
+        entry = await endpoint.resolve(ref)
+        versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
+        return card(entry, ref, versions)
+
+
+def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_lora_adapter(body: schemas.LoadRequest) -> str:
+        ref, name = body.lora_name, body.lora_name.partition("@")[0]
+        known = {entry.name for entry in await endpoint.registry.list()}
+        if body.lora_path is not None:
+            check_name(body.lora_name)
+            if name in known and name not in endpoint.withdrawn and not body.load_inplace:
+                raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
+            ref = await endpoint.publish(name, _folder(body.lora_path))
+        endpoint.withdrawn.discard(name)
+        endpoint.registry.refresh()
+        endpoint.cache.forget_failures()
+        entry = await endpoint.prewarm(ref, body.pinned)
+        return f"Success: LoRA adapter '{entry.name}' added successfully."
+
+    @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_lora_adapter(body: schemas.UnloadRequest) -> str:
+        entry = await endpoint.resolve(body.lora_name)
+        endpoint.withdraw(entry)
+        return f"Success: LoRA adapter '{entry.name}' removed successfully."
+
+    @app.post("/v1/refresh")
+    async def refresh() -> dict[str, str]:
+        """Ask the store anew from here on: what it said before this call is not used for any later request."""
+        endpoint.registry.refresh()
+        endpoint.cache.forget_failures()
+        return {"status": "ok"}
+
+
+def _ref(model: str | None, request: Request) -> str:
+    """The adapter that the body or the header names; both may, when they agree."""
+    named = {value for key, value in request.headers.items() if key.lower().replace("-", "_") == _HEADER}
+    if model is not None:
+        named.add(model)
+    if len(named) > 1:
+        raise DataError(
+            f"model and the header {_HEADER} name different adapters ({', '.join(sorted(named))}); name one"
+        )
+    if not named:
+        raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
+    return named.pop()
+
+
+def _headers(entry: Entry) -> dict[str, str]:
+    return {"x-adapter": entry.ref, "x-adapter-sha256": entry.sha256}
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+
+
+def _class(index: int, ranked: Json, answer: Answer) -> dict[str, Json]:
+    scores = {item["label"]: item["score"] for item in ranked}
+    probs = [scores[label] for label in answer.labels]
+    return {"index": index, "label": ranked[0]["label"], "probs": probs, "num_classes": len(probs)}
+
+
+def _vector(vector: list[float], encoding: str) -> list[float] | str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        raise AdapterNotFoundError(f"{path[:200]!r} holds no {CONFIG}; give a PEFT folder of the server's machine")
+    return folder

@@ -1,0 +1,176 @@
+"""The engine and the one thread that may touch it. Knows tensors, tasks and adapters' files; no limits, no HTTP.
+
+machine = Machine(base, slots=32, max_rank=64)
+slot = await machine.swap(await machine.read(entry), victim=None)
+answers = machine.compute([Row(features, slot)])      # in machine.thread only
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ray_lora.adapter import Adapter
+from ray_lora.base import Base, fingerprint
+from ray_lora.engine import AdapterEngine, HeadSpec
+from ray_lora.errors import AdapterError, BaseModelError, DataError
+from ray_lora.infer import embed, predict
+from ray_lora.recipe import Json, TaskSpec
+from ray_lora.store import Entry, Store
+from ray_lora.tasks import Features, Task, build_task
+
+_PLAIN_TASKS = {"AutoModelForSequenceClassification": "text-classification"}  # of folders that plain PEFT wrote
+
+
+class ChangedError(AdapterError):
+    """The adapter is no longer the content that its ref named a moment ago; resolve the ref again."""
+
+
+@dataclass
+class Loaded:
+    """An adapter in RAM, hash checked."""
+
+    adapter: Adapter
+    bytes: int
+    task: Task | None = None  # set when it is mounted; None: it has no task, so it answers nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch; without a task it asks for the bare base's embedding."""
+
+    features: Features
+    slot: int = 0
+    task: Task | None = None
+    parameters: Mapping[str, Json] = field(default_factory=dict)
+
+
+class Machine:
+    """A base with `slots` places, and one more so that an adapter is mounted before another leaves."""
+
+    def __init__(self, base: Base, store: Store, *, slots: int, max_rank: int = 64, embeddings: bool = False) -> None:
+        self.base, self.store = base, store
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._engine = AdapterEngine(base, slots=slots + 1, max_rank=max_rank, embeddings=embeddings)
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="reader")
+        self._tasks: dict[tuple[TaskSpec, bool], Task] = {}
+        self._own_processor: Any = copy.deepcopy(base.processor)  # a tokenizer may not be used by two threads at once
+
+    async def read(self, entry: Entry) -> Loaded:
+        """The entry's adapter from the store; AdapterError when it cannot be used."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, entry)
+
+    async def swap(self, loaded: Loaded, victim: int | None) -> int:
+        """Mount an adapter, then empty the victim's slot; what does not fit leaves everything as it was."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._swap, loaded, victim)
+
+    async def unmount(self, slot: int) -> None:
+        """Empty a slot."""
+        await asyncio.get_running_loop().run_in_executor(self.thread, self._engine.evict, slot)
+
+    def task(self, spec: TaskSpec, own_processor: bool = False) -> Task:
+        """The task of a spec on this base; with `own_processor` one that encodes in another thread than the others."""
+        if (spec, own_processor) not in self._tasks:
+            processor = self._own_processor if own_processor else self.base.processor
+            self._tasks[spec, own_processor] = build_task(spec, processor)
+        return self._tasks[spec, own_processor]
+
+    def encode_texts(self, texts: list[str]) -> list[Features]:
+        """Token ids for embeddings, for the thread of `own_processor`; DataError when the base takes no text."""
+        tokenizer = self._own_processor
+        if not hasattr(tokenizer, "pad"):
+            raise DataError(f"base {self.base.id!r} has no tokenizer; it gives no embeddings of text")
+        longest = min(tokenizer.model_max_length, getattr(self.base.config, "max_position_embeddings", 512))
+        encoded = tokenizer(texts, truncation=True, max_length=longest, return_token_type_ids=False)
+        return [{"input_ids": ids} for ids in encoded["input_ids"]]
+
+    def compute(self, rows: list[Row]) -> list[Json]:
+        """Every row's answer, rows of all adapters in one pass. Only ever in `thread`."""
+        answers: list[Json] = [None] * len(rows)
+        asked = [index for index, row in enumerate(rows) if row.task is not None]
+        if asked:
+            chosen = [rows[index] for index in asked]
+            tasks = {row.slot: row.task for row in chosen if row.task is not None}
+            found = predict(
+                self._engine,
+                tasks,
+                [r.features for r in chosen],
+                [r.slot for r in chosen],
+                [r.parameters for r in chosen],
+            )
+            for index, answer in zip(asked, found, strict=True):
+                answers[index] = answer
+        bare = [index for index, row in enumerate(rows) if row.task is None]
+        if bare:
+            batch = _pad([rows[index].features["input_ids"] for index in bare])
+            for index, vector in zip(bare, embed(self._engine, batch).tolist(), strict=True):
+                answers[index] = vector
+        return answers
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, entry: Entry) -> Loaded:
+        _, folder = self.store.get(entry.ref)
+        adapter = Adapter.load(folder)
+        self._check_base(entry)
+        if adapter.sha256 != entry.sha256:
+            raise ChangedError(f"{entry.ref} changed while it was read; ask again")
+        return Loaded(adapter, sum(t.numel() * t.element_size() for t in adapter.tensors.values()))
+
+    def _check_base(self, entry: Entry) -> None:
+        """A plain PEFT folder records no fingerprint; where it names a base folder of this machine, it is that one's."""
+        folder = Path(entry.base or "")
+        if entry.base_fingerprint is not None or not entry.base or not (folder / "config.json").is_file():
+            return
+        if fingerprint(folder) != self.base.fingerprint:
+            raise BaseModelError(
+                f"{entry.ref} was trained on base {entry.base!r}, whose weights are not those of {self.base.id!r}, "
+                "which this endpoint holds; serve it on its own base"
+            )
+
+    def _swap(self, loaded: Loaded, victim: int | None) -> int:
+        before = set(self._engine.residents)
+        try:
+            slot = self._engine.load(loaded.adapter)
+            loaded.task = self._task_of(loaded.adapter, self._engine.residents[slot].head)
+        except Exception:
+            for half in set(self._engine.residents) - before:
+                self._engine.evict(half)
+            raise
+        if victim is not None:
+            self._engine.evict(victim)
+        return slot
+
+    def _task_of(self, adapter: Adapter, head: HeadSpec | None) -> Task | None:
+        """The card's task; for a head that plain PEFT wrote, LABEL_0, LABEL_1, … as transformers names them."""
+        if adapter.card.task is not None:
+            return self.task(adapter.card.task)
+        kind: Any = _PLAIN_TASKS.get(head.architecture) if head else None
+        if kind is None or head is None or head.num_labels < 2:
+            return None
+        return self.task(TaskSpec(type=kind, labels=tuple(f"LABEL_{index}" for index in range(head.num_labels))))
+
+
+def _pad(ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask, [rows, longest]."""
+    rows = [torch.tensor(row) for row in ids]
+    mask = [torch.ones_like(row) for row in rows]
+    return {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "attention_mask": torch.nn.utils.rnn.pad_sequence(mask, batch_first=True),
+    }
+
+
+def pick_device(device: str | None) -> str:
+    """The device asked for, else cuda where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

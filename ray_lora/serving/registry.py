@@ -1,0 +1,117 @@
+"""Refs to entries, live: what the store says now, for as long as `fresh_s`. Knows stores, not engines or HTTP.
+
+A local folder is asked for every request (`fresh_s=0`): when a move of an alias has returned, no later request is answered
+by the version before. A bucket or MLflow is asked at most once in `fresh_s` for a ref, unless `refresh()` comes between.
+While the store is away, what is known goes on being answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ray_lora.errors import AdapterError, AdapterNotFoundError
+from ray_lora.store import Entry, Store, StoreAwayError, parse_ref
+
+_logger = logging.getLogger(__name__)
+_KEPT = 4096  # refs remembered
+T = TypeVar("T")
+
+
+class Registry:
+    """A view of one store. Use from one event loop."""
+
+    def __init__(self, store: Store, fresh_s: float) -> None:
+        self.store, self.fresh_s = store, fresh_s
+        self.away = False  # whether the store did not answer when it was last asked
+        self._known: OrderedDict[str, tuple[Entry | AdapterNotFoundError | AdapterError, float]] = OrderedDict()
+        self._asked: dict[str, asyncio.Task[Entry]] = {}
+        self._listed: tuple[list[Entry], float] | None = None
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
+
+    async def resolve(self, ref: str) -> Entry:
+        """The entry a ref names now.
+
+        Raises:
+            AdapterNotFoundError, AdapterError: the store says so, now or less than `fresh_s` ago.
+            StoreAwayError: the store does not answer and the ref is not known from before.
+        """
+        parse_ref(ref)
+        known = self._known.get(ref)
+        if known is None or time.monotonic() - known[1] >= self.fresh_s:
+            return await self._ask(ref)
+        if isinstance(known[0], Exception):
+            raise known[0].with_traceback(None)
+        return known[0]
+
+    async def list(self) -> list[Entry]:
+        """All entries; what was listed last while the store is away."""
+        if self._listed is None or time.monotonic() - self._listed[1] >= self.fresh_s:
+            try:
+                self._listed = (await self._in_thread(self.store.list), time.monotonic())
+                self.away = False
+            except StoreAwayError:
+                self.away = True
+                if self._listed is None:
+                    raise
+        return self._listed[0]
+
+    def refresh(self) -> None:
+        """Make every later request ask the store anew; what is known still helps when the store is away."""
+        self._known = OrderedDict((ref, (entry, float("-inf"))) for ref, (entry, _) in self._known.items())
+        self._asked.clear()
+        if self._listed is not None:
+            self._listed = (self._listed[0], float("-inf"))
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask(self, ref: str) -> Entry:
+        """Ask the store; where answers may be `fresh_s` old, requests that ask for the same ref share one question."""
+        if self.fresh_s == 0:
+            return await self._look(ref)
+        task = self._asked.get(ref)
+        if task is None:
+            task = self._asked[ref] = asyncio.create_task(self._look(ref))
+            task.add_done_callback(lambda done: self._forget_task(ref, done))
+        return await asyncio.shield(task)
+
+    def _forget_task(self, ref: str, task: asyncio.Task[Entry]) -> None:
+        if self._asked.get(ref) is task:
+            del self._asked[ref]
+        if not task.cancelled():
+            task.exception()  # seen, even when everyone who asked has left
+
+    async def _look(self, ref: str) -> Entry:
+        asked = time.monotonic()
+        try:
+            entry = await self._in_thread(lambda: self.store.resolve(ref))
+        except (AdapterNotFoundError, AdapterError) as error:
+            self._remember(ref, error, asked)
+            raise
+        except StoreAwayError:
+            self.away = True
+            known = self._known.get(ref)
+            if known is None or isinstance(known[0], Exception):
+                raise
+            _logger.warning("the store %s is away; %s stays %s", self.store.uri, ref, known[0].ref)
+            self._known[ref] = (known[0], asked)
+            return known[0]
+        self.away = False
+        self._remember(ref, entry, asked)
+        return entry
+
+    def _remember(self, ref: str, answer: Entry | AdapterNotFoundError | AdapterError, asked: float) -> None:
+        self._known[ref] = (answer, asked)
+        self._known.move_to_end(ref)
+        while len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)

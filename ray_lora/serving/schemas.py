@@ -1,0 +1,149 @@
+"""The JSON bodies of the HTTP routes, in and out. OpenAI's, vLLM's and Hugging Face's field names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
+
+from ray_lora.recipe import Json
+
+
+class Strict(BaseModel):
+    """A body whose unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Lenient(BaseModel):
+    """A body of another server's clients: fields that mean nothing here are passed over."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class PredictRequest(Strict):
+    """`inputs` is one input of the adapter's task, or a list of them."""
+
+    model: StrictStr | None = None
+    inputs: Json
+    parameters: dict[str, Json] = {}
+
+
+class PredictResponse(BaseModel):
+    """Each prediction has the shape of the Hugging Face pipeline of that task."""
+
+    model: str
+    version: int
+    task: str
+    predictions: list[Json]
+
+
+class ClassifyRequest(Lenient):
+    """vLLM's `/classify`."""
+
+    model: StrictStr | None = None
+    input: StrictStr | list[StrictStr]
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class ClassifyData(BaseModel):
+    index: int
+    label: str
+    probs: list[float]  # in the order of the adapter's labels
+    num_classes: int
+
+
+class ClassifyResponse(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ClassifyData]
+    usage: Usage
+
+
+class EmbeddingsRequest(Lenient):
+    """OpenAI's; the base's mean-pooled hidden states."""
+
+    model: StrictStr | None = None
+    input: StrictStr | list[StrictStr]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class LoadRequest(Lenient):
+    """vLLM's; without `lora_path` the adapter is the store's own. `pinned` is SGLang's."""
+
+    lora_name: StrictStr
+    lora_path: StrictStr | None = None
+    load_inplace: StrictBool = False
+    pinned: StrictBool = False
+
+
+class UnloadRequest(Lenient):
+    lora_name: StrictStr
+
+
+class ModelCard(BaseModel):
+    """OpenAI's model object, and what is known of an adapter."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ray_lora"
+    root: str
+    parent: str | None
+    task: str | None = None
+    version: int | None = None
+    aliases: list[str] = []
+    labels: list[str] | None = None
+    versions: list[int] = []
+    metrics: dict[str, float] = {}
+    sha256: str | None = None
+    served: bool = True  # false: it belongs to another base
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorBody
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "the input is wrong",
+        404: "the ref names nothing",
+        413: "too large",
+        429: "the adapter's share of the queue is used up",
+        503: "overloaded; Retry-After says when to come again",
+    }.items()
+}

@@ -1,0 +1,40 @@
+"""From arguments to a running endpoint: opens the store, chooses and loads the base. Knows nothing of Ray or HTTP."""
+
+from __future__ import annotations
+
+import torch
+
+from ray_lora.base import load_base
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import BaseSpec
+from ray_lora.serving.args import AppArgs
+from ray_lora.serving.endpoint import Endpoint
+from ray_lora.serving.machine import Machine, pick_device
+from ray_lora.store import Store, open_store
+
+
+def start_endpoint(args: AppArgs) -> Endpoint:
+    """Load the base and be ready for requests.
+
+    Raises:
+        RecipeError: no base is given and the store's adapters do not agree on one.
+        BaseModelError: the base cannot be loaded.
+    """
+    torch.set_num_threads(args.threads)
+    store = open_store(args.store, args.tracking_uri)
+    base = load_base(BaseSpec(model=choose_base(args, store), dtype=args.dtype), pick_device(args.device))
+    machine = Machine(base, store, slots=args.slots, max_rank=args.max_rank, embeddings=args.embeddings)
+    return Endpoint(machine, store, args)
+
+
+def choose_base(args: AppArgs, store: Store) -> str:
+    """The base asked for, else the only one that the store's adapters name."""
+    if args.base is not None:
+        return args.base
+    named = sorted({entry.base for entry in store.list() if entry.base})
+    if len(named) == 1:
+        return named[0]
+    found = (
+        f"its adapters name {len(named)} bases ({', '.join(named)})" if named else "it holds no adapter that names one"
+    )
+    raise RecipeError(f"which base to serve is not clear from the store {args.store!r}: {found}; give base=…")

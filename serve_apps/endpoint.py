@@ -1,0 +1,10 @@
+"""One endpoint for the adapters of a store.
+
+serve run serve_apps.endpoint:build_app store=./store base=minilm
+serve deploy serve_apps/endpoint.yaml
+"""
+
+from ray_lora.serving.app import build_app
+from ray_lora.serving.args import AppArgs
+
+__all__ = ["AppArgs", "build_app"]
