@@ -1,8 +1,8 @@
 """Rows of many requests into batches, one batch at a time. Knows nothing of adapters, tensors or HTTP.
 
-While one batch computes the next gathers; what waits is taken as soon as the engine is free, without a fixed wait. A batch
-takes one row of each key in turn, beginning with the key whose oldest row has waited longest, so that a flooding key fills
-what others leave and no more.
+While one batch computes the next gathers; what waits is taken as soon as the engine is free, without a fixed wait. A
+batch takes one row of each key in turn, beginning with the key whose oldest row has waited longest, so that a flooding
+key fills what others leave and no more.
 
     answers = await batcher.submit("tweets@3", rows)
 """
@@ -105,7 +105,12 @@ class Batcher(Generic[R, T]):
         while self._queues:
             batch = self._take()
             began = time.monotonic()
-            outcomes = await loop.run_in_executor(self._executor, self._compute, batch)
+            try:
+                outcomes = await loop.run_in_executor(self._executor, self._compute, batch)
+            except BaseException:  # closing: nobody may wait for ever
+                for request, _ in batch.places:
+                    request.done.cancel()
+                raise
             self.stats.batches += 1
             self.stats.rows += len(batch.places)
             self.stats.seconds += time.monotonic() - began

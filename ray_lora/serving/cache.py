@@ -1,8 +1,8 @@
 """Which adapters sit in the engine's slots, and who is using them.
 
 The cache owns slots and a RAM tier and knows nothing of tensors, stores or HTTP. It is given functions: `load(entry)`
-reads and verifies an adapter (several run at once), `swap(loaded, victim)` mounts it and then frees the victim's slot (one
-after another, where the engine computes), `unmount(slot)` frees a slot.
+reads and verifies an adapter (several run at once), `swap(loaded, victim)` mounts it and then frees the victim's slot
+(one after another, where the engine computes), `unmount(slot)` frees a slot.
 
     async with cache.lease(entry) as lease:
         ... lease.slot stays this adapter's until the block ends ...

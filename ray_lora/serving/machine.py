@@ -128,7 +128,7 @@ class Machine:
         return Loaded(adapter, sum(t.numel() * t.element_size() for t in adapter.tensors.values()))
 
     def _check_base(self, entry: Entry) -> None:
-        """A plain PEFT folder records no fingerprint; where it names a base folder of this machine, it is that one's."""
+        """A plain PEFT folder records no fingerprint; where it names a base folder of this machine, that is asked."""
         folder = Path(entry.base or "")
         if entry.base_fingerprint is not None or not entry.base or not (folder / "config.json").is_file():
             return

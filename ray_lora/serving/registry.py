@@ -1,8 +1,8 @@
 """Refs to entries, live: what the store says now, for as long as `fresh_s`. Knows stores, not engines or HTTP.
 
-A local folder is asked for every request (`fresh_s=0`): when a move of an alias has returned, no later request is answered
-by the version before. A bucket or MLflow is asked at most once in `fresh_s` for a ref, unless `refresh()` comes between.
-While the store is away, what is known goes on being answered.
+A local folder is asked for every request (`fresh_s=0`): when a move of an alias has returned, no later request is
+answered by the version before. A bucket or MLflow is asked at most once in `fresh_s` for a ref, unless `refresh()`
+comes between. While the store is away, what is known goes on being answered.
 """
 
 from __future__ import annotations

@@ -1,0 +1,118 @@
+"""Refs to entries, over a store that counts its questions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_lora.errors import AdapterNotFoundError
+from ray_lora.serving.registry import Registry
+from ray_lora.store import Entry, StoreAwayError
+
+
+@dataclass
+class Counting:
+    """A store that is asked only what a registry asks."""
+
+    uri: str = "counting"
+    versions: dict[str, int] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    away: bool = False
+
+    def resolve(self, ref: str) -> Entry:
+        self.asked.append(ref)
+        if self.away:
+            raise StoreAwayError("nobody answers")
+        if ref not in self.versions:
+            raise AdapterNotFoundError(f"{ref!r} is not in the store")
+        return Entry(ref, self.versions[ref], (), f"sha-{ref}-{self.versions[ref]}", None, None, None, {}, 1, 1)
+
+    def list(self) -> list[Entry]:
+        return [self.resolve(name) for name in self.versions]
+
+    def put(self, adapter: Any, name: str, aliases: Sequence[str] = ()) -> Entry:
+        raise NotImplementedError
+
+    def get(self, ref: str) -> tuple[Entry, Path]:
+        raise NotImplementedError
+
+    def alias(self, name: str, alias: str, version: int | None) -> None:
+        raise NotImplementedError
+
+    def remove(self, ref: str) -> None:
+        raise NotImplementedError
+
+
+def test_a_folder_is_asked_every_time() -> None:
+    async def main() -> None:
+        store = Counting(versions={"a": 1})
+        registry = Registry(store, fresh_s=0)
+        assert (await registry.resolve("a")).version == 1
+        store.versions["a"] = 2
+        assert (await registry.resolve("a")).version == 2
+        with pytest.raises(AdapterNotFoundError):
+            await registry.resolve("b")
+        store.versions["b"] = 1
+        assert (await registry.resolve("b")).version == 1
+        registry.close()
+
+    asyncio.run(main())
+
+
+def test_a_far_store_is_asked_once_in_a_while_and_after_a_refresh() -> None:
+    async def main() -> None:
+        store = Counting(versions={"a": 1})
+        registry = Registry(store, fresh_s=60)
+        await asyncio.gather(*(registry.resolve("a") for _ in range(20)))
+        for _ in range(3):
+            with pytest.raises(AdapterNotFoundError):
+                await registry.resolve("missing")
+        assert store.asked == ["a", "missing"]
+        store.versions["a"] = 2
+        assert (await registry.resolve("a")).version == 1
+        registry.refresh()
+        assert (await registry.resolve("a")).version == 2
+        registry.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_known_is_served_while_the_store_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store = Counting(versions={"a": 1})
+        registry = Registry(store, fresh_s=0)
+        await registry.resolve("a")
+        listed = await registry.list()
+        store.away = True
+        assert (await registry.resolve("a")).version == 1
+        assert await registry.list() == listed
+        assert registry.away
+        with pytest.raises(StoreAwayError):
+            await registry.resolve("b")
+        store.away = False
+        await registry.resolve("a")
+        assert not registry.away
+        registry.close()
+
+    with caplog.at_level(logging.WARNING, "ray_lora"):
+        asyncio.run(main())
+    assert "is away" in caplog.text
+
+
+def test_a_ref_that_cannot_be_one_never_reaches_the_store() -> None:
+    async def main() -> None:
+        store = Counting()
+        registry = Registry(store, fresh_s=0)
+        for ref in ("../../etc", "a/b", "", "a@@b", "a@0", "\ud800"):
+            with pytest.raises(AdapterNotFoundError, match="not a ref"):
+                await registry.resolve(ref)
+        assert store.asked == []
+        registry.close()
+
+    asyncio.run(main())
