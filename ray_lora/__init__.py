@@ -1,0 +1,123 @@
+"""Train, search and serve many LoRA adapters on one shared frozen base, on Ray.
+
+The public names are here and are loaded when they are first used, so that `import ray_lora` costs neither torch nor
+transformers nor MLflow nor Ray.
+
+    from ray_lora import LoraTuner, Recipe
+    result = LoraTuner(Recipe.load("examples/tweets.yaml")).fit()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_lora.adapter import Adapter, Card
+    from ray_lora.base import Base, load_base
+    from ray_lora.engine import AdapterEngine
+    from ray_lora.errors import (
+        AdapterError,
+        AdapterNotFoundError,
+        BaseModelError,
+        CapacityError,
+        DataError,
+        RayLoraError,
+        RecipeError,
+    )
+    from ray_lora.evaluate import evaluate_ref, predict_ref
+    from ray_lora.recipe import (
+        BaseSpec,
+        DataSpec,
+        LoraSpec,
+        Recipe,
+        ScalingSpec,
+        SearchSpec,
+        TaskSpec,
+        TrackingSpec,
+        TrainingSpec,
+    )
+    from ray_lora.search import LoraTuner
+    from ray_lora.serving import AppArgs, build_app
+    from ray_lora.store import Entry, Store, open_store
+    from ray_lora.train import LoraTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "AdapterEngine",
+    "AdapterError",
+    "AdapterNotFoundError",
+    "AppArgs",
+    "Base",
+    "BaseModelError",
+    "BaseSpec",
+    "CapacityError",
+    "Card",
+    "DataError",
+    "DataSpec",
+    "Entry",
+    "LoraSpec",
+    "LoraTrainer",
+    "LoraTuner",
+    "RayLoraError",
+    "Recipe",
+    "RecipeError",
+    "ScalingSpec",
+    "SearchSpec",
+    "Store",
+    "TaskSpec",
+    "TrackingSpec",
+    "TrainingSpec",
+    "__version__",
+    "build_app",
+    "evaluate_ref",
+    "load_base",
+    "open_store",
+    "predict_ref",
+]
+
+_MODULES = {  # public name -> the module that holds it
+    "adapter": ("Adapter", "Card"),
+    "base": ("Base", "load_base"),
+    "engine": ("AdapterEngine",),
+    "errors": (
+        "AdapterError",
+        "AdapterNotFoundError",
+        "BaseModelError",
+        "CapacityError",
+        "DataError",
+        "RayLoraError",
+        "RecipeError",
+    ),
+    "evaluate": ("evaluate_ref", "predict_ref"),
+    "recipe": (
+        "BaseSpec",
+        "DataSpec",
+        "LoraSpec",
+        "Recipe",
+        "ScalingSpec",
+        "SearchSpec",
+        "TaskSpec",
+        "TrackingSpec",
+        "TrainingSpec",
+    ),
+    "search": ("LoraTuner",),
+    "serving": ("AppArgs", "build_app"),
+    "store": ("Entry", "Store", "open_store"),
+    "train": ("LoraTrainer",),
+}
+_HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name not in _HOME:
+        raise AttributeError(f"module 'ray_lora' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,153 @@
+"""`ray-lora adapters`: what a store holds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering, new_group, scores, table
+from ray_lora.cli.use import Ref
+from ray_lora.errors import AdapterError, RecipeError
+from ray_lora.recipe import Json
+
+app = new_group("List, show, alias, import, export and remove the adapters of a store.")
+
+
+@app.command("list")
+def list_(store: StoreOption = "./store", tracking_uri: TrackingOption = None, as_json: JsonFlag = False) -> None:
+    """Every version of every adapter."""
+    with answering(as_json) as say:
+        entries = _open(store, tracking_uri).list()
+        columns = ["name", "version", "aliases", "task", "base", "num_parameters", "bytes", "metrics"]
+        rows = [[*map(_summary(entry).get, columns)] for entry in entries]
+        text = table(columns, rows) if rows else f"the store {store!r} holds no adapters"
+        say({"adapters": [_plain(entry) for entry in entries]}, text)
+
+
+@app.command()
+def show(
+    ref: Ref, store: StoreOption = "./store", tracking_uri: TrackingOption = None, as_json: JsonFlag = False
+) -> None:
+    """What the store knows about one adapter."""
+    with answering(as_json) as say:
+        entry = _open(store, tracking_uri).resolve(ref)
+        result = _plain(entry)
+        say(result, table(["", entry.ref], [[key, str(value)] for key, value in result.items()]))
+
+
+@app.command()
+def alias(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="The version to point at: name@3", show_default=False)],
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="For example champion.", show_default=False)],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the alias away instead.")] = False,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Point an alias at a version, or take it away."""
+    with answering(as_json) as say:
+        opened = _open(store, tracking_uri)
+        entry = opened.resolve(ref)
+        opened.alias(entry.name, alias, None if remove else entry.version)
+        done = f"{entry.name}@{alias} is gone" if remove else f"{entry.name}@{alias} is version {entry.version}"
+        say({"name": entry.name, "alias": alias, "version": None if remove else entry.version}, done)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A PEFT LoRA folder.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Its name; the folder's when left out.", show_default=False)
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option("--alias", help="An alias of the new version.")] = None,
+    base: BaseOption = None,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a PEFT folder, ours or plain PEFT's, into the store as a new version; --base also tries it on a base."""
+    with answering(as_json) as say:
+        from ray_lora.adapter import Adapter
+
+        adapter = Adapter.load(folder)
+        if base is not None:
+            _try_on(adapter, base)
+        entry = _open(store, tracking_uri).put(adapter, name or folder.resolve().name, alias or [])
+        say(_plain(entry), f"{entry.ref}: {entry.num_parameters:,} parameters, {entry.bytes:,} bytes")
+
+
+@app.command()
+def export(
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.", show_default=False)],
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy an adapter out of the store as a PEFT folder that plain PEFT loads."""
+    with answering(as_json) as say:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise AdapterError(f"{str(folder)!r} exists and is not empty; give another folder or remove it first")
+        entry, held = _open(store, tracking_uri).get(ref)
+        shutil.copytree(held, folder, dirs_exist_ok=True)
+        say({"ref": entry.ref, "sha256": entry.sha256, "folder": str(folder)}, f"{entry.ref} is in {folder}")
+
+
+@app.command()
+def rm(
+    ref: Ref, store: StoreOption = "./store", tracking_uri: TrackingOption = None, as_json: JsonFlag = False
+) -> None:
+    """Remove one version from the store."""
+    with answering(as_json) as say:
+        opened = _open(store, tracking_uri)
+        entry = opened.resolve(ref)
+        opened.remove(ref)
+        say({"removed": entry.ref}, f"{entry.ref} is removed")
+
+
+def _open(store: str, tracking_uri: str | None) -> Any:
+    from ray_lora.store import open_store
+
+    return open_store(store, tracking_uri)
+
+
+def _try_on(adapter: Any, model: str) -> None:
+    """Raise unless the adapter fits the base."""
+    from ray_lora.base import load_base
+    from ray_lora.engine import AdapterEngine
+    from ray_lora.recipe import BaseSpec
+
+    if not adapter.layers:
+        raise RecipeError("the adapter has no low-rank layers; there is nothing to try on a base")
+    ranks = [pair.rank for pair in adapter.layers.values()]
+    embeddings = any(pair.embedding for pair in adapter.layers.values())
+    AdapterEngine(load_base(BaseSpec(model=model)), slots=1, max_rank=max(ranks), embeddings=embeddings).load(adapter)
+
+
+def _summary(entry: Any) -> dict[str, Json]:
+    """An entry for one line of a table."""
+    return _plain(entry) | {
+        "aliases": ", ".join(entry.aliases),
+        "task": entry.task.type if entry.task else None,
+        "metrics": scores(entry.metrics),
+    }
+
+
+def _plain(entry: Any) -> dict[str, Json]:
+    """An entry as JSON."""
+    return {
+        "ref": entry.ref,
+        "name": entry.name,
+        "version": entry.version,
+        "aliases": list(entry.aliases),
+        "sha256": entry.sha256,
+        "task": entry.task.model_dump(mode="json") if entry.task else None,
+        "base": entry.base,
+        "base_fingerprint": entry.base_fingerprint,
+        "metrics": entry.metrics,
+        "num_parameters": entry.num_parameters,
+        "bytes": entry.bytes,
+    }

@@ -1,0 +1,52 @@
+"""Commands that take a recipe: train, search, plan; and schema."""
+
+from __future__ import annotations
+
+import json
+
+from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, table
+from ray_lora.recipe import Recipe
+
+
+def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
+    """Train one adapter and put it into the recipe's store."""
+    with answering(as_json) as say:
+        read = Recipe.load(recipe, overrides or [])
+        from ray_lora.train import train_recipe
+
+        result = train_recipe(read)
+        say(result, f"{result['ref']}: {scores(result['metrics'])}; {result['seconds']:.0f} s; {result['adapter']}")
+
+
+def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
+    """Run the recipe's search and put the best adapter into its store as champion."""
+    with answering(as_json) as say:
+        read = Recipe.load(recipe, overrides or [])
+        from ray_lora.search import search_recipe
+
+        result = search_recipe(read)
+        trials, best = result["trials"], result["best"]
+        keys = list(trials[0]["config"])
+        names = list(best["metrics"])
+        rows = [
+            [*map(trial["config"].get, keys), *map(trial["metrics"].get, names), trial["status"]] for trial in trials
+        ]
+        trials_table = table([*(key.rpartition(".")[2] for key in keys), *names, "status"], rows)
+        say(result, trials_table, f"best: {best['ref']}, {scores(best['metrics'])}; {result['seconds']:.0f} s")
+
+
+def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
+    """Say what the recipe will cost in memory, steps and parameters, before anything starts."""
+    with answering(as_json) as say:
+        read = Recipe.load(recipe, overrides or [])
+        from ray_lora.plan import plan_recipe, show
+
+        result = plan_recipe(read)
+        say(result, show(result))
+
+
+def schema(as_json: JsonFlag = False) -> None:
+    """Print the JSON schema of the recipe."""
+    with answering(as_json) as say:
+        result = Recipe.model_json_schema()
+        say(result, json.dumps(result, indent=2))
