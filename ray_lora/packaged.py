@@ -95,7 +95,7 @@ def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | Non
     Raises:
         DataError: the archive cannot be downloaded, is not the pinned one, or holds something else than expected.
     """
-    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser()
+    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser().absolute()
     wanted = "\n".join([archive.sha256, folder, *(files if files is not None else ["*"])])
     label = archive.name.replace("@", "").replace("/", "-")
     target = cache / f"{label}-{archive.version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
@@ -146,16 +146,20 @@ def _download(archive: Archive, into: Path) -> Path:
         raise _mismatch(archive, got[1])
     found = [path for path in into.iterdir() if path.name != "requirements.txt"]
     if done.returncode or len(found) != 1:
-        errors = (
-            [line for line in said.splitlines() if "error" in line.casefold()] or said.splitlines() or ["no reason"]
-        )
-        raise DataError(
-            f"{what} cannot be downloaded: {tool} said {errors[-1].strip()!r}; check the network and {tool}'s settings"
-        )
+        raise DataError(f"{what} cannot be downloaded: {_reason(said, tool)}; check the network and {tool}'s settings")
     sha256 = _sha256(found[0])
     if sha256 != archive.sha256:
         raise _mismatch(archive, sha256)
     return found[0]
+
+
+def _reason(said: str, tool: str) -> str:
+    """What went wrong, in one line of the many that pip and npm write."""
+    if re.search(r"connection broken|ECONN|ENOTFOUND|ETIMEDOUT|EAI_AGAIN", said):
+        return f"{tool} has no connection to the package index"
+    lines = said.splitlines() or ["nothing"]
+    telling = [line for line in lines if re.search(r"No matching|No module|ERROR", line)]
+    return f"{tool} said {(telling or lines)[-1].strip()!r}"
 
 
 def _pip(archive: Archive, into: Path) -> list[str]:
