@@ -23,7 +23,7 @@ help:
 	@echo "make clean        remove .venv and everything that runs wrote"
 
 demo: .venv/installed
-	@$(BIN)/python -m pipelines.demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m pipelines.sentiment $(if $(KEEP),--keep)
 
 test: lint
 	@echo "== pytest"

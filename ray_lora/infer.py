@@ -48,12 +48,35 @@ def predict(
 
 
 def chunks(
-    features: Sequence[Features], slots: Sequence[int], tasks: Mapping[int, Task], max_rows: int
+    features: Sequence[Features], slots: Sequence[int], tasks: Mapping[int, Task], max_rows: int, overhead: float = 100
 ) -> list[list[int]]:
-    """Row numbers in passes of at most `max_rows`: like sizes together, and inside a pass ascending slots."""
-    order = sorted(range(len(features)), key=lambda row: tasks[slots[row]].size(features[row]))
-    passes = [order[at : at + max_rows] for at in range(0, len(order), max_rows)]
-    return [sorted(rows, key=lambda row: slots[row]) for rows in passes]
+    """Row numbers in passes of at most `max_rows`, cut where the least is lost to padding and to passes.
+
+    A pass of n rows costs n times its longest row, and `overhead` beside. The cuts between rows sorted by size that cost
+    least are found by dynamic programming. Inside a pass rows come in ascending slots.
+
+    Args:
+        overhead: what a pass costs by itself, in the units of `task.size`.
+    """
+    sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
+    order = sorted(range(len(features)), key=sizes.__getitem__)
+    ends = [at for at in range(1, len(order) + 1) if at == len(order) or sizes[order[at]] > sizes[order[at - 1]]]
+    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # rows taken -> cost, where the last pass began
+    for end in ends:
+        longest = sizes[order[end - 1]]
+        best[end] = min(
+            (cost + (end - begin) * longest - (begin - end) // max_rows * overhead, begin)
+            for begin, (cost, _) in best.items()
+        )
+    cuts = [len(order)]
+    while cuts[-1] > 0:
+        cuts.append(best[cuts[-1]][1])
+    passes = []
+    for end, begin in zip(cuts, cuts[1:], strict=False):
+        pieces = -(-(end - begin) // max_rows)
+        size = -(-(end - begin) // pieces)
+        passes += [order[at : min(end, at + size)] for at in range(begin, end, size)]
+    return [sorted(rows, key=slots.__getitem__) for rows in passes]
 
 
 def forward(

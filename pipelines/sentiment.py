@@ -1,0 +1,145 @@
+"""From rated texts to five adapters behind one endpoint. `make demo` runs this.
+
+    python -m pipelines.sentiment            about five minutes on two cores
+    python -m pipelines.sentiment --keep     the endpoint stays up
+    python -m pipelines.sentiment --smoke    a minute: few rows, few configurations
+
+Tweets are searched for the best rank and learning rate; with what was found, movies, products, newspapers and "which domain
+is this text from" are trained together in packs. All five live on one base and answer in one batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.rated_texts import prepare
+from ray_lora.adapter import Adapter
+from ray_lora.base import load_base
+from ray_lora.baseline import head_only
+from ray_lora.data import read
+from ray_lora.engine import AdapterEngine
+from ray_lora.infer import predict
+from ray_lora.recipe import Recipe
+from ray_lora.report import leaderboard
+from ray_lora.search import LoraTuner
+from ray_lora.serving.app import AppArgs, run
+from ray_lora.store import Entry, open_store
+from ray_lora.tasks import build_task
+from ray_lora.train import LoraTrainer
+
+DOMAINS = ("tweets", "movies", "products", "newspapers", "domains")
+TEXTS = {
+    "tweets": "so happy with my new phone, best day ever :)",
+    "movies": "a tedious, lifeless film that never finds its story",
+    "products": "the battery died after two weeks and support never answered",
+    "newspapers": "Residents praised the volunteers for their generous help after the flood.",
+    "domains": "this camera takes sharp pictures, well worth the price",
+}
+SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
+console = Console()
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("--smoke", action="store_true", help="few rows and steps, to see that everything runs")
+    options.add_argument("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
+    options.add_argument("--port", type=int, default=8000)
+    options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
+    asked = options.parse_args()
+    started = time.time()
+
+    step("1/5  rows: the four rated text domains of vaderSentiment")
+    prepare(Path("data"))
+    recipe = Recipe.load("examples/tweets.yaml", [*(SMOKE if asked.smoke else []), *asked.overrides])
+
+    step("2/5  search on tweets: every configuration is a Ray Tune trial, all share one base")
+    tuner = LoraTuner(recipe)
+    tuner.fit()
+    console.print(leaderboard(tuner.summary), f"advice: {tuner.summary.advice}")
+    best = tuner.summary.best
+    if best is None or best.adapter is None:
+        sys.exit("no configuration of the search finished")
+
+    step("3/5  the other four adapters, trained together with what was found")
+    found = recipe.override(best.config)
+    others = [found.override({"name": d, "task.labels": None, **files(d)}) for d in DOMAINS if d != "tweets"]
+    results = LoraTrainer(others).fit()
+    assert isinstance(results, list)
+    store = open_store(recipe.store, recipe.tracking.uri)
+    folders = {"tweets": Path(best.adapter)}
+    for other, result in zip(others, results, strict=True):
+        if result.error is not None or result.checkpoint is None:
+            sys.exit(f"{other.name}: {result.error}")
+        folders[other.name] = Path(result.checkpoint.path)
+    entries = {name: store.put(Adapter.load(folder), name, aliases=("champion",)) for name, folder in folders.items()}
+
+    step("4/5  scores on held-out rows, beside the best head alone on the frozen base")
+    console.print(compare(entries, folders, rows=60 if asked.smoke else 400))
+
+    step("5/5  one endpoint, one batch over all five adapters")
+    run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
+    url = f"http://127.0.0.1:{asked.port}"
+    answers = Table("adapter", "text", "answer", "score")
+    for name, text in TEXTS.items():
+        reply = ask(url, name, text)
+        answers.add_row(f"{reply['model']}@{reply['version']}", text, *map(str, reply["predictions"][0].values()))
+    console.print(answers)
+    console.print(f"plots      {', '.join(tuner.summary.plots)}")
+    console.print(f"MLflow     {tuner.link}")
+    console.print(f"endpoint   make demo KEEP=1, or: .venv/bin/ray-lora serve --store {recipe.store} --base {recipe.base.model}")
+    console.print(f"done in {time.time() - started:.0f} s")
+    if asked.keep:
+        console.print(f"{url}/docs is up; press Ctrl-C to stop")
+        while True:
+            time.sleep(3600)
+
+
+def step(title: str) -> None:
+    console.rule(f"[bold]{title}", align="left")
+
+
+def files(domain: str) -> dict[str, str]:
+    """The recipe's data section for a domain."""
+    return {"data.train": f"data/{domain}/train-1024.parquet", "data.validation": f"data/{domain}/validation-512.parquet"}
+
+
+def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> Table:
+    """Adapters and head-only baselines on rows that neither saw. All adapters are scored in the same passes."""
+    adapters = {name: Adapter.load(folder) for name, folder in folders.items()}
+    first = next(iter(entries.values()))
+    engine = AdapterEngine(load_base(Recipe().base), slots=len(adapters), max_rank=64)
+    table = Table("adapter", "version", "task", "labels", "head only", "adapter score", "parameters", "file")
+    for name, adapter in adapters.items():
+        assert adapter.card.task is not None
+        task = build_task(adapter.card.task, engine.base.processor)
+        slot = engine.load(adapter)
+        splits = [task.encode(read(path).to_pylist()[:1024]) for path in files(name).values()]
+        test = task.encode(read(f"data/{name}/test.parquet").to_pylist()[:rows])
+        baseline = task.score(head_only(engine, task, *splits)(test), test)[task.metric]
+        score = task.score(predict(engine, {slot: task}, test, [slot] * len(test)), test)[task.metric]
+        entry = entries[name]
+        labels = ", ".join(adapter.card.task.labels or ())
+        table.add_row(
+            name, str(entry.version), task.spec.type, labels, f"{baseline:.3f}", f"{score:.3f}",
+            f"{adapter.num_parameters:,}", f"{4 * adapter.num_parameters / 1e6:.2f} MB",
+        )  # fmt: skip
+    table.caption = f"{task.metric} on {rows} test rows each; base {first.base}"
+    return table
+
+
+def ask(url: str, model: str, text: str) -> dict[str, object]:
+    body = json.dumps({"model": model, "inputs": [text]}).encode()
+    with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
+        return json.load(reply)  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Rows and recipes for tests that train on the tiny base."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from ray_lora.recipe import Recipe
+
+LABELS = ("no", "yes")
+
+
+def write_rows(path: Path, count: int, seed: int) -> Path:
+    """Short texts whose label is told by one of their words, as jsonl."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = draw.choice(LABELS)
+        words = [draw.choice("abcdefgh") for _ in range(draw.randint(2, 7))]
+        words.insert(draw.randrange(len(words)), {"no": "bad", "yes": "good"}[label])
+        rows.append({"text": " ".join(words), "label": label})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tiny_recipe(base: Path, folder: Path, **overrides: Any) -> Recipe:
+    """A recipe that trains in a second: 96 rows, batches of 8, float32."""
+    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    if not train.exists():
+        write_rows(train, 96, seed=0)
+        write_rows(validation, 40, seed=1)
+    recipe = Recipe.parse(
+        {
+            "name": "tiny",
+            "base": {"model": str(base), "dtype": "float32"},
+            "task": {"labels": list(LABELS), "max_length": 16},
+            "data": {"train": str(train), "validation": str(validation)},
+            "lora": {"r": 4},
+            "training": {
+                "num_train_epochs": 2,
+                "learning_rate": 1e-2,
+                "per_device_train_batch_size": 8,
+                "logging_steps": 1,
+                "eval_steps": 6,
+                "save_steps": 4,
+            },
+            "tracking": {"uri": None},
+            "store": str(folder / "store"),
+            "output_dir": str(folder / "runs"),
+        }
+    )
+    return recipe.override({key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """job -> step -> logged values of a run's folder."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for line in (run / "history.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        found.setdefault(entry["job"], {})[entry["step"]] = entry["metrics"]
+    return found
