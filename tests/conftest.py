@@ -1,0 +1,104 @@
+"""One thread, no hub, quiet Ray; and a tiny BERT base with random weights, saved as a folder."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {  # before torch, transformers and Ray are imported, here and in the workers they start
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_ENABLE_CONTROLLER_LOGS": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+WORDS = """
+the a an is was very not so too film movie tweet book phone day news story actor plot song word
+good bad great awful lovely boring happy sad love hate fine poor nice dull warm cold best worst
+fun slow fast bright dark old new big small
+""".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base: BERT of two layers, hidden 32, random weights of seed 0, and a word-level tokenizer over `WORDS`."""
+    return save_tiny_bert(tmp_path_factory.mktemp("base") / "tiny-bert", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights, so another fingerprint."""
+    return save_tiny_bert(tmp_path_factory.mktemp("base") / "other-bert", seed=1)
+
+
+def save_tiny_bert(folder: Path, seed: int) -> Path:
+    """Write a base that AutoModel and AutoTokenizer load; returns its folder."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS, *(f"w{n}" for n in range(140))])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0, longest: int = 12) -> list[str]:
+    """Texts of two words and more over `WORDS`, the same for the same seed."""
+    chance = random.Random(seed)
+    return [" ".join(chance.choices(WORDS, k=chance.randint(2, longest))) for _ in range(count)]
+
+
+def rated(count: int, seed: int = 0, words: Sequence[str] = ("good", "bad")) -> list[dict[str, str]]:
+    """Rows `{"text", "label"}` whose label is the last word's: learnable in a few steps."""
+    chance = random.Random(seed + 1000)
+    names = {"good": "positive", "bad": "negative"}
+    rows = []
+    for text in sentences(count, seed, longest=6):
+        word = chance.choice(list(words))
+        rows.append({"text": f"{text} {word}", "label": names.get(word, word)})
+    return rows

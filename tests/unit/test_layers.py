@@ -1,0 +1,114 @@
+"""Imports go down the layers of docs/architecture.md, and the heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ray_lora
+
+ROOT = Path(ray_lora.__file__).parent
+
+LAYERS = [
+    {"errors", "recipe"},
+    {"packaged", "base", "adapter", "store", "engine", "tasks", "job", "state"},
+    {"infer", "pack"},
+    {"data", "tracking", "coordinator", "worker", "packs", "progress", "plan"}
+    | {"train", "evaluate", "pyfunc", "baseline"},
+    {"trial", "report", "search", "serving"},
+    {"cli", "__main__"},
+]
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+BESIDE = {  # imports inside a layer; all others go strictly down
+    "recipe": {"errors"},
+    "base": {"packaged"},
+    "store": {"adapter"},
+    "engine": {"adapter", "base"},
+    "tasks": {"engine.heads"},  # the kind of head a task asks for; nothing of slots
+    "state": {"engine"},
+    "pack": {"infer"},
+    "worker": {"coordinator", "data"},
+    "packs": {"coordinator", "data", "plan", "progress", "tracking", "worker"},
+    "progress": {"coordinator"},
+    "plan": {"data"},
+    "train": {"coordinator", "packs", "tracking"},
+    "evaluate": {"data"},
+    "pyfunc": {"evaluate"},
+    "search": {"report", "trial"},
+    "__main__": {"cli"},
+}
+RAY_FROM = 3
+MLFLOW = {"tracking", "store.registry", "pyfunc"}
+TORCH_FREE = {"errors", "recipe", "job", "cli"}
+
+
+def modules() -> list[str]:
+    names = (path.relative_to(ROOT).with_suffix("").parts for path in ROOT.rglob("*.py"))
+    return sorted(".".join(name).removesuffix(".__init__") for name in names if name != ("__init__",))
+
+
+def imports(module: str, *, running: bool = True) -> Iterator[str]:
+    """Dotted names a module imports, inside functions too; those for type checkers only when not `running`."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    tree = ast.parse((path if path.exists() else ROOT / module.replace(".", "/") / "__init__.py").read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if running and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) not in skipped and isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if id(node) not in skipped and isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                joined = f"{node.module}.{alias.name}"
+                inner = ROOT.parent / joined.replace(".", "/")
+                yield joined if inner.is_dir() or inner.with_suffix(".py").exists() else str(node.module)
+
+
+def uses(module: str, library: str, *, running: bool = True) -> bool:
+    return any(name.split(".")[0] == library for name in imports(module, running=running))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down(module: str) -> None:
+    part = module.split(".")[0]
+    assert part in LAYER, f"{part} has no layer: add it to LAYERS and to docs/architecture.md"
+    for name in imports(module, running=False):
+        if not name.startswith("ray_lora."):
+            assert name != "ray_lora", f"{module} imports the package itself; import the module that holds the name"
+            continue
+        inner = name.removeprefix("ray_lora.")
+        target = inner.split(".")[0]
+        beside = target == part or bool({target, inner} & BESIDE.get(part, set()))
+        assert beside or LAYER[target] < LAYER[part], f"{module} (L{LAYER[part]}) imports {inner} (L{LAYER[target]})"
+        assert not (part == "serving" and target == "train"), f"{module}: serving never imports train"
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if LAYER.get(m.split(".")[0], 9) < RAY_FROM])
+def test_ray_stays_above_layer_two(module: str) -> None:
+    assert not uses(module, "ray"), f"{module} imports Ray below L{RAY_FROM}"
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m not in MLFLOW])
+def test_mlflow_stays_in_its_files(module: str) -> None:
+    assert not uses(module, "mlflow"), f"{module} imports MLflow; only {', '.join(sorted(MLFLOW))} do"
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m.split(".")[0] in TORCH_FREE])
+def test_light_modules_do_not_name_torch(module: str) -> None:
+    assert not uses(module, "torch")
+
+
+def test_beside_has_no_circle() -> None:
+    def reach(part: str, seen: tuple[str, ...] = ()) -> None:
+        assert part not in seen, f"circle: {' -> '.join([*seen, part])}"
+        for other in BESIDE.get(part, ()):
+            reach(other.split(".")[0], (*seen, part)) if "." not in other else None
+
+    for part in BESIDE:
+        reach(part)
