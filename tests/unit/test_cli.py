@@ -1,0 +1,339 @@
+"""The command line: its last line, its exit codes, and one readable message for each wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ray_lora.adapter import Adapter, Card
+from ray_lora.base import load_base
+from ray_lora.cli import main
+from ray_lora.engine import AdapterEngine, HeadSpec
+from ray_lora.errors import DataError, RayLoraError, RecipeError
+from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
+from tests.conftest import rated
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, standard output, standard error)."""
+
+    def command(*arguments: Any) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with random tensors of rank 4 for a two-label task."""
+    base = load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32"))
+    engine = AdapterEngine(base, slots=1, max_rank=4)
+    slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForSequenceClassification", 2), seed=0, peft_type="SEQ_CLS")
+    adapter = engine.export(slot, Card(task=TaskSpec(labels=("negative", "positive")), metrics={"accuracy": 0.5}))
+    folder = tmp_path_factory.mktemp("adapters") / "moods"
+    adapter.save(folder)
+    return folder
+
+
+@pytest.fixture
+def store(folder: Path, tmp_path: Path, run: Run) -> Path:
+    """A folder store that holds `moods@1`."""
+    code, _, said = run("adapters", "import", folder, "moods", "--store", tmp_path / "store")
+    assert code == 0, said
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def recipe(tiny_bert_folder: Path, tmp_path: Path) -> Path:
+    """A recipe on the tiny base whose files are there."""
+    for split, seed in (("train", 0), ("validation", 1)):
+        pa.parquet.write_table(pa.Table.from_pylist(rated(32, seed)), tmp_path / f"{split}.parquet")
+    tree = {
+        "name": "moods",
+        "base": {"model": str(tiny_bert_folder), "dtype": "float32"},
+        "task": {"labels": ["negative", "positive"]},
+        "data": {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation")},
+        "tracking": {"uri": None},
+        "store": str(tmp_path / "store"),
+        "output_dir": str(tmp_path / "runs"),
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tree))  # JSON is YAML
+    return path
+
+
+def last(out: str) -> dict[str, Any]:
+    """The JSON object on the last line."""
+    value = json.loads(out.splitlines()[-1])
+    assert isinstance(value, dict)
+    return value
+
+
+# ---------------------------------------------------------------- what it does
+
+
+def test_help_names_every_command(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in ("train", "search", "evaluate", "predict", "adapters", "serve", "plan", "schema"):
+        assert f"  {name} " in out
+    code, out, _ = run("adapters", "--help")
+    assert all(f"  {name} " in out for name in ("list", "show", "alias", "import", "export", "rm"))
+
+
+def test_schema_is_the_recipes(run: Run) -> None:
+    assert last(run("schema", "--json")[1]) == Recipe.model_json_schema()
+    assert json.loads(run("schema")[1]) == Recipe.model_json_schema()
+
+
+def test_plan_says_what_it_costs(run: Run, recipe: Path) -> None:
+    code, out, said = run("plan", recipe, "lora.r=2", "--json")
+    assert code == 0, said
+    assert last(out)["rows"] == {"train": 32, "validation": 32}
+    assert "slots" in run("plan", recipe)[1]
+
+
+def test_adapters_come_and_go(run: Run, store: Path, folder: Path, tmp_path: Path) -> None:
+    where = ("--store", store, "--json")
+    code, out, _ = run("adapters", "import", folder, "moods", "--alias", "champion", *where)
+    assert (code, last(out)["ref"]) == (0, "moods@2")
+    assert last(run("adapters", "alias", "moods@1", "old", *where)[1]) == {"name": "moods", "alias": "old", "version": 1}
+    listed = last(run("adapters", "list", *where)[1])["adapters"]
+    assert [(entry["ref"], entry["aliases"]) for entry in listed] == [("moods@1", ["old"]), ("moods@2", ["champion"])]
+    shown = last(run("adapters", "show", "moods@old", *where)[1])
+    assert shown["version"] == 1
+    assert shown["task"]["labels"] == ["negative", "positive"]
+    code, out, _ = run("adapters", "export", "moods@old", tmp_path / "out", *where)
+    assert Adapter.load(tmp_path / "out").sha256 == last(out)["sha256"] == shown["sha256"]
+    assert run("adapters", "alias", "moods@1", "old", "--remove", *where)[0] == 0
+    assert last(run("adapters", "rm", "moods@1", *where)[1]) == {"removed": "moods@1"}
+    assert [entry["ref"] for entry in last(run("adapters", "list", *where)[1])["adapters"]] == ["moods@2"]
+
+
+def test_tables_for_people_name_the_adapter(run: Run, store: Path) -> None:
+    assert "moods" in run("adapters", "list", "--store", store)[1]
+    assert "negative" in run("adapters", "show", "moods", "--store", store)[1]
+    assert "holds no adapters" in run("adapters", "list", "--store", store.parent / "empty")[1]
+
+
+def test_predict_and_evaluate_agree(run: Run, store: Path, recipe: Path) -> None:
+    rows = rated(32, 1)
+    lines = recipe.parent / "rows.jsonl"
+    lines.write_text("\n".join(json.dumps({"text": row["text"]}) for row in rows))
+    code, out, said = run("predict", "moods", "--input-file", lines, "--store", store, "--json")
+    assert code == 0, said
+    answers = last(out)["predictions"]
+    right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
+    code, out, said = run("evaluate", "moods", "--data", recipe.parent / "validation.parquet", "--store", store, "--json")
+    assert code == 0, said
+    assert last(out)["metrics"]["accuracy"] == pytest.approx(right / len(rows))
+    assert last(out)["rows"] == 32
+
+
+def test_predict_takes_texts_and_parameters(run: Run, store: Path) -> None:
+    given = ("predict", "moods@1", "--input", "good film", "bad film", "--store", store)
+    answers = last(run(*given, "--parameters", '{"top_k": 2}', "--json")[1])["predictions"]
+    assert [len(answer) for answer in answers] == [2, 2]
+    assert run(*given)[1].count("film") == 2
+
+
+def test_columns_of_the_file_are_mapped(run: Run, store: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{"review": row["text"], "mood": row["label"]} for row in rated(4)])
+    pa.csv.write_csv(table, tmp_path / "rows.csv")
+    given = ("evaluate", "moods", "--data", tmp_path / "rows.csv", "--store", store)
+    assert run(*given, "--column", "text=review", "--column", "label=mood")[0] == 0
+    code, _, said = run(*given)
+    assert (code, "'text'" in said, "review" in said) == (2, True, True)
+
+
+def test_what_is_printed_on_the_way_goes_to_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(recipe: Recipe) -> dict[str, Any]:
+        print("on the way")
+        return {"ref": "a@1", "adapter": Path("x"), "metrics": {"accuracy": 1.0}, "seconds": 1.0}
+
+    monkeypatch.setattr("ray_lora.train.train_recipe", noisy)
+    code, out, said = run("train", "examples/tweets.yaml", "--json")
+    assert (code, out.count("\n"), last(out)["ref"]) == (0, 1, "a@1")
+    assert "on the way" in said
+
+
+# ---------------------------------------------------------------- what it refuses
+
+USAGE = [("trian",), ("train",), ("train", "a.yaml", "--jsn"), ("adapters", "alias", "a"), ("serve", "--port", "x")]
+
+
+@pytest.mark.parametrize("arguments", USAGE)
+def test_wrong_usage_is_two(run: Run, arguments: tuple[str, ...]) -> None:
+    code, out, said = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in said
+
+
+def refused(run: Run, *arguments: Any) -> str:
+    """The message of a refused command."""
+    code, out, said = run(*arguments, "--json")
+    assert code == 2, said
+    assert out == ""
+    assert "Traceback" not in said
+    assert said.startswith("ray-lora: ")
+    return said
+
+
+WRONG_RECIPES = [
+    ("lora.rnk=3", "did you mean 'lora.r"),
+    ("lora.r=0", "lora.r"),
+    ("lora.r=33", "width"),
+    ("lora.target_modules=[q_proj]", "match no layer"),
+    ("data.columns={text: review}", "no column 'review'"),
+    ("data.train=nowhere.parquet", "does not exist"),
+    ("task.labels=[good, bad]", "is not one of 'good', 'bad'"),
+    ("base.model=/no/such/folder", "/no/such/folder"),
+    ("search.space={}", None),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), WRONG_RECIPES)
+def test_wrong_recipes_are_refused_by_plan(run: Run, recipe: Path, override: str, said: str | None) -> None:
+    if said is None:
+        assert run("plan", recipe, override)[0] == 0  # an empty space is the default space
+    else:
+        assert said in refused(run, "plan", recipe, override)
+
+
+WRONG_FILES = [
+    ("empty.parquet", b"", "is empty"),
+    ("torn.parquet", b"PAR1 and then nothing", "is broken"),
+    ("torn.jsonl", b'{"text": "a", "label": "positive"}\n{"text": \n', "line 2"),
+    ("rows.xlsx", b"rows", "parquet, csv, jsonl"),
+    ("head.csv", b"text,label\n", "no rows"),
+    ("hole.csv", b'text,label\ngood,positive\nbad,\n', "row 2"),
+    ("unseen.csv", b"text,label\ngood,positive\nbad,lukewarm\n", "lukewarm"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), WRONG_FILES, ids=[name for name, *_ in WRONG_FILES])
+def test_wrong_files_are_named(
+    run: Run, recipe: Path, store: Path, tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for arguments in (
+        ("plan", recipe, f"data.train={tmp_path / name}"),
+        ("evaluate", "moods", "--data", tmp_path / name, "--store", store),
+    ):
+        message = refused(run, *arguments)
+        assert name in message
+        assert said in message
+
+
+def test_wrong_refs_are_named(run: Run, store: Path) -> None:
+    where = ("--store", store)
+    assert "did you mean 'moods'" in refused(run, "predict", "mods", "--input", "good", *where)
+    assert "version 7" in refused(run, "adapters", "show", "moods@7", *where)
+    assert "alias" in refused(run, "adapters", "show", "moods@chmpion", *where)
+    assert "not a ref" in refused(run, "adapters", "rm", "../moods", *where)
+
+
+def test_wrong_inputs_are_named(run: Run, store: Path, tmp_path: Path) -> None:
+    where = ("predict", "moods", "--store", store)
+    assert "no input" in refused(run, *where)
+    assert "cannot be read" in refused(run, *where, "--input-file", tmp_path / "no.jsonl")
+    (tmp_path / "torn.jsonl").write_text('"good"\n{"text"\n')
+    assert "line 2" in refused(run, *where, "--input-file", tmp_path / "torn.jsonl")
+    (tmp_path / "other.jsonl").write_text('{"txt": "good"}\n')
+    assert "'text'" in refused(run, *where, "--input-file", tmp_path / "other.jsonl")
+    assert "empty" in refused(run, *where, "--input", " ")
+    assert "not JSON" in refused(run, *where, "--input", "good", "--parameters", "top_k=2")
+    assert "top_k" in refused(run, *where, "--input", "good", "--parameters", '{"top_k": 0}')
+
+
+def test_another_base_is_refused(run: Run, store: Path, other_bert_folder: Path, folder: Path) -> None:
+    assert "trained on base" in refused(
+        run, "predict", "moods", "--input", "good", "--store", store, "--base", other_bert_folder
+    )
+    assert "trained on base" in refused(run, "adapters", "import", folder, "--store", store, "--base", other_bert_folder)
+
+
+def test_what_is_no_adapter_is_not_imported(run: Run, store: Path, tmp_path: Path) -> None:
+    assert "adapter_config.json" in refused(run, "adapters", "import", tmp_path, "x", "--store", store)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    assert "IA3" in refused(run, "adapters", "import", tmp_path, "x", "--store", store)
+    assert [entry["name"] for entry in last(run("adapters", "list", "--store", store, "--json")[1])["adapters"]] == ["moods"]
+
+
+def test_export_overwrites_nothing(run: Run, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    assert "not empty" in refused(run, "adapters", "export", "moods", tmp_path / "full", "--store", store)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_wrong_settings_of_the_endpoint_are_named(run: Run, store: Path) -> None:
+    assert "did you mean 'slots'" in refused(run, "serve", "slot=3", "--store", store)
+    assert "slots" in refused(run, "serve", "slots=0", "--store", store)
+    assert "KEY=VALUE" in refused(run, "serve", "slots", "--store", store)
+
+
+class Wrapped(Exception):
+    """What Ray hands back when a worker raises: the cause is an attribute."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a long traceback of a worker")
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Wrapped(DataError("row 3")), 2), (RecipeError("row 3"), 2), (RayLoraError("row 3"), 1)],
+    ids=["in a worker", "here", "a job failed"],
+)
+def test_exit_code_of_errors(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int) -> None:
+    def fail(recipe: Recipe) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr("ray_lora.train.train_recipe", fail)
+    assert run("train", "examples/tweets.yaml") == (code, "", "ray-lora: row 3\n")
+
+
+def test_what_is_not_the_users_fault_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_lora.train.train_recipe", lambda recipe: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train", "examples/tweets.yaml")
+
+
+# ---------------------------------------------------------------- as a program
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ray_lora", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_program_exit_codes() -> None:
+    done = program("schema", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert last(done.stdout)["title"] == "Recipe"
+    done = program("plan", "no.yaml", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ray-lora: recipe 'no.yaml' does not exist; give the path of a YAML recipe\n"
+    assert program("plan").returncode == 2
+
+
+def test_help_is_quick() -> None:
+    script = (
+        "import sys; from ray_lora.cli import main; main(['--help']); "
+        "print(*{'torch', 'ray', 'mlflow', 'transformers', 'pyarrow'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
