@@ -7,7 +7,7 @@ what the plain transformers class does, for all rows of one head class at once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,14 @@ class HeadSpec:
     num_labels: int
 
 
+_Pass = tuple[Routing, int]  # the rows a head runs on, and how many labels they have
+
+
 class _Slotted(torch.autograd.Function):
     """W_slot x + b_slot for each row; gradients go straight into the stacked buffers."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, routing: Routing, width: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, routing: Routing, width: int) -> Tensor:
         w = select(weight[:, :width], routing)
         inputs = grouped(x, routing)
         out = torch.baddbmm(select(bias[:, :width].unsqueeze(1), routing), inputs, w.transpose(1, 2))
@@ -42,7 +43,7 @@ class _Slotted(torch.autograd.Function):
         return out.reshape(*x.shape[:-1], width)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         inputs, w = ctx.saved_tensors
         grad_weight, grad_bias = ctx.grads
         g_rows = g.reshape(*inputs.shape[:-1], ctx.width)
@@ -56,7 +57,7 @@ class _Slotted(torch.autograd.Function):
 class SlotLinear(nn.Module):
     """A Linear with one weight and bias a slot: weight [slots, out, in], bias [slots, out], in float32."""
 
-    def __init__(self, name: str, like: nn.Linear, per_label: bool, current: Callable[[], Routing]) -> None:
+    def __init__(self, name: str, like: nn.Linear, per_label: bool, current: Callable[[], _Pass]) -> None:
         super().__init__()
         self.name, self.per_label, self.has_bias = name, per_label, like.bias is not None
         self.in_features, self.out_features = like.in_features, like.out_features
@@ -64,11 +65,16 @@ class SlotLinear(nn.Module):
         self.bias: nn.Parameter
         self._current = current
 
+    def width(self, labels: int) -> int:
+        """Outputs that a head of `labels` labels uses."""
+        return labels if self.per_label else self.out_features
+
     def forward(self, x: Tensor) -> Tensor:
-        routing = self._current()
-        width = routing.labels if self.per_label and routing.labels else self.out_features
-        out = _Slotted.apply(routing.by_row(x).to(self.weight.dtype), self.weight, self.bias, routing, width)
-        return out.reshape(*x.shape[:-1], width)  # type: ignore[no-any-return]
+        routing, labels = self._current()
+        width = self.width(labels)
+        rows = routing.by_row(x).to(self.weight.dtype)
+        out: Tensor = _Slotted.apply(rows, self.weight, self.bias, routing, width)  # type: ignore[no-untyped-call]
+        return out.reshape(*x.shape[:-1], width)
 
 
 class _Given(nn.Module):
@@ -91,7 +97,7 @@ class Head(nn.Module):
         modules: the class's own top-level modules, PEFT's `modules_to_save`.
     """
 
-    def __init__(self, config: Any, prefix: str, spec: HeadSpec, current: Callable[[], Routing]) -> None:
+    def __init__(self, config: Any, prefix: str, spec: HeadSpec) -> None:
         super().__init__()
         self.architecture, self.labels = spec.architecture, spec.num_labels
         model = _plain(config, spec.architecture, spec.num_labels)
@@ -100,12 +106,13 @@ class Head(nn.Module):
             name.removeprefix(prefix + ".") for name, _ in model.named_modules() if name.startswith(prefix + ".")
         )
         self._given = _Given()
+        self._pass: _Pass | None = None
         setattr(model, prefix, self._given)
         self.linears: list[SlotLinear] = []
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.Linear):
                 per_label = wider[f"{name}.weight"].shape != module.weight.shape
-                slotted = SlotLinear(name, module, per_label, current)
+                slotted = SlotLinear(name, module, per_label, self._current)
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, slotted)
                 self.linears.append(slotted)
@@ -129,23 +136,58 @@ class Head(nn.Module):
 
     def place(self, flat: Tensor, grad: Tensor | None) -> None:
         """Make every layer's weight and bias a view of flat [slots, weights + biases]."""
-        slots, at, bias_at = flat.shape[0], 0, self.sizes[0]
+        for linear, weight, bias in self._parts(flat):
+            linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        if grad is not None:
+            for linear, weight, bias in self._parts(grad):
+                linear.weight.grad, linear.bias.grad = weight, bias
+
+    def init(self, slot: int, labels: int, generator: torch.Generator) -> None:
+        """transformers' start: weights normal, biases zero."""
+        for linear in self.linears:
+            fresh = torch.empty(linear.width(labels), linear.in_features)
+            fresh.normal_(0, self.initializer_range, generator=generator)
+            linear.weight.data[slot, : len(fresh)] = fresh.to(linear.weight)
+
+    def views(self, flat: Tensor, slot: int, labels: int) -> dict[str, Tensor]:
+        """One slot's part of `flat` under the plain class's parameter names, cut to `labels`."""
+        named = {}
+        for linear, weight, bias in self._parts(flat):
+            width = linear.width(labels)
+            named[f"{linear.name}.weight"] = weight[slot, :width]
+            if linear.has_bias:
+                named[f"{linear.name}.bias"] = bias[slot, :width]
+        return named
+
+    def shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
+        """Parameter names and shapes of the plain class's head with this many labels."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for linear in self.linears:
+            shapes[f"{linear.name}.weight"] = (linear.width(labels), linear.in_features)
+            if linear.has_bias:
+                shapes[f"{linear.name}.bias"] = (linear.width(labels),)
+        return shapes
+
+    def _parts(self, flat: Tensor) -> Iterator[tuple[SlotLinear, Tensor, Tensor]]:
+        """Each layer, its weight [slots, out, in] and bias [slots, out] in `flat`: all weights, then all biases."""
+        at, bias_at = 0, self.sizes[0]
         for linear in self.linears:
             out, into = linear.out_features, linear.in_features
-            linear.weight = nn.Parameter(flat[:, at : at + out * into].view(slots, out, into))
-            linear.bias = nn.Parameter(flat[:, bias_at : bias_at + out])
-            if grad is not None:
-                linear.weight.grad = grad[:, at : at + out * into].view(slots, out, into)
-                linear.bias.grad = grad[:, bias_at : bias_at + out]
+            weight = flat[:, at : at + out * into].view(-1, out, into)
+            yield linear, weight, flat[:, bias_at : bias_at + out]
             at, bias_at = at + out * into, bias_at + out
 
-    def forward(self, hidden: Any, inputs: dict[str, Tensor]) -> Any:
+    def forward(self, hidden: Any, inputs: dict[str, Tensor], routing: Routing, labels: int) -> Any:
         """The class's outputs from the backbone's outputs and the model inputs of the same rows."""
-        self._given.outputs = hidden
+        self._given.outputs, self._pass = hidden, (routing, labels)
         try:
             return self.model(**inputs)
         finally:
-            self._given.outputs = None
+            self._given.outputs = self._pass = None
+
+    def _current(self) -> _Pass:
+        assert self._pass is not None
+        return self._pass
 
 
 def _plain(config: Any, architecture: str, labels: int) -> Any:
@@ -156,7 +198,9 @@ def _plain(config: Any, architecture: str, labels: int) -> Any:
     config.num_labels = labels
     factory = getattr(transformers, architecture, None)
     if factory is None:
-        raise AdapterError(f"transformers has no class {architecture!r}; name a class such as AutoModelForSequenceClassification")
+        raise AdapterError(
+            f"transformers has no class {architecture!r}; name a class such as AutoModelForSequenceClassification"
+        )
     try:
         with torch.device("meta"):
             return factory.from_config(config)

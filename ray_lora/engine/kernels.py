@@ -1,8 +1,8 @@
 """The low-rank term (alpha/r) B A x for rows of many slots, and its gradients.
 
-`lora_reference` is the paper's formula, one slot at a time (Hu et al., arXiv 2106.09685, eq. 3). `LoraTerm` computes the same
-for all rows at once, adds it to the base layer's output, and adds the gradients straight into the stacked gradient
-buffers, so that a backward touches only the slots of its own pass. Kernels know tensors and rows, not models.
+`lora_reference` is the paper's formula, one slot at a time (Hu et al., arXiv 2106.09685, eq. 3). `LoraTerm` computes
+the same for all rows at once, adds it to the base layer's output, and adds the gradients straight into the stacked
+gradient buffers, so that a backward touches only the slots of its own pass. Kernels know tensors and rows, not models.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LoraTerm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         y: Tensor,
@@ -93,7 +93,7 @@ class LoraTerm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
         g_rows = g.reshape(*h.shape[:2], -1)

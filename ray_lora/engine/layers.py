@@ -32,6 +32,11 @@ class Shape:
         return min(math.prod(self.a), self.b)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a Linear, or GPT-2's Conv1D (a Linear whose weight is [in, out])."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be a target, or None."""
     if isinstance(module, nn.Conv2d):
@@ -42,7 +47,7 @@ def refusal(module: nn.Module) -> str | None:
         if module.padding_mode != "zeros":
             return f"it pads with {module.padding_mode!r}; only zeros are supported"
         return None
-    if _is_linear(module) or isinstance(module, nn.Embedding):
+    if is_linear(module) or isinstance(module, nn.Embedding):
         return None
     return f"it is a {type(module).__name__}; only Linear, Conv1D, Conv2d and Embedding layers hold adapters"
 
@@ -55,11 +60,8 @@ def shape_of(module: nn.Module) -> Shape:
         return Shape((module.num_embeddings,), module.embedding_dim)
     if isinstance(module, nn.Linear):
         return Shape((module.in_features,), module.out_features)
-    return Shape((module.weight.shape[0],), module.weight.shape[1])  # type: ignore[union-attr,index]  # Conv1D
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    assert isinstance(module.weight, Tensor)
+    return Shape((module.weight.shape[0],), module.weight.shape[1])  # Conv1D: [in, out]
 
 
 class TargetLayer:
@@ -82,6 +84,17 @@ class TargetLayer:
         self.B: nn.Parameter
         self.a: Tensor
         self.b: Tensor
+
+    def init(self, slot: int, generator: torch.Generator) -> None:
+        """PEFT's start: A kaiming-uniform and B zero; for an Embedding A zero and B normal."""
+        rank = self.ranks[slot]
+        if self.embedding:
+            fresh = torch.empty(self.shape.b, rank).normal_(generator=generator)
+            self.B.data[slot, :, :rank] = fresh.to(self.B)
+        else:
+            fresh = torch.empty(rank, *self.shape.a)
+            nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
+            self.A.data[slot, :rank] = fresh.to(self.A)
 
     def attach(self, current: Callable[[], Routing | None]) -> Any:
         """Hook the module; `current` gives the routing of the pass, None for the bare base."""
@@ -120,8 +133,6 @@ class TargetLayer:
         inputs = x if mask is None else x * mask.reshape(x.shape)
         a = self.A[:, :rank][slots].to(x.dtype)  # [rows, rank, in, kh, kw]
         b = self.B[:, :, :rank][slots].to(x.dtype)  # [rows, out, rank]
-        h = F.conv2d(
-            inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows
-        )
+        h = F.conv2d(inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows)
         h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1).to(x.dtype)
         return base + torch.bmm(b, h).reshape(base.shape)

@@ -1,8 +1,8 @@
 """One optimizer for all slots: torch's AdamW with one parameter group a slot.
 
-Each slot keeps its own rate, schedule, weight decay, clipping and step count, so an adapter is stepped exactly as it would
-be alone. Biases are not decayed, as in Hugging Face's Trainer. The gradients of a step are sums over rows; `step` divides
-each slot's by its own number of terms.
+Each slot keeps its own rate, schedule, weight decay, clipping and step count, so an adapter is stepped exactly as it
+would be alone. Biases are not decayed, as in Hugging Face's Trainer. The gradients of a step are sums over rows; `step`
+divides each slot's by its own number of terms.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ class SlotOptimizer:
         return norms
 
     def _norms(self, slots: list[int], counts: list[float]) -> dict[int, float]:
-        squares = [torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in self._grads(s)])) for s in slots]
-        values = (torch.stack(squares) / torch.tensor(counts, device=squares[0].device)).tolist()
+        parts = [torch.stack([torch.linalg.vector_norm(grad) for grad in self._grads(slot)]) for slot in slots]
+        norms = torch.stack([torch.linalg.vector_norm(part) for part in parts])
+        values = (norms / torch.tensor(counts, device=norms.device)).tolist()
         return dict(zip(slots, values, strict=True))
 
     def _grads(self, slot: int) -> list[Tensor]:
@@ -151,7 +152,8 @@ class SlotOptimizer:
         for moment in _MOMENTS:
             flats = self._moments(slot, moment)
             assert flats is not None
-            mine = {key.removeprefix(f"{moment}/"): value for key, value in named.items() if key.startswith(f"{moment}/")}
+            start = f"{moment}/"
+            mine = {key.removeprefix(start): value for key, value in named.items() if key.startswith(start)}
             self.engine.write(slot, mine, flats)
             for part, values in zip(self._parts[slot], self._join_head(slot, flats), strict=True):
                 self._adamw.state[part][moment].copy_(values)
@@ -159,7 +161,7 @@ class SlotOptimizer:
     def _moments(self, slot: int, moment: str) -> list[Tensor] | None:
         """The slot's moments laid out as the engine's buffers, [slots, numbers] with only this slot filled."""
         assert self._adamw is not None
-        states = [self._adamw.state.get(part) for part in self._parts[slot]]
+        states = [self._adamw.state.get(part, {}) for part in self._parts[slot]]
         if not all(states):
             return None
         values = [state[moment] for state in states]

@@ -7,6 +7,7 @@ checkpointing, see the slots of their own forward.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,6 @@ class Routing:
     distinct: tuple[int, ...]
     group: int = 0
     dropout: dict[int, tuple[float, torch.Generator]] = field(default_factory=dict)
-    labels: int | None = None  # output width of the head that runs now
 
     @classmethod
     def of(
@@ -58,7 +58,8 @@ class Routing:
         rows = self.slots.shape[0]
         if x.shape[0] % rows:
             raise CapacityError(
-                f"a target layer saw {x.shape[0]} leading entries for {rows} rows; it mixes rows and cannot hold adapters"
+                f"a target layer saw {x.shape[0]} leading entries for {rows} rows; "
+                "it mixes rows and cannot hold adapters"
             )
         return x.reshape(rows, -1, x.shape[-1])
 
@@ -73,3 +74,9 @@ class Routing:
             kept = torch.rand(shape, generator=generator, device=generator.device) >= probability
             mask[mine] = (kept.to(x.device) / (1 - probability)).to(x.dtype)
         return mask
+
+
+def take_rows(outputs: Any, index: Tensor) -> Any:
+    """The rows `index` of every tensor among a model's outputs."""
+    kept = {name: value[index.to(value.device)] for name, value in outputs.items() if isinstance(value, Tensor)}
+    return type(outputs)(**kept)

@@ -1,0 +1,178 @@
+"""Targets: which layers of a base hold adapters, and whether a given adapter fits them. PEFT's naming rules live here.
+
+It compares names and shapes; it computes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ray_lora.adapter import Adapter, LowRank, layer_rank
+from ray_lora.base import Base
+from ray_lora.engine.heads import Head, HeadSpec
+from ray_lora.engine.layers import TargetLayer, is_linear, refusal
+from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
+from ray_lora.recipe import LoraSpec
+
+_ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plain PEFT wrote
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
+
+
+def find_layers(backbone: nn.Module, slots: int, device: torch.device, embeddings: bool) -> dict[str, TargetLayer]:
+    """Every layer of the backbone that can hold adapters, by module name."""
+    return {
+        name: TargetLayer(name, module, slots, device)
+        for name, module in backbone.named_modules()
+        if refusal(module) is None
+        and not _bypassed(backbone, name)
+        and (embeddings or not isinstance(module, nn.Embedding))
+    }
+
+
+def _bypassed(backbone: nn.Module, name: str) -> bool:
+    """Whether the parent reads this module's weight without calling it."""
+    return isinstance(backbone.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+# -------------------------------------------------------------------- what a config asks for
+
+
+def match(
+    config: LoraSpec, head: Head | None, base: Base, layers: Mapping[str, TargetLayer], max_rank: int
+) -> tuple[str, ...]:
+    """Backbone layers that `target_modules` names in the plain class, by PEFT's rules.
+
+    Raises:
+        RecipeError: nothing matches, a match cannot hold an adapter, or a rank is too large.
+    """
+    if config.target_modules == ():
+        return ()
+    prefix = f"{base.prefix}." if head is not None else ""
+    modules = {
+        prefix + name: module
+        for name, module in base.backbone.named_modules()
+        if name and (head is None or name in head.targets)
+    }
+    names = [name for name, module in modules.items() if _is_target(config, name, module)]
+    if not names:
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in modules if name.removeprefix(prefix) in layers})
+        targets = config.target_modules
+        wanted = targets if isinstance(targets, str) else ", ".join(targets)
+        raise RecipeError(
+            f"target_modules {wanted!r} match no layer of base {base.id!r}; "
+            f"its layers are {', '.join(leaves)}{did_you_mean(wanted, leaves)}"
+        )
+    for name in names:
+        layer = layers.get(name.removeprefix(prefix))
+        if layer is None:
+            why = _why_not(modules[name])
+            raise RecipeError(f"target {name!r} cannot hold an adapter: {why}; leave it out of target_modules")
+        _check_rank(layer_rank(config, name), name, layer, max_rank)
+    return tuple(name.removeprefix(prefix) for name in names)
+
+
+def _is_target(config: LoraSpec, name: str, module: nn.Module) -> bool:
+    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings."""
+    if config.exclude_modules is not None and _names(config.exclude_modules, name):
+        return False
+    if config.target_modules == "all-linear":
+        return is_linear(module)
+    return _names(config.target_modules, name)
+
+
+def _names(wanted: str | tuple[str, ...], name: str) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == ending or name.endswith("." + ending) for ending in wanted)
+
+
+def _why_not(module: nn.Module) -> str:
+    """Why a module that was asked for holds no adapters."""
+    if isinstance(module, nn.Embedding):
+        return "this engine was built without embeddings"
+    return refusal(module) or "its parent never calls it"
+
+
+def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None:
+    if rank > layer.shape.width:
+        raise RecipeError(f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r")
+    if rank > max_rank:
+        raise RecipeError(f"rank {rank} exceeds this engine's max_rank {max_rank}; raise max_rank or lower the rank")
+
+
+# -------------------------------------------------------------------- what a saved adapter brings
+
+
+def check_base(adapter: Adapter, base: Base) -> None:
+    """BaseModelError when the adapter's card names another base."""
+    recorded = adapter.card.base_fingerprint
+    if recorded is not None and recorded != base.fingerprint:
+        raise BaseModelError(
+            f"the adapter was trained on base {adapter.card.base!r} ({recorded[:12]}…), this engine holds "
+            f"{base.id!r} ({base.fingerprint[:12]}…); serve it on its own base"
+        )
+
+
+def prefix_of(adapter: Adapter, base: Base) -> str:
+    """What its layer names begin with: the plain class holds the backbone under a name, or is the backbone."""
+    prefix = f"{base.prefix}."
+    return prefix if adapter.head or any(name.startswith(prefix) for name in adapter.layers) else ""
+
+
+def check_pairs(
+    pairs: Mapping[str, LowRank], prefix: str, base: Base, layers: Mapping[str, TargetLayer], max_rank: int
+) -> None:
+    """AdapterError when a pair matches no layer, or has another shape or a larger rank than fits."""
+    for name, pair in pairs.items():
+        layer = layers.get(name)
+        if layer is None:
+            raise AdapterError(
+                f"adapter layer {prefix + name!r} matches no layer of base {base.id!r} that can hold an adapter"
+                f"{did_you_mean(name, layers)}"
+            )
+        fits = tuple(pair.A.shape[1:]) == layer.shape.a and pair.B.shape[0] == layer.shape.b
+        if not fits or pair.embedding != layer.embedding:
+            raise AdapterError(
+                f"adapter layer {prefix + name!r} has A {tuple(pair.A.shape)} and B {tuple(pair.B.shape)}; base "
+                f"{base.id!r} needs A [rank, {layer.shape.a}] and B [{layer.shape.b}, rank]"
+            )
+        if pair.rank > max_rank:
+            raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")
+
+
+def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
+    """Which head class the adapter's head belongs to, and its labels; None for an adapter without a head."""
+    if not adapter.head:
+        return None
+    architecture = adapter.card.architecture or _ARCHITECTURES.get(adapter.peft_type or "")
+    if architecture is None:
+        raise AdapterError(
+            f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
+            f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
+        )
+    head = heads.get(architecture) or Head(base.config, base.prefix, HeadSpec(architecture, 2))
+    for linear in head.linears:
+        weight = adapter.head.get(f"{linear.name}.weight")
+        if linear.per_label and weight is not None:
+            return HeadSpec(architecture, int(weight.shape[0]))
+    return HeadSpec(architecture, 2)
+
+
+def check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> None:
+    """AdapterError when the head's tensors, or the labels its card names, are not those of the class."""
+    needed = head.shapes(spec.num_labels)
+    given = {name: tuple(tensor.shape) for name, tensor in adapter.head.items()}
+    if given != needed:
+        raise AdapterError(
+            f"the adapter's head {given} does not fit {spec.architecture} on {base.id!r}, which has {needed}"
+        )
+    task = adapter.card.task
+    if task is not None and task.labels is not None and len(task.labels) != spec.num_labels:
+        raise AdapterError(f"the adapter's card names {len(task.labels)} labels, its head has {spec.num_labels}")
