@@ -1,0 +1,242 @@
+"""Four kinds of text that people rated, as parquet with splits that do not leak.
+
+    python -m pipelines.rated_texts [--out data]
+
+From the vaderSentiment 2.5 source archive (Hutto and Gilbert 2014): texts with the mean of about twenty ratings from -4
+to 4. It makes, and a second run reuses,
+
+    data/<movies|newspapers|products|tweets>/{train,validation,test}.parquet     label: negative or positive
+    data/domains/{train,validation,test}.parquet                                 label: which of the four; balanced
+    data/*/train-1024.parquet  data/*/validation-512.parquet                     balanced parts of the same splits
+
+    {"text": "Yay. Another good phone interview.", "label": "positive", "rating": 1.44}
+
+A text's split is decided once for all five: sentences of one review or article, and texts that share most of their
+words, go to the same split of whatever they appear in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import html
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer
+
+from ray_lora.packaged import Archive, fetch_archive
+
+SOURCE = Archive(
+    "sdist", "vaderSentiment", "2.5", "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84", 2
+)
+FILES = {
+    "movies": "movieReviewSnippets",  # one sentence a review: the ids name no document
+    "newspapers": "nytEditorialSnippets",  # ids are article_sentence
+    "products": "amazonReviewSnippets",  # ids are review_sentence
+    "tweets": "tweets",
+}
+NEUTRAL = 0.5  # a mean this near to zero is within three standard errors (0.17) of it: its sign is not sure. Dropped.
+SHARES = {"train": 0.58, "validation": 0.27, "test": 0.15}  # validation holds 256 of the rarest label
+QUICK = {"train": 1024, "validation": 512}
+ALIKE = 0.7  # share of common words (Jaccard) from which two texts are copies of each other with a word changed
+SCHEMA = pa.schema([("text", pa.string()), ("label", pa.string()), ("rating", pa.float64())])
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One text. `document` names the review, article or tweet it was taken from."""
+
+    domain: str
+    document: str
+    text: str
+    rating: float
+
+
+def prepare(out: str | Path = "data") -> dict[str, int]:
+    """Make the files that are missing or of another making, print what there is; rows by "domain/file/label".
+
+    Raises:
+        DataError: the archive cannot be had.
+    """
+    out = Path(out)
+    record = out / "rated_texts.json"
+    making = {"source": SOURCE.sha256, "neutral": NEUTRAL, "shares": SHARES, "quick": QUICK, "alike": ALIKE, "form": 1}
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if known.get("making") != making or any(_sha256(out / file) != sha for file, sha in known["sha256"].items()):
+        known = {"making": making, **_make(out)}
+        _replace(record, json.dumps(known, indent=1).encode())
+    _show(out, known["rows"], known["dropped"])
+    return dict(known["rows"])
+
+
+def _make(out: Path) -> dict[str, dict[str, int] | dict[str, str]]:
+    texts = list(read_archive())
+    kept = without_duplicates(texts)
+    split = dict(zip(kept, splits(kept), strict=True))
+    dropped = Counter(f"{row.domain}/duplicate" for row in texts)
+    dropped.subtract(f"{row.domain}/duplicate" for row in kept)
+    dropped.update(f"{row.domain}/neutral" for row in kept if sentiment(row) is None)
+    rows: dict[str, int] = {}
+    hashes: dict[str, str] = {}
+    for folder in [*FILES, "domains"]:
+        for name in SHARES:
+            part = [row for row in kept if split[row] == name]
+            if folder == "domains":
+                table = balanced([(row, row.domain) for row in part])
+            else:
+                table = [(row, label) for row in part if row.domain == folder and (label := sentiment(row))]
+            files = {f"{folder}/{name}.parquet": table}
+            if name in QUICK:
+                files[f"{folder}/{name}-{QUICK[name]}.parquet"] = balanced(table, QUICK[name])
+            for file, labelled in files.items():
+                hashes[file] = _write(out / file, labelled)
+                rows.update({f"{file}/{k}": n for k, n in sorted(Counter(label for _, label in labelled).items())})
+    return {"rows": rows, "dropped": dict(dropped), "sha256": hashes}
+
+
+def read_archive() -> Iterator[Rated]:
+    """All texts as they stand in the archive, HTML entities undone."""
+    name = "hutto_ICWSM_2014"
+    folder = fetch_archive(SOURCE, "vaderSentiment-2.5/additional_resources", (f"{name}.tar.gz",))
+    with tarfile.open(folder / f"{name}.tar.gz") as tape:
+        for domain, file in FILES.items():
+            member = tape.extractfile(f"{name}/{file}_GroundTruth.txt")
+            assert member is not None
+            for line in member.read().decode("utf-8").split("\r\n"):
+                if line.strip():
+                    number, rating, text = line.split("\t")
+                    document = f"{domain}/{number.split('_')[0]}"
+                    yield Rated(domain, document, " ".join(html.unescape(text).split()), float(rating))
+
+
+def normalised(text: str) -> str:
+    """What must differ for two texts to be two: case and whitespace do not count."""
+    return " ".join(text.casefold().split())
+
+
+def without_duplicates(texts: Sequence[Rated]) -> list[Rated]:
+    """The first of equal texts, over all domains, in an order that hangs on nothing but the texts."""
+    first: dict[str, Rated] = {}
+    for row in texts:
+        first.setdefault(normalised(row.text), row)
+    return sorted(first.values(), key=lambda row: _digest(row.text))
+
+
+def splits(texts: Sequence[Rated]) -> list[str]:
+    """For each text its split: a hash of the name of its group."""
+    bounds = np.cumsum(list(SHARES.values()))
+    names = list(SHARES)
+    places = (int(_digest(group)[:12], 16) / 16**12 for group in groups(texts))
+    return [names[min(int(np.searchsorted(bounds, place, side="right")), len(names) - 1)] for place in places]
+
+
+def groups(texts: Sequence[Rated]) -> list[str]:
+    """For each text the name of its group: connected by a shared document or by sharing most of their words."""
+    first: dict[str, int] = {}
+    edges = [(row, first.setdefault(text.document, row)) for row, text in enumerate(texts)]
+    edges += alike([text.text for text in texts])
+    ends = np.array(edges).T
+    graph = coo_matrix((np.ones(len(edges)), (ends[0], ends[1])), shape=(len(texts), len(texts)))
+    members = connected_components(graph, directed=False)[1].tolist()
+    name: dict[int, str] = {}
+    for text, member in zip(texts, members, strict=True):
+        name[member] = min(name.get(member, text.document), text.document)
+    return [name[member] for member in members]
+
+
+def alike(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of texts whose sets of words have a Jaccard index of at least `ALIKE`.
+
+    Such a pair shares a word among the rarest 1 - ALIKE of each, so only texts that do are compared (the prefix filter
+    of Chaudhuri, Ganti and Kaushik 2006).
+    """
+    words = CountVectorizer(binary=True, token_pattern=r"\w+", dtype=np.float32).fit_transform(texts)
+    words = words[:, np.argsort(np.asarray(words.sum(axis=0)).ravel(), kind="stable")]
+    words.sort_indices()  # rarest first
+    sizes = np.diff(words.indptr)
+    rare = words.copy()
+    rare.data = (
+        np.arange(words.nnz) - np.repeat(words.indptr[:-1], sizes) <= np.repeat((1 - ALIKE) * sizes, sizes) + 1e-6
+    )
+    rare.eliminate_zeros()
+    one, other = (rare.astype(np.float32) @ rare.T.astype(np.float32)).nonzero()
+    one, other = one[one < other], other[one < other]
+    common = np.asarray(words[one].multiply(words[other]).sum(axis=1)).ravel()
+    same = common >= ALIKE * (sizes[one] + sizes[other] - common) - 1e-6
+    return list(zip(one[same].tolist(), other[same].tolist(), strict=True))
+
+
+def sentiment(row: Rated) -> str | None:
+    """The label; None in the neutral band."""
+    if abs(row.rating) <= NEUTRAL:
+        return None
+    return "positive" if row.rating > 0 else "negative"
+
+
+def balanced(rows: Sequence[tuple[Rated, str]], total: int | None = None) -> list[tuple[Rated, str]]:
+    """The first rows of every label, as many of each: `total` in all, or as many as the rarest has."""
+    counts = Counter(label for _, label in rows)
+    each = min(counts.values()) if total is None else total // len(counts)
+    taken: Counter[str] = Counter()
+    chosen = []
+    for row, label in rows:
+        if taken[label] < each:
+            taken[label] += 1
+            chosen.append((row, label))
+    return chosen
+
+
+def _write(path: Path, rows: Sequence[tuple[Rated, str]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = [{"text": row.text, "label": label, "rating": row.rating} for row, label in rows]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), buffer)
+    _replace(path, buffer.getvalue())
+    return _sha256(path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write at once, so that whoever reads meanwhile sees the old file or the new one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _show(out: Path, rows: dict[str, int], dropped: dict[str, int]) -> None:
+    files = ["train", "validation", "test", *(f"{name}-{number}" for name, number in QUICK.items())]
+    print(f"{'rows in ' + str(out):<24}" + "".join(f"{file:>16}" for file in files))
+    for folder in [*FILES, "domains"]:
+        labels = sorted({key.rsplit("/", 1)[1] for key in rows if key.startswith(f"{folder}/")})
+        for label in labels:
+            counts = "".join(f"{rows[f'{folder}/{file}.parquet/{label}']:>16,}" for file in files)
+            print(f"{folder + ' ' + label:<24}{counts}")
+    for domain in FILES:
+        duplicate, neutral = (dropped.get(f"{domain}/{why}", 0) for why in ("duplicate", "neutral"))
+        print(f"{domain}: {duplicate:,} duplicates dropped; {neutral:,} neutral texts not in its sentiment files")
+    print(f"duplicate: the same text but for case and spaces; neutral: a mean rating within ±{NEUTRAL}, of unsure sign")
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description="Prepare the rated texts")
+    options.add_argument("--out", default="data", help="folder to write to")
+    prepare(options.parse_args().out)
