@@ -1,6 +1,6 @@
 """Adapters in a bucket (`s3://`, `gs://`) or any other file system of pyarrow.
 
-A bucket renames nothing and has no locks, so a version's files are written with `adapter_config.json` last, and a writer
+A bucket renames nothing and has no locks, so a version is written with `adapter_config.json` last, and a writer
 first claims its number: it writes a claim, then looks; whoever sees another's claim takes a later number.
 Listings of S3 and Google's buckets are consistent, so of two writers at least the later one sees the other.
 """

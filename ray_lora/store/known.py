@@ -1,0 +1,134 @@
+"""What an MLflow registry says of adapters: an entry as a tag, tags for people, and what was said last, kept on disk.
+
+Knows no MLflow: tags are words, notes are JSON files under the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from ray_lora.errors import AdapterError
+from ray_lora.recipe import TaskSpec
+from ray_lora.store.cache import cache_root, is_sha256
+from ray_lora.store.refs import Entry, is_name
+
+if TYPE_CHECKING:
+    from ray_lora.adapter import Adapter
+
+TAG = "ray_lora"  # marks a version as an adapter and holds its entry
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the registry said of one name; entries without aliases."""
+
+    versions: dict[int, Entry]
+    aliases: dict[str, int]
+
+    def entry(self, version: int) -> Entry:
+        """One version with its aliases."""
+        held = tuple(sorted(alias for alias, at in self.aliases.items() if at == version))
+        return replace(self.versions[version], aliases=held)
+
+
+class Notes:
+    """What the registry at an address said last, one JSON file a name; for the time while it is away."""
+
+    def __init__(self, uri: str) -> None:
+        self._folder = cache_root() / "mlflow" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+    def keep(self, name: str, known: Known) -> None:
+        """Write down what is known of a name, if it changed."""
+        file = self._folder / f"{name}.json"
+        versions = {version: json.loads(pack(entry)) for version, entry in known.versions.items()}
+        text = json.dumps({"aliases": known.aliases, "versions": versions})
+        try:
+            if not file.exists() or file.read_text() != text:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=self._folder, delete=False) as temporary:
+                    temporary.write(text)
+                Path(temporary.name).replace(file)
+        except OSError as error:
+            _logger.warning("the cache %s cannot be written: %s", self._folder, error)
+
+    def recall(self) -> dict[str, Known]:
+        """All names written down."""
+        found = {}
+        for file in sorted(self._folder.glob("*.json")):
+            name = file.stem
+            if is_name(name):
+                try:
+                    told = json.loads(file.read_text())
+                    versions = {int(v): unpack(name, int(v), json.dumps(e)) for v, e in told["versions"].items()}
+                    found[name] = Known(versions, {str(alias): int(at) for alias, at in told["aliases"].items()})
+                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                    _logger.warning("left out: %s: %s", file, error)
+        return found
+
+
+def entry_of(adapter: Adapter, name: str, size: int) -> Entry:
+    """The entry of an adapter that the registry is about to number; `size`: bytes of its weights file."""
+    card = adapter.card
+    return Entry(
+        name=name,
+        version=0,  # the registry gives it
+        aliases=(),
+        sha256=adapter.sha256,
+        task=card.task,
+        base=card.base,
+        base_fingerprint=card.base_fingerprint,
+        metrics=dict(card.metrics),
+        num_parameters=adapter.num_parameters,
+        bytes=size,
+    )
+
+
+def tags_of(adapter: Adapter, entry: Entry) -> dict[str, str]:
+    """What a person looks for in the registry's table, and the entry for `list`."""
+    tags = {
+        TAG: pack(entry),
+        "sha256": entry.sha256,
+        "rank": str(adapter.config.r),
+        "lora_alpha": f"{adapter.config.lora_alpha:g}",
+        "num_parameters": str(entry.num_parameters),
+    }
+    if entry.task is not None:
+        tags |= {"task": entry.task.type, "labels": json.dumps(entry.task.labels)}
+    if entry.base:
+        tags["base"] = entry.base
+    if entry.base_fingerprint:
+        tags["base_fingerprint"] = entry.base_fingerprint
+    for metric, value in entry.metrics.items():
+        if "score" not in tags:
+            tags |= {"score": repr(value), "metric": metric}
+        tags[f"metric.{metric}"] = repr(value)
+    return tags
+
+
+def pack(entry: Entry) -> str:
+    """The tag that holds an entry; name, version and aliases are the registry's own."""
+    held = asdict(replace(entry, task=None)) | {"task": entry.task.model_dump(mode="json") if entry.task else None}
+    return json.dumps({key: held[key] for key in sorted(held) if key not in ("name", "version", "aliases")})
+
+
+def unpack(name: str, version: int, text: str) -> Entry:
+    """The entry in a tag; AdapterError when it is not one."""
+    try:
+        held = json.loads(text)
+        task = TaskSpec.model_validate(held.pop("task")) if held.get("task") else None
+        entry = Entry(**{**held, "name": name, "version": version, "aliases": (), "task": task})
+        if not is_sha256(entry.sha256):
+            raise ValueError(f"sha256 is {entry.sha256!r}")
+        return entry
+    except (ValueError, TypeError, AttributeError, ValidationError) as error:
+        raise AdapterError(f"{name}@{version}: tag {TAG!r} is not an entry of this library: {error}") from None

@@ -1,0 +1,255 @@
+"""A store in MLflow's model registry: name = registered model, version = its version, aliases = its aliases.
+
+A version's artifact is a plain PEFT folder with an `MLmodel` file beside it, so that `mlflow.pyfunc.load_model` works;
+no pickle anywhere. Its tags say what a person looks for; one of them, `ray_lora`, holds the entry for `list`. What was
+seen once is kept in the cache: while MLflow is away, known refs resolve as they last did.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_lora.errors import AdapterError
+from ray_lora.store.cache import local_copy
+from ray_lora.store.files import PARTS, WEIGHTS
+from ray_lora.store.known import TAG, Known, Notes, entry_of, tags_of, unpack
+from ray_lora.store.line import Line, address, answering, experiment_id, require, sqlite_file, user
+from ray_lora.store.refs import (
+    Entry,
+    StoreAwayError,
+    check_alias,
+    check_name,
+    choose,
+    is_name,
+    only_version,
+    parse_ref,
+    unknown,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from ray_lora.adapter import Adapter
+
+_PAGE = 1000
+
+_logger = logging.getLogger(__name__)
+
+
+class MlflowStore:
+    """See `Store`. Safe to use from several threads."""
+
+    def __init__(self, tracking_uri: str | None = None) -> None:
+        self.uri = "mlflow"
+        self.tracking_uri = address(tracking_uri or _own_setting())
+        self._client: MlflowClient | None = None
+        self._known: dict[str, Known] = {}
+        self._notes = Notes(self.tracking_uri)
+        self._line = Line(self.tracking_uri)
+
+    def put(
+        self,
+        adapter: Adapter,
+        name: str,
+        aliases: Sequence[str] = (),
+        *,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Entry:
+        """See `Store.put`. The version belongs to the run `run_id`, else to a run of its own; `tags` come on top."""
+        check_name(name)
+        for alias in aliases:
+            check_alias(alias)
+        client = self._connected()
+        with answering(self.tracking_uri), tempfile.TemporaryDirectory(prefix="ray-lora-") as temporary:
+            run_id = run_id or _own_run(client, name)
+            folder = Path(temporary) / "adapter"
+            path = f"registered/{name}-{adapter.save(folder)[:12]}"
+            write_mlmodel(folder, run_id, adapter.card.base)
+            client.log_artifacts(run_id, str(folder), path)
+            entry = entry_of(adapter, name, (folder / WEIGHTS).stat().st_size)
+            source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{path}"
+            _ensure_model(client, name)
+            told = {**tags_of(adapter, entry), **(tags or {})}
+            made = client.create_model_version(name, source, run_id, tags=told, await_creation_for=0)
+            for alias in aliases:
+                client.set_registered_model_alias(name, alias, str(made.version))
+        return self.resolve(f"{name}@{made.version}")
+
+    def resolve(self, ref: str) -> Entry:
+        """See `Store.resolve`."""
+        known = self._look(ref)
+        version = choose(ref, known.versions, known.aliases)
+        return known.entry(version)
+
+    def get(self, ref: str) -> tuple[Entry, Path]:
+        """See `Store.get`. Always the cache's copy, checked; MLflow is asked for its bytes only the first time."""
+        entry = self.resolve(ref)
+        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))
+
+    def list(self) -> list[Entry]:
+        """See `Store.list`."""
+        try:
+            self._connected()
+            self._known = self._line.ask(self._read_all)
+            for name, known in self._known.items():
+                self._notes.keep(name, known)
+        except StoreAwayError as error:
+            self._line.say_away(error)
+            self._known = {**self._notes.recall(), **self._known}
+        return [known.entry(version) for _, known in sorted(self._known.items()) for version in sorted(known.versions)]
+
+    def alias(self, name: str, alias: str, version: int | None) -> None:
+        """See `Store.alias`."""
+        check_alias(alias)
+        client = self._connected()
+        self.resolve(f"{name}@{version}" if version is not None else f"{name}@{alias}")
+        with answering(self.tracking_uri):
+            if version is None:
+                client.delete_registered_model_alias(name, alias)
+            else:
+                client.set_registered_model_alias(name, alias, str(version))
+
+    def remove(self, ref: str) -> None:
+        """See `Store.remove`. MLflow never gives a version's number away again."""
+        client = self._connected()
+        known = self._look(ref)
+        only_version(ref, known.versions)
+        with answering(self.tracking_uri):
+            client.delete_model_version(parse_ref(ref)[0], str(choose(ref, known.versions, known.aliases)))
+
+    # ---------------------------------------------------------------------------------- what the registry says
+
+    def _connected(self) -> MlflowClient:
+        require(self.tracking_uri)
+        if self._client is None:
+            self._client = connect(self.tracking_uri)
+        return self._client
+
+    def _look(self, ref: str) -> Known:
+        """What is known of the name in a ref: from the registry, or while that is away what it said last."""
+        name = parse_ref(ref)[0]
+        try:
+            self._connected()
+            known = self._line.ask(lambda: self._read(name))
+        except StoreAwayError as error:
+            self._line.say_away(error)
+            if name not in self._known:
+                self._known = {**self._notes.recall(), **self._known}
+            if name not in self._known:
+                raise StoreAwayError(f"{error}; {name!r} was not seen on this machine before") from None
+            return self._known[name]
+        if not known.versions:
+            self._known.pop(name, None)
+            raise unknown(ref, sorted(self._line.ask(self._read_all)), f"mlflow at {self.tracking_uri}")
+        self._known[name] = known
+        self._notes.keep(name, known)
+        return known
+
+    def _read(self, name: str) -> Known:
+        client = self._connected()
+        try:
+            aliases = client.get_registered_model(name).aliases
+        except Exception as error:
+            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                return Known({}, {})
+            raise
+        versions = _entries(client, f"name = '{name}'").get(name, {})
+        return Known(versions, {alias: int(version) for alias, version in aliases.items()})
+
+    def _read_all(self) -> dict[str, Known]:
+        client = self._connected()
+        aliases: dict[str, dict[str, int]] = {}
+        token = None
+        while True:
+            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+            for model in page:
+                aliases[model.name] = {alias: int(version) for alias, version in model.aliases.items()}
+            if not (token := page.token):
+                break
+        return {name: Known(versions, aliases.get(name, {})) for name, versions in _entries(client, "").items()}
+
+    def _fetch(self, entry: Entry, into: Path) -> None:
+        """Copy the adapter's files, and nothing else of the artifact, into a folder."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        client = self._connected()
+        source = client.get_model_version_download_uri(entry.name, str(entry.version))
+        artifacts = get_artifact_repository(source, tracking_uri=self.tracking_uri)
+        try:
+            held = {Path(info.path).name for info in artifacts.list_artifacts()}
+            for part in PARTS:
+                if part in held:
+                    artifacts.download_artifacts(part, str(into))
+        except Exception as error:
+            raise StoreAwayError(f"{entry.ref} cannot be fetched from {source}: {error}") from None
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of an `address`; a new SQLite database is set up. StoreAwayError when nobody answers there."""
+    require(uri)
+    for noisy in ("mlflow.store.db.utils", "alembic"):  # a dozen lines about tables at the first start
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file of some kilobytes
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
+    """Put an `MLmodel` file beside an adapter: `mlflow.pyfunc` then loads it through `ray_lora.pyfunc`."""
+    from mlflow.models import Model
+
+    model = Model(run_id=run_id)
+    # only settings that are written here can be set at load_model(..., model_config={...})
+    config = {"base": base, "dtype": "auto"}
+    version = platform.python_version()
+    model.add_flavor("python_function", loader_module="ray_lora.pyfunc", python_version=version, config=config)
+    model.save(str(folder / "MLmodel"))
+
+
+def _own_setting() -> str:
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _own_run(client: MlflowClient, name: str) -> str:
+    run = client.create_run(experiment_id(client, name), run_name=f"put {name}", tags={"mlflow.user": user()})
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+def _entries(client: MlflowClient, where: str) -> dict[str, dict[int, Entry]]:
+    """The adapters among the registry's versions."""
+    found: dict[str, dict[int, Entry]] = {}
+    condition = f"{where} and tags.`{TAG}` LIKE '%'" if where else f"tags.`{TAG}` LIKE '%'"
+    token = None
+    while True:
+        page = client.search_model_versions(condition, max_results=_PAGE, page_token=token)
+        for version in page:
+            number = int(version.version)
+            try:
+                if not is_name(version.name):
+                    raise AdapterError(f"{version.name!r} cannot name an adapter")
+                found.setdefault(version.name, {})[number] = unpack(version.name, number, version.tags[TAG])
+            except (AdapterError, KeyError) as error:
+                _logger.warning("left out: %s", error)
+        if not (token := page.token):
+            return found
