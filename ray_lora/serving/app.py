@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_lora.serving import ingress
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.bases import choose_base
 from ray_lora.store import open_store
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: i
 
     from ray_lora.serving.replica import Replica
 
-    args = args.model_copy(update={"store": _absolute(args.store), "base": _base(args)})
+    args = _settled(args)
     threads = str(args.threads)
     deployment: serve.Deployment = serve.deployment(name="Endpoint")(Replica).options(
         num_replicas=args.num_replicas,
@@ -44,33 +47,49 @@ def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: i
 def run(args: AppArgs, block: bool = True) -> str:
     """Start Ray (or join the cluster that `RAY_ADDRESS` names), serve, and return the endpoint's address.
 
-    With `block` it returns after an interrupt, having shut Serve down.
+    With `block` it returns after an interrupt, having shut Serve down. `port=0` takes a free one.
+
+    Raises:
+        RecipeError, BaseModelError: the store and the base do not make an endpoint; nothing was started.
     """
-    _quiet()
+    app_args = _settled(args)
+    ingress.quiet()
+    started = "ray" not in sys.modules or not _initialized()
+    if started:
+        ingress.prepare()
     import ray
     from ray import serve
 
-    if not ray.is_initialized():
+    if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
-    app = build_app(args)
+    ingress.quiet()  # importing and starting set Ray's levels again
+    port = args.port or ingress.free_port()
     serve.start(
-        http_options={"host": args.host, "port": args.port, "location": "HeadOnly"},
+        http_options={"host": args.host, "port": port, "location": "HeadOnly"},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    serve.run(app, name="ray_lora", route_prefix="/")
-    address = f"http://{args.host}:{args.port}"
+    serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
+    address = f"http://{args.host}:{port}"
     if block:
-        print(f"serving {args.store} at {address} (models at /v1/models, API at /docs); Ctrl-C ends it", flush=True)  # noqa: T201
+        print(f"serving {args.store} at {address} (adapters: /v1/models, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
         _wait()
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
+        if started:
+            ray.shutdown()
     return address
 
 
-def _base(args: AppArgs) -> str:
-    from ray_lora.serving.start import choose_base
+def _initialized() -> bool:
+    import ray
 
+    return bool(ray.is_initialized())
+
+
+def _settled(args: AppArgs) -> AppArgs:
+    """The arguments with folders made absolute and the base decided: a replica runs in another folder, maybe later."""
     base = choose_base(args, open_store(args.store, args.tracking_uri))
-    return _absolute(base) if Path(base).expanduser().is_dir() else base
+    base = _absolute(base) if Path(base).expanduser().is_dir() else base
+    return args.model_copy(update={"store": _absolute(args.store), "base": base})
 
 
 def _absolute(place: str) -> str:
@@ -78,13 +97,6 @@ def _absolute(place: str) -> str:
     if place == "mlflow" or "://" in place:
         return place
     return str(Path(place).expanduser().resolve())
-
-
-def _quiet() -> None:
-    """Ray's notes on authentication and usage are not for the people who start an endpoint."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _wait() -> None:

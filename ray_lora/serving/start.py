@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ray_lora.base import load_base
-from ray_lora.errors import RecipeError
 from ray_lora.recipe import BaseSpec
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.bases import choose_base
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.machine import Machine, pick_device
-from ray_lora.store import Store, open_store
+from ray_lora.store import open_store
 
 
 def start_endpoint(args: AppArgs) -> Endpoint:
@@ -25,16 +25,3 @@ def start_endpoint(args: AppArgs) -> Endpoint:
     base = load_base(BaseSpec(model=choose_base(args, store), dtype=args.dtype), pick_device(args.device))
     machine = Machine(base, store, slots=args.slots, max_rank=args.max_rank, embeddings=args.embeddings)
     return Endpoint(machine, store, args)
-
-
-def choose_base(args: AppArgs, store: Store) -> str:
-    """The base asked for, else the only one that the store's adapters name."""
-    if args.base is not None:
-        return args.base
-    named = sorted({entry.base for entry in store.list() if entry.base})
-    if len(named) == 1:
-        return named[0]
-    found = (
-        f"its adapters name {len(named)} bases ({', '.join(named)})" if named else "it holds no adapter that names one"
-    )
-    raise RecipeError(f"which base to serve is not clear from the store {args.store!r}: {found}; give base=…")

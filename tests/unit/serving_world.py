@@ -19,8 +19,11 @@ from transformers import (
     BertModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 WORDS = "a the day film plot dull lovely bad good very not so slow bright calm loud sad glad".split()
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def make_base(folder: Path, seed: int = 0) -> Path:

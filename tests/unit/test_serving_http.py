@@ -26,7 +26,7 @@ Client = httpx.AsyncClient
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/, other/ (another base) and store/: `two` and `three` with our card, `plain` by PEFT alone, four bad ones."""
+    """base/, other/ and store/: `two` and `three` with our card, `plain` by PEFT alone, and bad ones."""
     root = tmp_path_factory.mktemp("world")
     base, other = make_base(root / "base"), make_base(root / "other", seed=1)
     store = root / "store"
