@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,7 +119,6 @@ class Line:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="mlflow-store")
         self._stuck: list[Future[Any]] = []
         self._lock = threading.Lock()
         self._away = False
@@ -130,7 +129,9 @@ class Line:
             self._stuck = [future for future in self._stuck if not future.done()]
             if self._stuck:
                 raise StoreAwayError(f"MLflow at {self._uri} has not answered yet")
-        future = self._threads.submit(question)
+        future: Future[T] = Future()
+        # a daemon: a question that hangs must not keep the process from ending, as a pool's thread would
+        threading.Thread(target=_settle, args=(future, question), name="mlflow-store", daemon=True).start()
         wait([future], _PATIENCE_S)
         if not future.done():
             with self._lock:
@@ -148,3 +149,10 @@ class Line:
         if not self._away:
             self._away = True
             _logger.warning("%s; what is known on this machine goes on being used", error)
+
+
+def _settle(future: Future[T], question: Callable[[], T]) -> None:
+    try:
+        future.set_result(question())
+    except BaseException as error:
+        future.set_exception(error)

@@ -12,6 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,10 +198,15 @@ def connect(uri: str) -> MlflowClient:
     for noisy in ("mlflow.store.db.utils", "alembic"):  # a dozen lines about tables at the first start
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file of some kilobytes
-    if file := sqlite_file(uri):
-        file.parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
+    if (file := sqlite_file(uri)) and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as temporary:
+            fresh = Path(temporary) / "mlflow.db"  # seconds of migrations; one cut short would spoil the file for ever
+            MlflowClient(f"sqlite:///{fresh}")
+            with suppress(OSError):  # another process was quicker, or no links here
+                file.hardlink_to(fresh)
     return MlflowClient(uri)
 
 
