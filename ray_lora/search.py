@@ -96,7 +96,7 @@ class LoraTuner:
         output = claim_folder(located_at, "search", self.recipe.model_dump_json() + repr(sorted(self.space)))
         self.folder = output
         tracker = Tracker(
-            recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "unsent.jsonl"
+            recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "mlflow.jsonl"
         )
         tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
         started = time.perf_counter()
@@ -118,10 +118,17 @@ class LoraTuner:
             self.seconds = time.perf_counter() - started
         finally:
             run.finish()
+        self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         rows = sum(block.rows for block in prepared.sources[recipe.name].validation)
         summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
         self.summary = report.write(summary, tracker, output)
-        tracker.finish_parent("FINISHED")
+        best = self.summary.best
+        if best is not None and best.adapter is not None:
+            if recipe.store != "mlflow":  # that store registers what is put into it
+                tracker.register(Path(best.adapter), recipe.name, tags={"score": f"{metric} {best.metrics[metric]:.4f}"})
+            tracker.finish_parent("FINISHED", {"job": best.name, "config": best.config}, best.metrics)
+        else:
+            tracker.finish_parent("FAILED")
         tracker.close()
         self.link = tracker.link()
         return grid

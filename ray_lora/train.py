@@ -78,7 +78,7 @@ class LoraTrainer:
         first = located(self.recipes[0], self.run_config)
         output = claim_folder(first, "train", "\n".join(recipe.model_dump_json() for recipe in self.recipes))
         tracker = Tracker(
-            first.tracking.uri, first.tracking.experiment or first.name, record=output / "unsent.jsonl"
+            first.tracking.uri, first.tracking.experiment or first.name, record=output / "mlflow.jsonl"
         )
         identity = {k if self._single else f"{n}.{k}": v for n, s in prepared.sources.items() for k, v in s.identity.items()}
         tracker.open_parent(str(output), first, identity)

@@ -72,7 +72,7 @@ def run_worker(config: dict[str, PackConfig]) -> None:
         if pack.members:
             reports += pack.step()
         seconds["step"] += time.perf_counter() - at
-    ray.train.report({f"seconds_{name}": value for name, value in seconds.items()})
+    ray.train.report({f"seconds_{name}": value for name, value in (seconds | pack.seconds).items()})
 
 
 def _orders(told: PackConfig, pack: Pack, reports: list[Report]) -> Orders:

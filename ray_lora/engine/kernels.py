@@ -47,6 +47,10 @@ def grouped(x: Tensor, routing: Routing) -> Tensor:
 
 def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
     """Add gradients of the selected matrices, [groups or rows, p, q], to the stacked buffer [slots, p, q]."""
+    first, last = routing.distinct[0], routing.distinct[-1]
+    if routing.group and last - first + 1 == len(routing.distinct):
+        grad[first : last + 1].add_(value)
+        return
     index = routing.slots.new_tensor(routing.distinct) if routing.group else routing.slots
     grad.index_add_(0, index, value.to(grad.dtype))
 
@@ -54,7 +58,10 @@ def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
 def lora_add(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, scaling: Tensor, routing: Routing, mask: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """y + scaling * B A x for rows of many slots; returns it with h = scaling * A x and the matrices used.
+    """y + scaling * B A x for rows of many slots, added to y in place; returns it with h = scaling * A x and the matrices
+    used.
+
+    Adding in place is safe where y is a linear layer's fresh output: no backward looks at it again.
 
     Args:
         x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.
@@ -65,7 +72,9 @@ def lora_add(
     scale = _scale(scaling, routing).to(x.dtype)
     h = torch.bmm(grouped(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
     rows = y.view(*h.shape[:2], -1)
-    return torch.baddbmm(rows, h, b_rows.transpose(1, 2)).view(y.shape), h, a_rows, b_rows, scale
+    with torch.no_grad():
+        rows.baddbmm_(h, b_rows.transpose(1, 2))
+    return y, h, a_rows, b_rows, scale
 
 
 class LoraTerm(torch.autograd.Function):

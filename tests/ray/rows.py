@@ -7,7 +7,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+from ray_lora.adapter import Adapter
+from ray_lora.base import load_base
+from ray_lora.data import check_tables, read_tables
+from ray_lora.engine import AdapterEngine
+from ray_lora.job import Job
+from ray_lora.pack import Pack, Split, Splits
 from ray_lora.recipe import Recipe
+from ray_lora.tasks import build_task
 
 LABELS = ("no", "yes")
 
@@ -61,3 +68,19 @@ def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:
         entry = json.loads(line)
         found.setdefault(entry["job"], {})[entry["step"]] = entry["metrics"]
     return found
+
+
+def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:
+    """The recipe's losses (logging_steps=1) and adapter, trained in this process without Ray."""
+    tables = read_tables(recipe, None)
+    spec = recipe.task.model_copy(update={"labels": check_tables(recipe, tables)})
+    engine = AdapterEngine(load_base(recipe.base), slots=1, max_rank=recipe.lora.r, train=True)
+    task = build_task(spec, engine.base.processor)
+    encoded = {split: task.encode(table.to_pylist()) for split, (_, table) in tables.items()}
+    splits = {split: Split(dict(enumerate(rows)), len(rows)) for split, rows in encoded.items()}
+    pack = Pack(engine, {"data": Splits(splits["train"], splits["validation"])}, output=output)
+    pack.join(Job("alone", "data", spec, recipe.lora, recipe.training))
+    losses: list[float] = []
+    while pack.members:
+        losses += [report.loss for report in pack.step() if report.loss is not None]
+    return losses, Adapter.load(output / "alone/adapter")

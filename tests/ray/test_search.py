@@ -1,0 +1,125 @@
+"""Searches whose trials share one base: equal to each configuration alone, with Ray's schedulers, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray import tune
+
+from ray_lora.adapter import Adapter
+from ray_lora.errors import RecipeError
+from ray_lora.search import LoraTuner
+from tests.ray.rows import alone, history, tiny_recipe
+
+GRID = {"lora.r": {"grid_search": [1, 4, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """Six trials on two slots: each waits for a slot, and one of them diverges without harming the others."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, name="grid", scaling__slots=2, scaling__packs=1)
+    space = {
+        "lora.r": tune.grid_search([1, 4, 16]),
+        "training.learning_rate": tune.grid_search([1e-2, 1e-3]),
+        "training.per_device_train_batch_size": tune.choice([8]),
+    }
+    tuner = LoraTuner(recipe, param_space=space, quiet=True)
+    grid = tuner.fit()
+    assert len(grid) == 6 and not grid.errors
+    logged = history(tmp_path / "runs/grid")
+    for trial in tuner.summary.trials:
+        single, adapter = alone(recipe.override(trial.config), tmp_path / f"alone-{trial.name}")
+        packed = [values["loss"] for _, values in sorted(logged[trial.name].items())]
+        assert packed == pytest.approx(single, abs=1e-4)
+        assert trial.adapter is not None
+        mine = Adapter.load(Path(trial.adapter))
+        assert all((mine.tensors[name] - tensor).abs().max() < 1e-3 for name, tensor in adapter.tensors.items())
+    assert Path(tuner.summary.plots[0]).exists() and len(tuner.summary.plots) == 2
+    assert tuner.summary.best is not None and tuner.summary.best.metrics["accuracy"] > 0.5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tiny_bert_folder, tmp_path, name="asha", scaling__slots=3, scaling__packs=1, training__eval_steps=2
+    )
+    scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", grace_period=1, reduction_factor=2, max_t=99)
+    space = {
+        "training.learning_rate": tune.grid_search([1e-2, 3e-3, 1e-5, 1e-6, 1e-7, float("1e18")]),
+        "training.max_grad_norm": tune.choice([0.0]),
+    }
+    config = tune.TuneConfig(scheduler=scheduler, metric="accuracy", mode="max")
+    tuner = LoraTuner(recipe, param_space=space, tune_config=config, quiet=True)
+    grid = tuner.fit()
+    states = {trial.config["training.learning_rate"]: trial.status for trial in tuner.summary.trials}
+    assert len(states) == 6
+    assert "stopped" in states.values() and "finished" in states.values()
+    assert states[1e18] in ("failed", "stopped")  # it diverges, alone
+    assert tuner.summary.best is not None
+    stopped = [trial for trial in tuner.summary.trials if trial.status == "stopped"]
+    assert all(trial.adapter is None for trial in stopped)
+    assert len(grid.errors) == sum(state == "failed" for state in states.values())
+
+
+def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tiny_bert_folder,
+        tmp_path,
+        name="killed",
+        scaling__slots=2,
+        scaling__packs=1,
+        training__num_train_epochs=12,
+        training__eval_steps=24,
+        search__space=GRID,
+        tracking__uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())  # JSON is YAML
+    command = [sys.executable, "-m", "ray_lora", "search", str(tmp_path / "recipe.yaml"), "--json"]
+    run = tmp_path / "runs/killed"
+    first = subprocess.Popen(command, cwd=Path.cwd(), start_new_session=True, stderr=subprocess.DEVNULL)
+    while not list(run.glob("jobs/*/adapter")):
+        time.sleep(0.05)
+        assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    finished = {path.parent.name: Adapter.load(path).sha256 for path in run.glob("jobs/*/adapter")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(answer["trials"]) == 6 and all(trial["status"] == "finished" for trial in answer["trials"])
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    for name, sha256 in finished.items():
+        assert Adapter.load(run / "jobs" / name / "adapter").sha256 == sha256
+        steps = [line["step"] for line in lines if line["job"] == name and "loss" in line["metrics"]]
+        assert len(steps) == len(set(steps)) == 144  # no step was trained twice
+    from mlflow import MlflowClient
+
+    client = MlflowClient(recipe.tracking.uri)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1 + 6 and all(found.info.status == "FINISHED" for found in runs)
+
+
+def test_a_space_that_cannot_be_searched_is_refused(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    for space, message in [
+        ({"lora.rank": tune.grid_search([2])}, "'lora.rank' is not a key of the recipe"),
+        ({"base.model": tune.grid_search(["a", "b"])}, "run one search for each value"),
+        ({"lora.r": tune.grid_search([0])}, "greater than or equal to 1"),
+        ({}, "search space is empty"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            LoraTuner(recipe, param_space=space)
+    for given, message in [
+        ({"lora.r": {"gridsearch": [1]}}, "did you mean 'grid_search'"),
+        ({"lora.r": {"grid_search": []}}, "has nothing to try"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
+            LoraTuner(recipe.override({"search.space": given}))
