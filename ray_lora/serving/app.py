@@ -65,7 +65,8 @@ def run(args: AppArgs, block: bool = True) -> str:
     ingress.quiet()  # importing and starting set Ray's levels again
     port = args.port or ingress.free_port()
     serve.start(
-        http_options={"host": args.host, "port": port, "location": "HeadOnly"},
+        proxy_location="HeadOnly",
+        http_options={"host": args.host, "port": port},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     serve.run(build_app(app_args), name="ray_lora", route_prefix="/")

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -135,6 +135,24 @@ class Endpoint:
         for resident in self.cache.residents():
             if resident.entry.name == entry.name:
                 self.cache.drop(resident.entry)
+
+    def status(self) -> dict[str, Json]:
+        """What is in the slots, what waits, and counters since the start."""
+        residents = [
+            {"adapter": r.entry.ref, "slot": r.slot, "leases": r.leases, "pinned": r.pinned}
+            for r in self.cache.residents()
+        ]
+        return {
+            "base": self.base_id,
+            "slots": self.args.slots,
+            "residents": residents,
+            "ram_bytes": self.cache.ram_used,
+            "rows_inside": self.gate.inside,
+            "rows_waiting": self.batcher.waiting,
+            "cache": asdict(self.cache.stats),
+            "batches": asdict(self.batcher.stats),
+            "store_away": self.registry.away,
+        }
 
     def check(self) -> None:
         """Raise unless the endpoint can compute."""

@@ -38,6 +38,11 @@ def create_app(endpoint: Endpoint) -> FastAPI:
         endpoint.check()
         return {"status": "ok", "base": endpoint.base_id}
 
+    @app.get("/v1/status")
+    async def status() -> dict[str, Json]:
+        """What is in the slots of the replica that answers, what waits, and counters since its start."""
+        return endpoint.status()
+
     return app
 
 

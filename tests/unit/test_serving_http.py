@@ -295,6 +295,24 @@ def test_a_plain_folder_that_is_overwritten_answers_with_what_it_holds(world: Pa
     on(world, main, store=str(tmp_path / "store"))
 
 
+def test_an_adapter_that_changed_since_it_was_resolved_is_resolved_again(world: Path, tmp_path: Path) -> None:
+    folder = make_adapter(world / "base", tmp_path / "store" / "mine", seed=31)
+
+    async def main(client: Client) -> None:
+        endpoint = client.endpoint  # type: ignore[attr-defined]
+        body = {"model": "mine", "inputs": "a day"}
+        old = await client.post("/v1/predict", json=body)
+        make_adapter(world / "base", folder, seed=32)
+        assert (await client.post("/v1/predict", json=body)).content == old.content  # fresh for a minute, and resident
+        endpoint.cache.drop(endpoint.cache.residents()[0].entry)
+        new = await client.post("/v1/predict", json=body)
+        assert new.headers["x-adapter-sha256"] != old.headers["x-adapter-sha256"]
+        expected = max(peft_probabilities(world / "base", folder, ["a day"])[0])
+        assert new.json()["predictions"][0]["score"] == pytest.approx(expected, abs=1e-5)
+
+    on(world, main, store=str(tmp_path / "store"), fresh_s=60)
+
+
 def test_load_and_unload_have_vllm_s_answers(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "store", tmp_path / "store")
     make_adapter(world / "base", tmp_path / "new", seed=41)
