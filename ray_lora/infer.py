@@ -1,11 +1,12 @@
 """Answers of rows of any adapters: the one function that scores validation rows and answers requests.
 
-    answers = predict(engine, {slot: task}, features, slots)
+answers = predict(engine, {slot: task}, features, slots)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,8 +53,8 @@ def chunks(
 ) -> list[list[int]]:
     """Row numbers in passes of at most `max_rows`, cut where the least is lost to padding and to passes.
 
-    A pass of n rows costs n times its longest row, and `overhead` beside. The cuts between rows sorted by size that cost
-    least are found by dynamic programming. Inside a pass rows come in ascending slots.
+    A pass of n rows costs n times its longest row, and `overhead` beside. The cuts between rows sorted by size that
+    cost least are found by dynamic programming. Inside a pass rows come in ascending slots.
 
     Args:
         overhead: what a pass costs by itself, in the units of `task.size`.
@@ -72,7 +73,7 @@ def chunks(
     while cuts[-1] > 0:
         cuts.append(best[cuts[-1]][1])
     passes = []
-    for end, begin in zip(cuts, cuts[1:], strict=False):
+    for end, begin in pairwise(cuts):
         pieces = -(-(end - begin) // max_rows)
         size = -(-(end - begin) // pieces)
         passes += [order[at : min(end, at + size)] for at in range(begin, end, size)]
@@ -85,10 +86,16 @@ def forward(
     features: Sequence[Features],
     slots: Sequence[int],
     chunk: Sequence[int],
+    draws: Sequence[int] | None = None,
 ) -> Iterator[tuple[Task, list[int], Any]]:
-    """One pass over the rows of `chunk`: (task, its row numbers, its outputs) for each task among them."""
+    """One pass over the rows of `chunk`: (task, its row numbers, its outputs) for each task among them.
+
+    Args:
+        draws: what each row's dropout follows from; None drops nothing.
+    """
     batch = tasks[slots[chunk[0]]].collate([features[row] for row in chunk])
-    for index, outputs in engine.forward(batch, torch.tensor([slots[row] for row in chunk])):
+    drawn = None if draws is None else torch.tensor([draws[row] for row in chunk])
+    for index, outputs in engine.forward(batch, torch.tensor([slots[row] for row in chunk]), drawn):
         rows = [chunk[position] for position in index.tolist()]
         by_task: dict[int, list[int]] = {}
         for position, row in enumerate(rows):
@@ -111,7 +118,7 @@ def embed(engine: AdapterEngine, batch: Mapping[str, Tensor], slots: Sequence[in
     rows = next(iter(batch.values())).shape[0]
     with torch.inference_mode():
         hidden = engine.hidden(batch, torch.tensor(slots if slots is not None else [0] * rows))
-    states = hidden.last_hidden_state.float()
+    states: Tensor = hidden.last_hidden_state.float()
     if states.dim() == 4:  # an image backbone: [rows, channels, height, width]
         return states.mean((2, 3))
     mask = batch["attention_mask"].to(states.device).unsqueeze(-1)

@@ -1,8 +1,8 @@
 """A pack: the adapters that train together on one engine, one forward and one backward for all of them.
 
 Jobs join and leave between steps. Each has its own rank, rate, schedule, seed, batch size, data and task; whatever its
-neighbours do, its losses and its adapter are those it would have alone. The pack knows engine and tasks; it knows nothing
-of Ray, trackers or where rows come from.
+neighbours do, its losses and its adapter are those it would have alone. The pack knows engine and tasks; it knows
+nothing of Ray, trackers or where rows come from.
 
     pack = Pack(engine, {"tweets": splits})
     pack.join(job)
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapter import Adapter, Card
-from ray_lora.engine import AdapterEngine, SlotOptimizer
+from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
 from ray_lora.errors import CapacityError, DataError
 from ray_lora.infer import chunks, forward, predict
 from ray_lora.job import Job, Report
@@ -113,6 +115,7 @@ class Pack:
         self.engine, self.data, self.group, self.output, self.max_rows = engine, data, group, output, max_rows
         self.optimizer = SlotOptimizer(engine)
         self.members: dict[str, _Member] = {}
+        self.seconds: dict[str, float] = {}  # where the time of all steps went
         self._tasks: dict[TaskSpec, Task] = {}
 
     def task(self, spec: TaskSpec) -> Task:
@@ -163,7 +166,8 @@ class Pack:
         member = self.members[name]
         if self.output is not None and self.group.rank == 0:
             folder = self.output / name / "state"
-            save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
+            with self._timed("save"):
+                save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
 
     # ---------------------------------------------------------------- one step for all
 
@@ -176,7 +180,8 @@ class Pack:
         if training:
             self._train(training)
         failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
-        scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
+        with self._timed("evaluate"):
+            scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
         reports = []
         for member in members:
             if member in failed:
@@ -187,9 +192,11 @@ class Pack:
 
     def _train(self, members: Sequence[_Member]) -> None:
         sums, counts = self._gradients(members)
-        self._reduce(sums, counts, members)
-        terms, totals = counts.tolist(), sums.tolist()
-        norms = self.optimizer.step({member.slot: terms[member.slot] for member in members})
+        with self._timed("reduce"):
+            self._reduce(sums, counts, members)
+        with self._timed("optimizer"):
+            terms, totals = counts.tolist(), sums.tolist()
+            norms = self.optimizer.step({member.slot: terms[member.slot] for member in members})
         for member in members:
             member.losses.append(totals[member.slot] / terms[member.slot])
             member.grad_norm = norms[member.slot]
@@ -199,24 +206,28 @@ class Pack:
         """Add every member's gradients to the engine's buffers; sums of losses and counts of terms, [slots + 1]."""
         features: list[Features] = []
         slots: list[int] = []
+        draws: list[int] = []
         for member in members:
-            mine = [member.splits.train.rows[row] for row in member.next_rows() if row in member.splits.train.rows]
-            features += mine
+            mine = [row for row in member.next_rows() if row in member.splits.train.rows]
+            features += [member.splits.train.rows[row] for row in mine]
             slots += [member.slot] * len(mine)
+            draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
         tasks = {member.slot: member.task for member in members}
         device = self.engine.base.device
         sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
         counts = torch.zeros_like(sums)
         for chunk in chunks(features, slots, tasks, self.max_rows):
             total: Tensor | None = None
-            for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk):
-                losses, terms = task.loss(outputs, [features[row] for row in rows])
-                index = torch.tensor([slots[row] for row in rows], device=device)
-                sums.index_add_(0, index, losses.detach().double())
-                counts.index_add_(0, index, terms.double())
-                total = losses.sum() if total is None else total + losses.sum()
+            with self._timed("forward"):
+                for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk, draws):
+                    losses, terms = task.loss(outputs, [features[row] for row in rows])
+                    index = torch.tensor([slots[row] for row in rows], device=device)
+                    sums.index_add_(0, index, losses.detach().double())
+                    counts.index_add_(0, index, terms.double())
+                    total = losses.sum() if total is None else total + losses.sum()
             assert total is not None
-            total.backward()  # type: ignore[no-untyped-call]
+            with self._timed("backward"):
+                total.backward()
         return sums, counts
 
     def _reduce(self, sums: Tensor, counts: Tensor, members: Sequence[_Member]) -> None:
@@ -230,6 +241,12 @@ class Pack:
         top = max(member.slot for member in members) + 1
         for grad in [self.engine.grad, *self.engine.head_grad.values()]:
             self.group.all_reduce(grad[:top])
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     # ---------------------------------------------------------------- after a step
 
@@ -286,9 +303,7 @@ class Pack:
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
-    def _say(
-        self, member: _Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool
-    ) -> Report:
+    def _say(self, member: _Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool) -> Report:
         loss = sum(member.losses) / len(member.losses) if member.losses else None
         return Report(
             member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saved, done

@@ -9,7 +9,6 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,17 +26,13 @@ def save_state(
     folder.mkdir(parents=True, exist_ok=True)
     done, moments = optimizer.state(slot)
     tensors = {f"value/{key}": value for key, value in engine.read(slot).items()} | moments
-    if slot in engine.dropout:
-        tensors["generator"] = engine.dropout[slot][1].get_state()
     meta = {"place": json.dumps({"step": step, "done": done, "losses": losses})}
     fresh = folder / f".{os.getpid()}.tmp"
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, fresh, metadata=meta)
     fresh.replace(folder / _FILE)
 
 
-def load_state(
-    folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int
-) -> tuple[int, list[float]]:
+def load_state(folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int) -> tuple[int, list[float]]:
     """Restore a slot; returns the step it had reached and the losses not yet reported.
 
     Raises:
@@ -54,9 +49,6 @@ def load_state(
         engine.write(slot, values)
     except (AdapterError, RuntimeError) as error:
         raise AdapterError(f"checkpoint {str(path)!r} is of another adapter: {error}; use another name") from None
-    generator = tensors.pop("generator", None)
-    if generator is not None and slot in engine.dropout:
-        engine.dropout[slot][1].set_state(generator.to(torch.uint8))
     moments = {key: value for key, value in tensors.items() if key.startswith("exp_avg")}
     optimizer.restore(slot, int(place["done"]), moments)
     engine.refresh([slot])

@@ -20,6 +20,7 @@ from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling, split
 from ray_lora.base import Base
 from ray_lora.engine import targets
 from ray_lora.engine.buffers import Buffers, Resident
+from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
@@ -45,7 +46,7 @@ class AdapterEngine:
         self.base, self.slots, self.max_rank, self.train = base, slots, max_rank, train
         self.residents: dict[int, Resident] = {}
         self.heads: dict[str, Head] = {}
-        self.dropout: dict[int, tuple[float, torch.Generator]] = {}
+        self.dropout: dict[int, float] = {}
         self.layers = targets.find_layers(base.backbone, slots + 1, base.device, embeddings)
         self.buffers = Buffers(
             self.layers, slots=slots, max_rank=max_rank, dtype=base.dtype, device=base.device, train=train
@@ -63,12 +64,16 @@ class AdapterEngine:
 
     # ---------------------------------------------------------------- what a pass computes
 
-    def forward(self, inputs: Mapping[str, Tensor], slots: Tensor) -> list[tuple[Tensor, Any]]:
+    def forward(
+        self, inputs: Mapping[str, Tensor], slots: Tensor, draws: Tensor | None = None
+    ) -> list[tuple[Tensor, Any]]:
         """One pass over rows of any slots.
 
         Args:
             inputs: the backbone's inputs, each [rows, ...].
             slots: slot of each row, [rows].
+            draws: a number for each row that fixes what its adapter drops (`dropout.draw_of`), [rows]; None drops
+                nothing.
 
         Returns:
             (row indices, outputs) for each kind of head among the rows; slots without a head give the backbone's
@@ -76,7 +81,7 @@ class AdapterEngine:
         """
         inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
         slots = slots.to(self.base.device)
-        hidden = self._run_backbone(inputs, slots)
+        hidden = self._run_backbone(inputs, slots, draws)
         results = []
         for spec, rows in self._by_head(slots.tolist()).items():
             index = torch.tensor(rows, device=self.base.device)
@@ -93,15 +98,19 @@ class AdapterEngine:
         """The backbone's outputs for rows of any slots, without heads."""
         return self._run_backbone({name: self._cast(t) for name, t in inputs.items()}, slots.to(self.base.device))
 
-    def _run_backbone(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
+    def _run_backbone(self, inputs: Mapping[str, Tensor], slots: Tensor, draws: Tensor | None = None) -> Any:
         unknown = sorted(set(slots.tolist()) - set(self.residents) - {0})
         if unknown:
             raise CapacityError(
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
             )
-        dropout = self.dropout if torch.is_grad_enabled() else {}
+        dropout = self._dropout(slots, draws) if draws is not None and self.dropout else None
         self._routing = Routing.of(slots, self._ranks, dropout) if bool(slots.any()) else None
         return self.base.backbone(**inputs)
+
+    def _dropout(self, slots: Tensor, draws: Tensor) -> Dropout:
+        probability = [self.dropout.get(slot, 0.0) for slot in slots.tolist()]
+        return Dropout(torch.tensor(probability, device=slots.device), draws.to(slots.device))
 
     def _cast(self, tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()
@@ -142,7 +151,7 @@ class AdapterEngine:
         if head is not None:
             self.heads[head.architecture].init(slot, head.num_labels, generator)
         if config.lora_dropout:
-            self.dropout[slot] = (config.lora_dropout, generator)
+            self.dropout[slot] = config.lora_dropout
         self.refresh([slot])
         return slot
 

@@ -7,6 +7,7 @@ transformers made them. Rows of slot 0 keep the base's output bit for bit.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,7 @@ class TargetLayer:
 
     def __init__(self, name: str, module: nn.Module, slots: int, device: torch.device) -> None:
         self.name = name
+        self.number = zlib.crc32(name.encode())  # tells its dropout from other layers'
         self.module = module
         self.shape = shape_of(module)
         self.embedding = isinstance(module, nn.Embedding)
@@ -112,7 +114,7 @@ class TargetLayer:
         rows = routing.by_row(x)
         if not torch.is_grad_enabled():
             return lora_add(rows, base, self.a, self.b, self.scaling, routing)[0]
-        mask = routing.drop(rows)
+        mask = routing.dropout.mask(rows, self.number) if routing.dropout else None
         return LoraTerm.apply(rows, base, self.A, self.B, self.a, self.b, self.scaling, routing, mask)  # type: ignore
 
     def _embed(self, ids: Tensor, base: Tensor, routing: Routing) -> Tensor:
@@ -129,8 +131,7 @@ class TargetLayer:
         conv, slots, rank = self.module, routing.slots, routing.rank
         assert isinstance(conv, nn.Conv2d)
         rows = len(slots)
-        mask = routing.drop(x.reshape(rows, 1, -1))
-        inputs = x if mask is None else x * mask.reshape(x.shape)
+        inputs = x * routing.dropout.mask(x, self.number) if routing.dropout else x
         a = self.A[:, :rank][slots].to(x.dtype)  # [rows, rank, in, kh, kw]
         b = self.B[:, :, :rank][slots].to(x.dtype)  # [rows, out, rank]
         h = F.conv2d(inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows)

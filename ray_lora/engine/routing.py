@@ -6,12 +6,12 @@ checkpointing, see the slots of their own forward.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ray_lora.engine.dropout import Dropout
 from ray_lora.errors import CapacityError
 
 
@@ -24,22 +24,17 @@ class Routing:
         rank: the largest rank among the pass's slots; stacked tensors are cut to it.
         distinct: the pass's slots in ascending order.
         group: rows of each slot when rows come as equal contiguous groups of ascending slots, else 0.
-        dropout: slot -> (probability, generator), for the slots that drop inputs in this pass.
+        dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
     """
 
     slots: Tensor
     rank: int
     distinct: tuple[int, ...]
     group: int = 0
-    dropout: dict[int, tuple[float, torch.Generator]] = field(default_factory=dict)
+    dropout: Dropout | None = None
 
     @classmethod
-    def of(
-        cls,
-        slots: Tensor,
-        ranks: list[int],
-        dropout: dict[int, tuple[float, torch.Generator]] | None = None,
-    ) -> Routing:
+    def of(cls, slots: Tensor, ranks: list[int], dropout: Dropout | None = None) -> Routing:
         """Routing of `slots` [rows] given each slot's largest rank."""
         rows = slots.tolist()
         distinct = tuple(sorted(set(rows)))
@@ -50,7 +45,7 @@ class Routing:
             rank=max(ranks[slot] for slot in distinct),
             distinct=distinct,
             group=size if grouped else 0,
-            dropout={slot: drop for slot, drop in (dropout or {}).items() if slot in distinct},
+            dropout=dropout,
         )
 
     def by_row(self, x: Tensor) -> Tensor:
@@ -62,18 +57,6 @@ class Routing:
                 "it mixes rows and cannot hold adapters"
             )
         return x.reshape(rows, -1, x.shape[-1])
-
-    def drop(self, x: Tensor) -> Tensor | None:
-        """Dropout mask for x [rows, m, width], scaled by 1/(1-p), from each slot's own generator; None without any."""
-        if not self.dropout:
-            return None
-        mask = torch.ones_like(x)
-        for slot, (probability, generator) in self.dropout.items():
-            mine = self.slots == slot
-            shape = (int(mine.sum()), *x.shape[1:])
-            kept = torch.rand(shape, generator=generator, device=generator.device) >= probability
-            mask[mine] = (kept.to(x.device) / (1 - probability)).to(x.dtype)
-        return mask
 
 
 def take_rows(outputs: Any, index: Tensor) -> Any:

@@ -1,4 +1,7 @@
-"""The one interface a task implements. A task is handed one task's rows and never learns which adapters they belong to."""
+"""The one interface a task implements.
+
+A task is handed rows of its own kind and never learns which adapters they belong to.
+"""
 
 from __future__ import annotations
 
@@ -69,4 +72,5 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
     if isinstance(label, (int, np.integer)) and not isinstance(label, bool) and 0 <= int(label) < len(labels):
         return int(label)
     near = did_you_mean(str(label), labels)
-    raise DataError(f"label {label!r} is not one of {', '.join(map(repr, labels))} nor an index below {len(labels)}{near}")
+    allowed = ", ".join(map(repr, labels))
+    raise DataError(f"label {label!r} is not one of {allowed} nor an index below {len(labels)}{near}")
