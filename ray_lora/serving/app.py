@@ -1,5 +1,6 @@
 """Start an endpoint on Ray Serve: `build_app` is for `serve run` and `serve deploy`, `run` for scripts and the CLI."""
 
+import ipaddress
 import os
 import signal
 import sys
@@ -7,9 +8,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_lora.errors import RecipeError
 from ray_lora.serving import ingress
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.bases import choose_base
+from ray_lora.serving.keys import Keys
 from ray_lora.store import open_store
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def run(args: AppArgs, block: bool = True) -> str:
     Raises:
         RecipeError, BaseModelError: the store and the base do not make an endpoint; nothing was started.
     """
+    _check_host(args)
     app_args = _settled(args)
     ingress.quiet()
     started = "ray" not in sys.modules or not _initialized()
@@ -80,6 +84,24 @@ def run(args: AppArgs, block: bool = True) -> str:
     return address
 
 
+def _check_host(args: AppArgs) -> None:
+    """Nobody opens an endpoint to the network without keys by accident."""
+    here = args.host == "localhost" or (_is_address(args.host) and ipaddress.ip_address(args.host).is_loopback)
+    if not here and not args.insecure and not Keys.load(args.keys):
+        raise RecipeError(
+            f"host {args.host!r} opens the endpoint to other machines and there are no API keys; set keys=FILE "
+            "(or RAY_LORA_API_KEYS), or insecure=true if the network is yours alone"
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _initialized() -> bool:
     import ray
 
@@ -90,7 +112,9 @@ def _settled(args: AppArgs) -> AppArgs:
     """The arguments with folders made absolute and the base decided: a replica runs in another folder, maybe later."""
     base = choose_base(args, open_store(args.store, args.tracking_uri))
     base = _absolute(base) if Path(base).expanduser().is_dir() else base
-    return args.model_copy(update={"store": _absolute(args.store), "base": base})
+    return args.model_copy(
+        update={"store": _absolute(args.store), "base": base, "keys": args.keys and _absolute(args.keys)}
+    )
 
 
 def _absolute(place: str) -> str:

@@ -20,6 +20,8 @@ class AppArgs(Spec):
     threads: int = Field(default=1, ge=1)  # that compute, in each replica
 
     host: str = "127.0.0.1"
+    keys: str | None = None  # a YAML file of API keys; more may be in RAY_LORA_API_KEYS
+    insecure: bool = False  # allow a host beyond this machine without keys
     port: int = Field(default=8000, ge=0, le=65535)
     num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1, ge=0)

@@ -23,6 +23,7 @@ from ray_lora.serving.args import AppArgs
 from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.cache import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
+from ray_lora.serving.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
 from ray_lora.serving.registry import Registry
 from ray_lora.store import Entry, Store
@@ -55,6 +56,7 @@ class Endpoint:
             args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
         )
         self.batcher: Batcher[Row, Json] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
+        self.keys = Keys.load(args.keys)
         self.created = int(time.time())
         self.withdrawn: set[str] = set()  # names that `unload` took away
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")

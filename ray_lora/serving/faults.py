@@ -13,10 +13,17 @@ from starlette.exceptions import HTTPException
 from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, CapacityError, RayLoraError
 from ray_lora.serving.endpoint import TooManyInputsError
 from ray_lora.serving.gate import OverloadedError
+from ray_lora.serving.keys import KeyMissingError, KeyScopeError
 from ray_lora.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
-_TYPES = {404: "NotFoundError", 413: "BadRequestError", 429: "RateLimitError", 500: "InternalServerError"}
+_TYPES = {
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    429: "RateLimitError",
+    500: "InternalServerError",
+}
 
 
 def fault(
@@ -33,6 +40,10 @@ def of(error: RayLoraError) -> JSONResponse:
     if isinstance(error, OverloadedError):
         code = "rate_limited" if error.status == 429 else "overloaded"
         return fault(error.status, str(error), code, headers={"retry-after": str(error.retry_after_s)})
+    if isinstance(error, KeyMissingError):
+        return fault(401, str(error), "invalid_api_key", headers={"www-authenticate": "Bearer"})
+    if isinstance(error, KeyScopeError):
+        return fault(403, str(error), "forbidden")
     if isinstance(error, (StoreAwayError, CapacityError)):
         return fault(503, str(error), "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):

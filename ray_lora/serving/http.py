@@ -39,8 +39,9 @@ def create_app(endpoint: Endpoint) -> FastAPI:
         return {"status": "ok", "base": endpoint.base_id}
 
     @app.get("/v1/status")
-    async def status() -> dict[str, Json]:
+    async def status(request: Request) -> dict[str, Json]:
         """What is in the slots of the replica that answers, what waits, and counters since its start."""
+        endpoint.keys.of(request.headers).check_admin()
         return endpoint.status()
 
     return app
@@ -50,7 +51,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/predict", response_model=schemas.PredictResponse)
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        answer = await endpoint.predict(_ref(body.model, request), inputs, body.parameters)
+        answer = await endpoint.predict(_ref(endpoint, body.model, request), inputs, body.parameters)
         entry = answer.entry
         content = {
             "model": entry.name,
@@ -64,7 +65,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/classify", response_model=schemas.ClassifyResponse)
     async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
         inputs = [body.input] if isinstance(body.input, str) else body.input
-        ref = _ref(body.model, request)
+        ref = _ref(endpoint, body.model, request)
         entry = await endpoint.resolve(ref)
         if entry.task is not None and not entry.task.type.endswith("-classification"):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
@@ -82,7 +83,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
     async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
-        ref = _ref(body.model, request)
+        ref = _ref(endpoint, body.model, request)
         if not endpoint.names_base(ref):
             entry = await endpoint.resolve(ref)
             raise DataError(
@@ -126,10 +127,11 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
         )
 
     @app.get("/v1/models")
-    async def models() -> schemas.ModelList:
+    async def models(request: Request) -> schemas.ModelList:
+        key = endpoint.keys.of(request.headers)
         versions: dict[str, list[Entry]] = {}
         for entry in await endpoint.registry.list():
-            if entry.name not in endpoint.withdrawn:
+            if entry.name not in endpoint.withdrawn and key.may_use(entry.name):
                 versions.setdefault(entry.name, []).append(entry)
         cards = [base_card()]
         for name, entries in versions.items():
@@ -138,9 +140,11 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
         return schemas.ModelList(data=cards)
 
     @app.get("/v1/models/{ref:path}")
-    async def model(ref: str) -> schemas.ModelCard:
+    async def model(ref: str, request: Request) -> schemas.ModelCard:
+        key = endpoint.keys.of(request.headers)
         if endpoint.names_base(ref):
             return base_card()
+        key.check_adapter(ref.partition("@")[0])
         entry = await endpoint.resolve(ref)
         versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
         return card(entry, ref, versions)
@@ -148,7 +152,8 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
 
 def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
-    async def load_lora_adapter(body: schemas.LoadRequest) -> str:
+    async def load_lora_adapter(body: schemas.LoadRequest, request: Request) -> str:
+        endpoint.keys.of(request.headers).check_admin()
         ref, name = body.lora_name, body.lora_name.partition("@")[0]
         known = {entry.name for entry in await endpoint.registry.list()}
         if body.lora_path is not None:
@@ -163,21 +168,24 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         return f"Success: LoRA adapter '{entry.name}' added successfully."
 
     @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
-    async def unload_lora_adapter(body: schemas.UnloadRequest) -> str:
+    async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
+        endpoint.keys.of(request.headers).check_admin()
         entry = await endpoint.resolve(body.lora_name)
         endpoint.withdraw(entry)
         return f"Success: LoRA adapter '{entry.name}' removed successfully."
 
     @app.post("/v1/refresh")
-    async def refresh() -> dict[str, str]:
+    async def refresh(request: Request) -> dict[str, str]:
         """Ask the store anew from here on: what it said before this call is not used for any later request."""
+        endpoint.keys.of(request.headers).check_admin()
         endpoint.registry.refresh()
         endpoint.cache.forget_failures()
         return {"status": "ok"}
 
 
-def _ref(model: str | None, request: Request) -> str:
-    """The adapter that the body or the header names; both may, when they agree."""
+def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
+    """The adapter that the body or the header names (both may, when they agree), if the request's key is for it."""
+    key = endpoint.keys.of(request.headers)
     named = {value for key, value in request.headers.items() if key.lower().replace("-", "_") == _HEADER}
     if model is not None:
         named.add(model)
@@ -187,7 +195,10 @@ def _ref(model: str | None, request: Request) -> str:
         )
     if not named:
         raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
-    return named.pop()
+    ref = named.pop()
+    if not endpoint.names_base(ref):
+        key.check_adapter(ref.partition("@")[0])
+    return ref
 
 
 def _headers(entry: Entry) -> dict[str, str]:

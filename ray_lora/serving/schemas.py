@@ -141,6 +141,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
     for status, text in {
         400: "the input is wrong",
+        401: "an API key is needed",
+        403: "the API key is not for this",
         404: "the ref names nothing",
         413: "too large",
         429: "the adapter's share of the queue is used up",
