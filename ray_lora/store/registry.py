@@ -198,6 +198,7 @@ def connect(uri: str) -> MlflowClient:
     for noisy in ("mlflow.store.db.utils", "alembic"):  # a dozen lines about tables at the first start
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file of some kilobytes
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines on stdout for each run
     from mlflow import MlflowClient
 
     if (file := sqlite_file(uri)) and not file.exists():

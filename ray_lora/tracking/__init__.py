@@ -199,6 +199,11 @@ class Tracker:
 
     # ------------------------------------------------------------------------------------------------ the end
 
+    @property
+    def unsent(self) -> int:
+        """How many records MLflow has not taken yet."""
+        return self._journal.count_unsent() if self.uri is not None else 0
+
     def link(self) -> str:
         """One line that says how to look at it."""
         if self.uri is None:
