@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--seeds 3] [--rows 1024]
 
-Both sides: MiniLM, the same rows in the same order, one epoch, batch 16, linear schedule with 10% warm-up, AdamW, float32,
-one thread. LoRA at rate 3e-3, rank 8 on all linear layers; full fine-tuning at the best of three rates, chosen for each
-domain on the validation rows with seed 0. All seeds of one domain's LoRA train in one pack; `lora_alone` is one adapter alone, for the
-time of one against one. Scores are accuracy on the test rows.
+Both sides: MiniLM, the same rows in the same order, one epoch, batch 16, linear schedule with 10% warm-up, AdamW,
+float32, one thread. LoRA at rate 3e-3, rank 8 on all linear layers; full fine-tuning at the best of three rates,
+chosen for each domain on the validation rows with seed 0. All seeds of one domain's LoRA train in one pack;
+`lora_alone` is one adapter alone, for the time of one against one. Scores are accuracy on the test rows.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def labels(domain: str) -> TaskSpec:
 
 def rows_of(domain: str, task: Task, rows: int) -> dict[str, list[Features]]:
     names = {"train": "train-1024", "validation": "validation-512", "test": "test"}
-    return {split: task.encode(read(f"data/{domain}/{name}.parquet").to_pylist()[:rows]) for split, name in names.items()}
+    return {
+        split: task.encode(read(f"data/{domain}/{name}.parquet").to_pylist()[:rows]) for split, name in names.items()
+    }
 
 
 def training(seed: int) -> TrainingSpec:

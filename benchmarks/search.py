@@ -1,12 +1,15 @@
-"""Makespan of a 16-configuration search on two cores, against plain Ray Tune with one PEFT + HF Trainer trial a process.
+"""Makespan of a 16-configuration search on two cores, against plain Ray Tune with one PEFT + HF Trainer trial a
+process.
 
     python -m benchmarks.search [--side both|ours|plain] [--asha]
 
-MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4, 3e-4,
-1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last trial's end.
+MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4,
+3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last
+trial's end.
 
-The other side is written as Ray's and PEFT's documentation have it, with what is fastest for it here: one CPU a trial and
-two at a time, one thread each, dynamic padding, rows grouped by length, bf16 autocast. Both sides read the same files.
+The other side is written as Ray's and PEFT's documentation have it, with what is fastest for it here: one CPU a trial
+and two at a time, one thread each, dynamic padding, rows grouped by length, bf16 autocast. Both sides read the same
+files.
 """
 
 from __future__ import annotations
@@ -100,9 +103,11 @@ def plain(asha: bool) -> dict[str, Any]:
     grid = tuner.fit()
     seconds = time.perf_counter() - started
     trials = [
-        {"r": r.config["r"], "learning_rate": r.config["learning_rate"], "seconds": r.metrics["time_total_s"], **scores(r.metrics)}
+        {name: r.config[name] for name in ("r", "learning_rate")}
+        | {"seconds": r.metrics["time_total_s"]}
+        | scores(r.metrics)
         for r in grid
-    ]  # fmt: skip
+    ]
     return {"seconds": seconds, "trials": trials, "errors": [str(error) for error in grid.errors]}
 
 

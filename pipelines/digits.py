@@ -3,8 +3,8 @@
     python -m pipelines.digits             about two minutes on two cores
     python -m pipelines.digits --smoke     a minute: few steps
 
-LoRA sits on the ResNet's convolutions. The base is pretrained by `pipelines.digits_base` on upright digits alone, so each
-adapter's score beside the bare base's shows what adaptation does.
+LoRA sits on the ResNet's convolutions. The base is pretrained by `pipelines.digits_base` on upright digits alone, so
+each adapter's score beside the bare base's shows what adaptation does.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def main() -> None:
     for override in asked.overrides:
         key, _, value = override.partition("=")
         shared = shared.override({key: value})
-    recipes = [
-        shared.override({"name": f"digits-{variant}", **files(variant)}) for variant in VARIANTS
-    ]
+    recipes = [shared.override({"name": f"digits-{variant}", **files(variant)}) for variant in VARIANTS]
     results = LoraTrainer(recipes).fit()
     assert isinstance(results, list)
     store = open_store(shared.store)
@@ -93,7 +91,9 @@ def compare(base: Path, folders: dict[str, Path]) -> Table:
     """The bare base's own head beside each adapter, on digits that neither saw."""
     plain = AutoModelForImageClassification.from_pretrained(base).eval()
     engine = AdapterEngine(load_base(BaseSpec(model=str(base), dtype="float32")), slots=len(folders), max_rank=8)
-    table = Table("adapter", "bare base", "adapter", "parameters", title="accuracy on test digits", title_justify="left")
+    table = Table(
+        "adapter", "bare base", "adapter", "parameters", title="accuracy on test digits", title_justify="left"
+    )
     for name, folder in folders.items():
         adapter = Adapter.load(folder)
         assert adapter.card.task is not None

@@ -4,8 +4,8 @@
     python -m pipelines.sentiment --keep     the endpoint stays up
     python -m pipelines.sentiment --smoke    a minute: few rows, few configurations
 
-Tweets are searched for the best rank and learning rate; with what was found, movies, products, newspapers and "which domain
-is this text from" are trained together in packs. All five live on one base and answer in one batch.
+Tweets are searched for the best rank and learning rate; with what was found, movies, products, newspapers and "which
+domain is this text from" are trained together in packs. All five live on one base and answer in one batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 from rich.console import Console
@@ -44,7 +46,7 @@ TEXTS = {
     "domains": "this camera takes sharp pictures, well worth the price",
 }
 SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 130)
 
 
 def main() -> None:
@@ -87,14 +89,17 @@ def main() -> None:
     step("5/5  one endpoint, one batch over all five adapters")
     run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
     url = f"http://127.0.0.1:{asked.port}"
+    with ThreadPoolExecutor(len(TEXTS)) as pool:  # all at once: the endpoint answers them in shared passes
+        replies = list(pool.map(lambda item: ask(url, *item), TEXTS.items()))
     answers = Table("adapter", "text", "answer", "score")
-    for name, text in TEXTS.items():
-        reply = ask(url, name, text)
-        answers.add_row(f"{reply['model']}@{reply['version']}", text, *map(str, reply["predictions"][0].values()))
+    for reply, text in zip(replies, TEXTS.values(), strict=True):
+        answer = reply["predictions"][0]
+        answers.add_row(f"{reply['model']}@{reply['version']}", text, answer["label"], f"{answer['score']:.3f}")
     console.print(answers)
-    console.print(f"plots      {', '.join(tuner.summary.plots)}")
-    console.print(f"MLflow     {tuner.link}")
-    console.print(f"endpoint   make demo KEEP=1, or: .venv/bin/ray-lora serve --store {recipe.store} --base {recipe.base.model}")
+    console.print(f"plots      {', '.join(tuner.summary.plots)}", soft_wrap=True)
+    console.print(f"MLflow     {tuner.link}", soft_wrap=True)
+    serve = f".venv/bin/ray-lora serve --store {recipe.store} --base {recipe.base.model}"
+    console.print(f"endpoint   make demo KEEP=1, or: {serve}", soft_wrap=True)
     console.print(f"done in {time.time() - started:.0f} s")
     if asked.keep:
         console.print(f"{url}/docs is up; press Ctrl-C to stop")
@@ -108,7 +113,8 @@ def step(title: str) -> None:
 
 def files(domain: str) -> dict[str, str]:
     """The recipe's data section for a domain."""
-    return {"data.train": f"data/{domain}/train-1024.parquet", "data.validation": f"data/{domain}/validation-512.parquet"}
+    rows = {"train": 1024, "validation": 512}
+    return {f"data.{split}": f"data/{domain}/{split}-{count}.parquet" for split, count in rows.items()}
 
 
 def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> Table:
@@ -135,7 +141,7 @@ def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> T
     return table
 
 
-def ask(url: str, model: str, text: str) -> dict[str, object]:
+def ask(url: str, model: str, text: str) -> dict[str, Any]:
     body = json.dumps({"model": model, "inputs": [text]}).encode()
     with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
         return json.load(reply)  # type: ignore[no-any-return]

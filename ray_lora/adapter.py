@@ -1,8 +1,8 @@
 """An adapter: low-rank tensors, head and card; on disk a plain PEFT folder.
 
-`adapter_config.json` and `adapter_model.safetensors` are PEFT's own; `ray_lora.json` beside them is the card, which plain
-PEFT ignores and which a folder written by plain PEFT lacks. What cannot be served exactly is refused by name. This module
-knows nothing of engines, tasks' meaning or where adapters are stored.
+`adapter_config.json` and `adapter_model.safetensors` are PEFT's own; `ray_lora.json` beside them is the card, which
+plain PEFT ignores and which a folder written by plain PEFT lacks. What cannot be served exactly is refused by name.
+This module knows nothing of engines, tasks' meaning or where adapters are stored.
 
     adapter = Adapter.load(Path("store/tweets/3"))
     adapter.layers["bert.encoder.layer.0.attention.self.query"].A.shape   # [rank, in]
@@ -14,13 +14,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -34,7 +34,8 @@ CONFIG = "adapter_config.json"
 CARD = "ray_lora.json"
 _PREFIX = "base_model.model."
 
-# PEFT fields that say where adapters came from or how they were initialised; they do not change what an adapter answers.
+# PEFT fields that say where adapters came from or how they were initialised; they do not change what an adapter
+# answers.
 _NEUTRAL = frozenset(
     "auto_mapping base_model_name_or_path revision inference_mode peft_version task_type peft_type lora_dropout "
     "fan_in_fan_out layers_to_transform layers_pattern megatron_core runtime_config qalora_group_size "
@@ -50,7 +51,7 @@ class Card(Spec):
     base: str | None = None
     base_fingerprint: str | None = None
     architecture: str | None = None  # the plain transformers class whose head this adapter carries
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
 
@@ -77,7 +78,7 @@ class Adapter:
     config: LoraSpec
     layers: Mapping[str, LowRank]
     head: Mapping[str, Tensor]
-    card: Card = Card()
+    card: Card = field(default_factory=Card)
     peft_type: str | None = None  # PEFT's task_type, "SEQ_CLS"
     head_modules: tuple[str, ...] = ()  # PEFT's modules_to_save
 
@@ -189,7 +190,9 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise AdapterError(f"{where!r} has no {path.name}; an adapter is a folder that PEFT's save_pretrained wrote") from None
+        raise AdapterError(
+            f"{where!r} has no {path.name}; an adapter is a folder that PEFT's save_pretrained wrote"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise AdapterError(f"{where!r}: {path.name} cannot be read: {error}") from None
     if not isinstance(value, dict):
@@ -221,7 +224,8 @@ def _spec(config: Mapping[str, Any], where: str) -> LoraSpec:
             )
     if config.get("target_parameters"):
         raise AdapterError(f"{where!r}: target_parameters is not supported; use target_modules")
-    fields = {key: value for key, value in config.items() if key in known and value is not None}
+    fields = {key: defaults[key] for key in ("r", "lora_alpha")}  # PEFT's, where the file says nothing
+    fields |= {key: value for key, value in config.items() if key in known and value is not None}
     try:
         return LoraSpec.model_validate(fields)
     except ValidationError as error:
@@ -260,10 +264,9 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
     layers = {}
     for name, pair in parts.items():
         embedding = ".lora_embedding_A" in pair
-        a, b = (
-            (".lora_embedding_A", ".lora_embedding_B") if embedding else (".lora_A.weight", ".lora_B.weight")
-        )
-        if set(pair) != {a, b} or pair[a].shape[0] != pair[b].shape[1]:
+        a, b = (".lora_embedding_A", ".lora_embedding_B") if embedding else (".lora_A.weight", ".lora_B.weight")
+        whole = set(pair) == {a, b} and min(pair[a].dim(), pair[b].dim()) >= 2
+        if not whole or pair[a].shape[0] < 1 or pair[a].shape[0] != pair[b].shape[1]:
             raise AdapterError(f"{where!r}: layer {name!r} lacks a matching pair of A and B")
         layers[name] = LowRank(pair[a], pair[b], embedding)
     if not layers and not head:

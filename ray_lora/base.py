@@ -109,7 +109,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
         probe = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later
-        flags = probe()
+        flags: dict[str, bool] = probe()
         return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else torch.float32
     return torch.float32
 
@@ -121,11 +121,15 @@ def locate(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
-            raise BaseModelError(f"base folder {model!r} lacks config.json or *.safetensors; save it with save_pretrained")
+            raise BaseModelError(
+                f"base folder {model!r} lacks config.json or *.safetensors; save it with save_pretrained"
+            )
         return path
     names = ", ".join(sorted(PACKAGED))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise BaseModelError(f"base {model!r} is not a folder here; give a folder, a hub id or a packaged base ({names})")
+        raise BaseModelError(
+            f"base {model!r} is not a folder here; give a folder, a hub id or a packaged base ({names})"
+        )
     return _snapshot(model, names)
 
 

@@ -1,6 +1,7 @@
 """The baseline an adapter has to beat: the best head alone on the frozen base.
 
-A logistic regression (scikit-learn) on the bare base's mean-pooled features, its strength chosen on the validation rows.
+A logistic regression (scikit-learn) on the bare base's mean-pooled features, its strength chosen on the validation
+rows.
 
     head_only(engine, task, train, validation)(test)     # a prediction for each test row
 """

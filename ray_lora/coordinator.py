@@ -1,14 +1,16 @@
-"""The coordinator: an actor between those who want adapters trained (a trainer, or the trials of a search) and the packs.
+"""The coordinator: an actor between those who want adapters trained (a trainer, or the trials of a search) and the
+packs.
 
 Jobs are submitted, wait for a slot, run in a pack, report, and end. A pack calls `sync` after every step: it brings its
-reports and the jobs it holds, and takes away which to begin and which to drop. What a pack holds is compared with what it
-should hold, so a pack that was killed and started again is simply given its jobs once more, each from its checkpoint.
-It imports no torch and claims no CPU.
+reports and the jobs it holds, and takes away which to begin and which to drop. What a pack holds is compared with
+what it should hold, so a pack that was killed and started again is simply given its jobs once more, each from its
+checkpoint. It imports no torch and claims no CPU.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -128,10 +130,8 @@ class Coordinator:
             await self._notify()
         orders = self._orders(pack, held, free)
         if not held and orders == Orders():
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):  # an idle pack asks again
                 await asyncio.wait_for(self._until(lambda: self._orders(pack, held, free) != Orders()), _IDLE_S)
-            except asyncio.TimeoutError:
-                pass  # an idle pack asks again
             orders = self._orders(pack, held, free)
         for job in orders.join:
             record = self.records[job.name]
@@ -164,8 +164,7 @@ class Coordinator:
             record.saved_step = report.step
         if report.loss is not None:
             record.loss = report.loss
-        logged = {"loss": report.loss, "learning_rate": report.learning_rate, "grad_norm": report.grad_norm}
-        metrics = {name: value for name, value in logged.items() if value is not None} | (report.metrics or {})
+        metrics = report.logged
         if metrics and report.error is None:
             self._logs.append({"job": report.job, "step": report.step, "time": time.time(), "metrics": metrics})
         if report.metrics is not None or (report.done and not record.metrics):
@@ -192,4 +191,3 @@ def public(record: Record) -> dict[str, Any]:
     values = asdict(record)
     del values["inbox"], values["job"]
     return {"name": record.job.name, **values}
-

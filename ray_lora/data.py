@@ -1,7 +1,7 @@
 """Rows: from parquet, csv or jsonl (local, `s3://`, `gs://`), or a Ray dataset, to checked blocks and encoded shards.
 
-Every row is checked on the driver, before any worker starts. Blocks stay in Ray's object store; a worker takes its share
-of them and encodes each row once for all adapters. This module knows rows and tasks; it knows nothing of engines.
+Every row is checked on the driver, before any worker starts. Blocks stay in Ray's object store; a worker takes its
+share of them and encodes each row once for all adapters. This module knows rows and tasks; it knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray_lora.errors import DataError, did_you_mean
 from ray_lora.job import Job
 from ray_lora.pack import Split, Splits
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
-from ray_lora.tasks import TASKS, Task
+from ray_lora.tasks import TASKS, Features, Task
 from ray_lora.tasks.task import label_index
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = No
 
     tables = read_tables(recipe, datasets)
     task = recipe.task.model_copy(update={"labels": check_tables(recipe, tables)})
-    identity = {}
+    identity: dict[str, str] = {}
     for split, (where, table) in tables.items():
         identity |= {f"{split}.path": where, f"{split}.rows": str(table.num_rows), f"{split}.sha256": _hash(table)}
     blocks = {split: tuple(_blocks(table, pieces, ray.put)) for split, (_, table) in tables.items()}
@@ -78,9 +78,7 @@ def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
     return task, {split: table.num_rows for split, (_, table) in tables.items()}
 
 
-def read_tables(
-    recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None
-) -> dict[str, tuple[str, pa.Table]]:
+def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None) -> dict[str, tuple[str, pa.Table]]:
     """(where it came from, the task's columns) of each split."""
     tables = {}
     for split in ("train", "validation"):
@@ -173,7 +171,9 @@ def learn_labels(table: pa.Table) -> tuple[str, ...]:
     """The distinct labels of a training table, sorted."""
     labels = tuple(sorted({str(value) for value in table.column("label").to_pylist() if value is not None}))
     if len(labels) < 2:
-        raise DataError(f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed")
+        raise DataError(
+            f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed"
+        )
     return labels
 
 
@@ -225,7 +225,7 @@ def _load(blocks: Sequence[Block], task: Task, rank: int, world: int) -> Split:
     import ray
 
     mine = list(blocks)[rank::world]
-    rows = {}
+    rows: dict[int, Features] = {}
     for block, table in zip(mine, ray.get([block.ref for block in mine]), strict=True):
         features = task.encode(table.to_pylist())
         rows |= {block.offset + number: feature for number, feature in enumerate(features)}

@@ -44,3 +44,10 @@ class Report:
     saved: bool = False
     done: bool = False
     error: str | None = None
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Everything that is to be logged at this step."""
+        values = {"loss": self.loss, "learning_rate": self.learning_rate, "grad_norm": self.grad_norm}
+        known = {name: value for name, value in values.items() if value is not None} if self.loss is not None else {}
+        return known | (self.metrics or {})

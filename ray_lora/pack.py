@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ray_lora.adapter import Adapter, Card
 from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
-from ray_lora.errors import CapacityError, DataError
+from ray_lora.errors import AdapterError, CapacityError, DataError
+from ray_lora.history import write_history
 from ray_lora.infer import chunks, forward, predict
 from ray_lora.job import Job, Report
 from ray_lora.recipe import TaskSpec, TrainingSpec
@@ -132,6 +133,7 @@ class Pack:
         Raises:
             RecipeError: its targets or ranks do not fit the base.
             DataError: its split has no rows.
+            AdapterError: the checkpoint is of another adapter.
             CapacityError: no slot is free, or the name is taken.
         """
         if job.name in self.members:
@@ -145,9 +147,13 @@ class Pack:
         slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
         self.optimizer.join(slot, job.training, total)
         member = _Member(job, slot, task, splits, total, per_epoch, batch)
-        if state is not None and state.exists():
-            member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
         self.members[job.name] = member
+        if state is not None and state.exists():
+            try:
+                member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
+            except AdapterError:
+                self.leave(job.name)
+                raise
         return slot
 
     def leave(self, name: str) -> None:
@@ -286,6 +292,8 @@ class Pack:
             member.losses.clear()
         else:
             shown = self._say(member, rate, None, saves, done)
+        if logs and self.output is not None and self.group.rank == 0:
+            write_history(self.output / member.job.name, member.step, shown.logged)
         if saves:
             self.save(member.job.name)
         if done and self.output is not None and self.group.rank == 0:

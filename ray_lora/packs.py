@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -22,6 +22,7 @@ from ray_lora.base import Base, describe_base
 from ray_lora.coordinator import Coordinator, Record
 from ray_lora.data import Source, prepare
 from ray_lora.errors import RecipeError
+from ray_lora.history import read_history
 from ray_lora.job import Job
 from ray_lora.plan import Plan, make_plan, targets_embeddings
 from ray_lora.progress import Progress
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 
     from ray_lora.tracking import Tracker
 
-HISTORY = "history.jsonl"  # every logged value of a run, a line each
+_ENDED: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+}
 _POLL_S = 0.5
 _ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds less with these on one machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -88,11 +93,14 @@ def check(
 def spread(prepared: Prepared, scaling: ScalingConfig, jobs: int) -> tuple[Prepared, int]:
     """Packs for so many jobs: as many as the cluster's devices allow, each with no more slots than its share."""
     resources = ray.cluster_resources()
-    workers = scaling.num_workers if isinstance(scaling.num_workers, int) else scaling.num_workers[0]
+    workers = scaling.num_workers[0] if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+    assert isinstance(workers, int)
     devices = resources.get("GPU", 0) if scaling.use_gpu else resources.get("CPU", 1)
     if devices < workers:
         kind = "GPU" if scaling.use_gpu else "CPU"
-        raise RecipeError(f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers")
+        raise RecipeError(
+            f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers"
+        )
     packs = prepared.recipe.scaling.packs or max(1, min(int(devices // workers), jobs))
     slots = prepared.recipe.scaling.slots or min(prepared.plan.slots, -(-jobs // packs))
     return replace(prepared, plan=replace(prepared.plan, slots=slots)), packs
@@ -212,14 +220,15 @@ class PackRun:
         for record in records:
             if record.job.name not in self._tracked:
                 self._tracked[record.job.name] = "RUNNING"
-                self.tracker.open_child(record.job.name, params(record.job), {"ray_lora.config": json.dumps(record.config)})
-        if logs:
-            with (self.output / HISTORY).open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in logs)
+                self.tracker.open_child(
+                    record.job.name, params(record.job), {"ray_lora.config": json.dumps(record.config)}
+                )
+                for line in read_history(self.output / "jobs" / record.job.name):  # of a run that was killed
+                    self.tracker.log(record.job.name, line["step"], line["metrics"])
         for line in logs:
             self.tracker.log(line["job"], line["step"], line["metrics"])
         for record in records:
-            ended = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}.get(record.status)
+            ended = _ENDED.get(record.status)
             if ended and self._tracked[record.job.name] == "RUNNING":
                 self._tracked[record.job.name] = ended
                 folder = self.output / "jobs" / record.job.name / "adapter"
@@ -238,7 +247,11 @@ def scaling_of(recipe: Recipe) -> ScalingConfig:
 
 def params(job: Job) -> dict[str, Any]:
     """A job's settings under PEFT's and Hugging Face's names."""
-    return job.lora.model_dump(mode="json") | job.training.model_dump(mode="json") | {"task": job.task.type, "data": job.data}
+    return (
+        job.lora.model_dump(mode="json")
+        | job.training.model_dump(mode="json")
+        | {"task": job.task.type, "data": job.data}
+    )
 
 
 def claim_folder(recipe: Recipe, kind: str, text: str) -> Path:
@@ -256,4 +269,3 @@ def claim_folder(recipe: Recipe, kind: str, text: str) -> Path:
         )
     marker.write_text(told)
     return folder
-

@@ -92,9 +92,10 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
     wanted = recipe.scaling.slots or min(_MAX_SLOTS[device], most_slots or _MAX_SLOTS[device])
     if fits < (recipe.scaling.slots or 1):
+        least = recipe.scaling.slots or 1
+        needed = base_bytes + pass_bytes + least * slot_bytes
         raise CapacityError(
-            f"{recipe.scaling.slots or 1} adapters of rank {max_rank} on {base.id!r} need "
-            f"{_size(base_bytes + pass_bytes + (recipe.scaling.slots or 1) * slot_bytes)}, {_size(free * _SHARE)} may be "
+            f"{least} adapters of rank {max_rank} on {base.id!r} need {_size(needed)}, {_size(free * _SHARE)} may be "
             "used; lower lora.r or scaling.slots, or choose a smaller base"
         )
     return Plan(
@@ -179,7 +180,8 @@ def targets_embeddings(recipe: Recipe) -> bool:
 
 
 def _activations(base: Base, task: TaskSpec, rows: int) -> int:
-    """Numbers that a backward keeps for one pass: about 16 hidden-sized and 4 intermediate-sized values a layer and token.
+    """Numbers that a backward keeps for one pass: about 16 hidden-sized and 4 intermediate-sized values a layer and
+    token.
 
     The factors were fitted to the peak memory of BERT encoders (benchmarks/memory.py says how well); other
     architectures are of the same order.

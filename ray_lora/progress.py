@@ -1,5 +1,5 @@
-"""One live table of everything that trains: configuration, step, score, state, slot. A terminal redraws it; a log gets a
-line whenever something worth a line happened."""
+"""One live table of everything that trains: configuration, step, score, state, slot. A terminal redraws it; a log
+gets a line whenever something worth a line happened."""
 
 from __future__ import annotations
 
@@ -57,16 +57,22 @@ class Progress:
         for record in records:
             if record.status != self._seen.get(record.job.name) and record.status not in ("waiting", "running"):
                 self._seen[record.job.name] = record.status
-                self._print(f"{describe(record.config) or record.job.name}: {record.status}{_score(record, self.metric)}")
+                self._print(
+                    f"{describe(record.config) or record.job.name}: {record.status}{_score(record, self.metric)}"
+                )
         if now - self._last_line >= _LOG_EVERY_S:
             self._last_line = now
             counts = {name: sum(r.status == name for r in records) for name in ("running", "waiting", "finished")}
             done, total = sum(r.step for r in records), sum(r.total for r in records)
             state = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            self._print(f"{state}; step {done:,} of {total:,}" + (f" and {counts['waiting']} to come" if counts["waiting"] else ""))
+            self._print(
+                f"{state}; step {done:,} of {total:,}"
+                + (f" and {counts['waiting']} to come" if counts["waiting"] else "")
+            )
 
     def _print(self, text: str) -> None:
-        print(f"[{time.time() - self._started:6.1f}s] {self.title}: {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"[{time.time() - self._started:6.1f}s] {self.title}: {text}\n")
+        sys.stderr.flush()
 
 
 def table(title: str, metric: str, records: Sequence[Record]) -> Table:

@@ -162,7 +162,7 @@ class Recipe(Spec):
             RecipeError: the file is missing, is not YAML, or breaks a rule; the message names the key.
         """
         try:
-            tree = yaml.load(Path(path).read_text(), Loader=_Loader)
+            tree = _read_yaml(Path(path).read_text())
         except FileNotFoundError:
             raise RecipeError(f"recipe {str(path)!r} does not exist; give the path of a YAML recipe") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -178,7 +178,7 @@ class Recipe(Spec):
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
             check_key(key)
-            _put(tree, key, yaml.load(text, Loader=_Loader))
+            _put(tree, key, _read_yaml(text))
         return cls.parse(tree)
 
     @classmethod
@@ -243,6 +243,10 @@ def _say(problem: Mapping[str, Any]) -> str:
     return f"{path or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
 
 
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-3` as text; a recipe's users mean a number."""
 
@@ -252,8 +256,6 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     if not math.isfinite(value):
         raise yaml.constructor.ConstructorError(None, None, f"{value} is not a finite number", node.start_mark)
     return value
-
-
 
 
 _Loader.add_implicit_resolver(

@@ -1,4 +1,5 @@
-"""What a search has to say at its end: the table, the best, the smallest rank that is as good, what to try next, plots."""
+"""What a search has to say at its end: the table, the best, the smallest rank that is as good, what to try next,
+plots."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from ray.tune import ResultGrid
 from rich.table import Table
 
 from ray_lora.coordinator import Record
-from ray_lora.packs import HISTORY
+from ray_lora.history import read_history
 from ray_lora.progress import describe
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def summarise(
         rows: validation rows, for the standard error.
     """
     known = {record.job.name: record for record in records}
-    trials = [_trial(result, known, output) for result in grid]
+    trials = [_trial(grid[number], known, output) for number in range(len(grid))]
     sign = -1 if mode == "max" else 1
     trials.sort(key=lambda t: (t.adapter is None, sign * t.metrics.get(metric, sign * math.inf)))
     finished = [trial for trial in trials if trial.adapter is not None and metric in trial.metrics]
@@ -106,12 +107,12 @@ def draw(summary: Summary, output: Path) -> list[str]:
     from matplotlib.figure import Figure
 
     paths = []
-    curves = _curves(output / HISTORY, summary.metric)
+    curves = {trial.name: _curves(output / "jobs" / trial.name, summary.metric) for trial in summary.trials}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for trial in summary.trials:
         for axis, key in ((left, "loss"), (right, summary.metric)):
-            points = curves.get(trial.name, {}).get(key, [])
+            points = curves[trial.name][key]
             axis.plot(*zip(*points, strict=True), label=describe(trial.config), lw=1.2) if points else None
     left.set(xlabel="step", ylabel="training loss", yscale="log")
     right.set(xlabel="step", ylabel=summary.metric)
@@ -159,16 +160,14 @@ def _cells(summary: Summary) -> dict[tuple[int, float], float]:
     return cells if len({rate for _, rate in cells}) <= 12 else {}
 
 
-def _curves(path: Path, metric: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """job -> "loss" or the metric -> (step, value) points, a resumed job's repeated steps once."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            for key in ("loss", metric):
-                if key in entry["metrics"]:
-                    found.setdefault(entry["job"], {}).setdefault(key, {})[entry["step"]] = entry["metrics"][key]
-    return {job: {key: sorted(points.items()) for key, points in series.items()} for job, series in found.items()}
+def _curves(folder: Path, metric: str) -> dict[str, list[tuple[int, float]]]:
+    """ "loss" and the metric -> (step, value) points, a resumed job's repeated steps once."""
+    found: dict[str, dict[int, float]] = {"loss": {}, metric: {}}
+    for line in read_history(folder):
+        for key, points in found.items():
+            if key in line["metrics"]:
+                points[line["step"]] = line["metrics"][key]
+    return {key: sorted(points.items()) for key, points in found.items()}
 
 
 def _trial(result: Any, known: Mapping[str, Record], output: Path) -> Trial:
@@ -176,15 +175,15 @@ def _trial(result: Any, known: Mapping[str, Record], output: Path) -> Trial:
     name = str(metrics.get("trial_id") or Path(result.path).name)
     record = known.get(name)
     folder = output / "jobs" / name / "adapter"
-    finished = folder.exists() and result.error is None and bool(metrics.get("done_training", metrics.get("done", True)))
+    finished = (
+        folder.exists() and result.error is None and bool(metrics.get("done_training", metrics.get("done", True)))
+    )
     status = record.status if record else "finished" if finished else "failed" if result.error else "stopped"
     scores = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and k in _kept(metrics)}
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if finished else None
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     took = (record.ended or 0) - (record.started or 0) if record and record.ended else metrics.get("time_total_s")
-    return Trial(
-        name, dict(result.config or {}), scores, status, str(folder) if finished else None, took, size, error
-    )
+    return Trial(name, dict(result.config or {}), scores, status, str(folder) if finished else None, took, size, error)
 
 
 def _kept(metrics: Mapping[str, Any]) -> set[str]:

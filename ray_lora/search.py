@@ -3,8 +3,8 @@
     results = LoraTuner(recipe, param_space={"lora.r": tune.grid_search([2, 4, 8, 16])}).fit()
     results.get_best_result().metrics, results.get_best_result().config
 
-Every configuration is a Ray Tune trial; that trials share a base is invisible to Tune. The same command goes on where it
-was killed and repeats no finished trial.
+Every configuration is a Ray Tune trial; that trials share a base is invisible to Tune. The same command goes on where
+it was killed and repeats no finished trial.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _SAMPLERS = {
     "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
 }  # fmt: skip
 
-# For people who have no space: rates first. LoRA's best rate is about ten times full fine-tuning's and hardly depends on
-# the rank (Schulman et al., "LoRA Without Regret", 2025), so three decades around 1e-3 are covered before ranks are.
+# For people who have no space: rates first. LoRA's best rate is about ten times full fine-tuning's and hardly depends
+# on the rank (Schulman et al., "LoRA Without Regret", 2025), so three decades around 1e-3 are covered before ranks are.
 DEFAULT_SPACE: dict[str, dict[str, Json]] = {
     "training.learning_rate": {"grid_search": [1e-4, 3e-4, 1e-3, 3e-3]},
     "lora.r": {"grid_search": [2, 8, 32]},
@@ -125,7 +125,9 @@ class LoraTuner:
         best = self.summary.best
         if best is not None and best.adapter is not None:
             if recipe.store != "mlflow":  # that store registers what is put into it
-                tracker.register(Path(best.adapter), recipe.name, tags={"score": f"{metric} {best.metrics[metric]:.4f}"})
+                tracker.register(
+                    Path(best.adapter), recipe.name, tags={"score": f"{metric} {best.metrics[metric]:.4f}"}
+                )
             tracker.finish_parent("FINISHED", {"job": best.name, "config": best.config}, best.metrics)
         else:
             tracker.finish_parent("FAILED")
@@ -133,9 +135,7 @@ class LoraTuner:
         self.link = tracker.link()
         return grid
 
-    def _tuner(
-        self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, packs: int
-    ) -> Tuner:
+    def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, packs: int) -> Tuner:
         trainable = tune.with_parameters(
             PackTrial,
             coordinator=run.coordinator,
@@ -272,7 +272,11 @@ def grid_of(sampler: Any) -> list[Any] | None:
 
 def count_trials(space: Mapping[str, Any], num_samples: int) -> int:
     """Trials a basic search will start: grids times samples."""
-    grids = [len(sampler["grid_search"]) for sampler in space.values() if isinstance(sampler, Mapping) and "grid_search" in sampler]
+    grids = [
+        len(sampler["grid_search"])
+        for sampler in space.values()
+        if isinstance(sampler, Mapping) and "grid_search" in sampler
+    ]
     return math.prod(grids) * max(1, num_samples)
 
 

@@ -12,6 +12,7 @@ The same command goes on where it was killed.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,10 +78,10 @@ class LoraTrainer:
         prepared, packs = spread(prepared, scaling, len(self.recipes))
         first = located(self.recipes[0], self.run_config)
         output = claim_folder(first, "train", "\n".join(recipe.model_dump_json() for recipe in self.recipes))
-        tracker = Tracker(
-            first.tracking.uri, first.tracking.experiment or first.name, record=output / "mlflow.jsonl"
-        )
-        identity = {k if self._single else f"{n}.{k}": v for n, s in prepared.sources.items() for k, v in s.identity.items()}
+        tracker = Tracker(first.tracking.uri, first.tracking.experiment or first.name, record=output / "mlflow.jsonl")
+        identity = {
+            k if self._single else f"{n}.{k}": v for n, s in prepared.sources.items() for k, v in s.identity.items()
+        }
         tracker.open_parent(str(output), first, identity)
         run = PackRun(
             prepared,
@@ -117,7 +118,8 @@ def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     assert isinstance(result, Result)
     if result.error is not None:
         raise result.error
-    assert result.checkpoint is not None and result.metrics is not None
+    assert result.checkpoint is not None
+    assert result.metrics is not None
     folder = Path(result.checkpoint.path)
     entry = store.put(Adapter.load(folder), recipe.name)
     metrics = dict(result.metrics)
@@ -128,7 +130,7 @@ def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
 def start_ray() -> None:
     """Join the running cluster, or start Ray on this machine."""
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
 
 
 def located(recipe: Recipe, run_config: RunConfig | None) -> Recipe:

@@ -1,7 +1,7 @@
 """A search trial: one configuration of a Ray Tune search, trained in a pack that it shares with others.
 
-To Ray Tune it is an ordinary Trainable, so every searcher, scheduler, stopper and callback works as it is. It imports no
-torch and claims no CPU: it joins a pack, asks for the next evaluation, leaves.
+To Ray Tune it is an ordinary Trainable, so every searcher, scheduler, stopper and callback works as it is. It imports
+no torch and claims no CPU: it joins a pack, asks for the next evaluation, leaves.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ray_lora.recipe import Recipe, TaskSpec
 SEARCHED = ("lora.", "training.")
 
 
-class PackTrial(Trainable):  # type: ignore[misc]
+class PackTrial(Trainable):
     """One configuration; `config` maps recipe keys to values."""
 
-    def setup(  # type: ignore[override]
+    def setup(
         self, config: dict[str, Any], coordinator: Any = None, recipe: str = "", task: str = "", output: str = ""
     ) -> None:
         self._coordinator, self._output = coordinator, Path(output)
@@ -52,7 +52,7 @@ class PackTrial(Trainable):  # type: ignore[misc]
         self._join(new_config)
         return True
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For schedulers that pause or clone: the pack writes the state now, this copies it."""
         assert self._joined is not None
         ray.get(self._coordinator.checkpoint.remote(self._joined))

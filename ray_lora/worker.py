@@ -51,9 +51,7 @@ def run_worker(config: dict[str, PackConfig]) -> None:
     group = Group(rank, world, _all_reduce, _gather) if world > 1 else Group()
     started = time.perf_counter()
     base = load_base(told.base, ray.train.torch.get_device())
-    engine = AdapterEngine(
-        base, slots=told.slots, max_rank=told.max_rank, train=True, embeddings=told.embeddings
-    )
+    engine = AdapterEngine(base, slots=told.slots, max_rank=told.max_rank, train=True, embeddings=told.embeddings)
     pack = Pack(engine, _Lazy(told.sources), group=group, output=Path(told.output), max_rows=told.max_rows)
     for source in told.sources.values():
         engine.reserve_head(pack.task(source.task).head)
@@ -116,7 +114,9 @@ class _Lazy(dict[str, Splits]):
 
     def load(self, job: Job, pack: Pack) -> None:
         if job.data not in self:
-            self[job.data] = load_splits(self._sources[job.data], pack.task(job.task), pack.group.rank, pack.group.world)
+            self[job.data] = load_splits(
+                self._sources[job.data], pack.task(job.task), pack.group.rank, pack.group.world
+            )
 
 
 def _all_reduce(tensor: Tensor) -> None:
@@ -127,5 +127,3 @@ def _gather(value: Any) -> list[Any]:
     box: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
-
-

@@ -42,10 +42,11 @@ def new_group(help: str) -> typer.Typer:
 
 
 @contextlib.contextmanager
-def answering(as_json: bool) -> Iterator[Say]:
+def answering(as_json: bool, keep_ray: bool = False) -> Iterator[Say]:
     """Gives `say(result, *texts)`; with `--json` everything else that is printed goes to standard error.
 
-    A Ray that the command started ends before the answer is written, so that nothing of it follows the last line.
+    A Ray that the command started ends before the answer is written, so that nothing of it follows the last line; with
+    `keep_ray` it stays.
     """
     answers: list[tuple[dict[str, Json], tuple[Any, ...]]] = []
 
@@ -57,7 +58,7 @@ def answering(as_json: bool) -> Iterator[Say]:
         try:
             yield say
         finally:
-            if _ray_is_up() and not had_ray:
+            if _ray_is_up() and not had_ray and not keep_ray:
                 sys.modules["ray"].shutdown()
     for result, texts in answers:
         if as_json:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,15 +85,30 @@ def serve(
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve every adapter of a store behind one endpoint, until interrupted."""
-    with answering(as_json) as say:
-        more = dict(_pair(text, "slots=64") for text in settings or [])
-        options = {"store": store, "base": base, "host": host, "port": port, "tracking_uri": tracking_uri, **more}
-        args = _app_args(options)
-        from ray_lora.serving.app import run
+    """Serve every adapter of a store behind one endpoint, until interrupted; --json says its address once it
+    answers."""
+    more = dict(_pair(text, "slots=64") for text in settings or [])
+    args = _app_args({"store": store, "base": base, "host": host, "port": port, "tracking_uri": tracking_uri, **more})
+    from ray_lora.serving.app import run
 
+    if not as_json:
         run(args)
-        say({"store": args.store, "host": args.host, "port": args.port}, "the endpoint has ended")
+        return
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with answering(as_json, keep_ray=True) as say:
+        say({"address": run(args, block=False), "store": args.store})
+    ended.wait()
+    _stop_serving()
+
+
+def _stop_serving() -> None:
+    import ray
+    from ray import serve
+
+    serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
+    ray.shutdown()
 
 
 def _app_args(options: dict[str, Any]) -> Any:

@@ -138,8 +138,5 @@ def _pair_views(key: str, layer: TargetLayer, slot: int, a: Tensor, b: Tensor) -
     rank = layer.ranks[slot]
     if layer.embedding:
         return {f"{key}.lora_embedding_A": a[slot, :rank], f"{key}.lora_embedding_B": b[slot, :, :rank]}
-    pixel = (1, 1) if len(layer.shape.a) == 3 else ()  # a convolution's B is 1 x 1
-    return {
-        f"{key}.lora_A.weight": a[slot, :rank],
-        f"{key}.lora_B.weight": b[slot, :, :rank].view(layer.shape.b, rank, *pixel),
-    }
+    shape = layer.shape.pair(rank)[1]
+    return {f"{key}.lora_A.weight": a[slot, :rank], f"{key}.lora_B.weight": b[slot, :, :rank].view(shape)}

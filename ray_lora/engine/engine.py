@@ -26,9 +26,11 @@ from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
 
+_HELD = "held_by_an_adapter_engine"
+
 
 class AdapterEngine:
-    """A base with `slots` places for adapters of ranks up to `max_rank`.
+    """A base with `slots` places for adapters of ranks up to `max_rank`. A base has one engine until it is closed.
 
     Args:
         base: the loaded base; its modules get forward hooks and are otherwise untouched.
@@ -43,6 +45,8 @@ class AdapterEngine:
     ) -> None:
         if slots < 1 or max_rank < 1:
             raise CapacityError(f"an engine needs at least one slot and rank 1; got slots={slots}, max_rank={max_rank}")
+        if getattr(base.backbone, _HELD, False):  # the hooks of two engines would both answer
+            raise CapacityError(f"base {base.id!r} is held by another engine; close() that one, or use its slots")
         self.base, self.slots, self.max_rank, self.train = base, slots, max_rank, train
         self.residents: dict[int, Resident] = {}
         self.heads: dict[str, Head] = {}
@@ -56,11 +60,13 @@ class AdapterEngine:
         self._ranks = [0] * (slots + 1)
         self._routing: Routing | None = None
         self._hooks = [layer.attach(lambda: self._routing) for layer in self.layers.values()]
+        setattr(base.backbone, _HELD, True)
 
     def close(self) -> None:
         """Take the hooks off the base."""
         for hook in self._hooks:
             hook.remove()
+        setattr(self.base.backbone, _HELD, False)
 
     # ---------------------------------------------------------------- what a pass computes
 
@@ -166,13 +172,12 @@ class AdapterEngine:
         targets.check_base(adapter, self.base)
         head = targets.head_of(adapter, self.base, self.heads)
         prefix = targets.prefix_of(adapter, self.base)
-        pairs = {name.removeprefix(prefix): pair for name, pair in adapter.layers.items()}
-        targets.check_pairs(pairs, prefix, self.base, self.layers, self.max_rank)
+        targets.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
         if head is not None:
             self.reserve_head(head)
             targets.check_head(adapter, self.heads[head.architecture], head, self.base)
-        resident = Resident(adapter.config, head, tuple(pairs), adapter.peft_type, prefix)
-        slot = self._claim(resident, {name: pair.rank for name, pair in pairs.items()})
+        ranks = {name.removeprefix(prefix): pair.rank for name, pair in adapter.layers.items()}
+        slot = self._claim(Resident(adapter.config, head, tuple(ranks), adapter.peft_type, prefix), ranks)
         self.write(slot, adapter.tensors)
         self.refresh([slot])
         return slot

@@ -196,7 +196,8 @@ def _plain(config: Any, architecture: str, labels: int) -> Any:
 
     config = copy.deepcopy(config)
     config.num_labels = labels
-    factory = getattr(transformers, architecture, None)
+    named = architecture.startswith("AutoModelFor")  # the name may come from a file: it reaches nothing else
+    factory = getattr(transformers, architecture, None) if named else None
     if factory is None:
         raise AdapterError(
             f"transformers has no class {architecture!r}; name a class such as AutoModelForSequenceClassification"

@@ -58,10 +58,10 @@ def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
 def lora_add(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, scaling: Tensor, routing: Routing, mask: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """y + scaling * B A x for rows of many slots, added to y in place; returns it with h = scaling * A x and the matrices
-    used.
+    """y + scaling * B A x for rows of many slots, added to y in place.
 
-    Adding in place is safe where y is a linear layer's fresh output: no backward looks at it again.
+    Returns it with h = scaling * A x and the matrices used. Adding in place is safe where y is a linear layer's fresh
+    output: no backward looks at it again.
 
     Args:
         x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.

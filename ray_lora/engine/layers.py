@@ -27,6 +27,10 @@ class Shape:
     a: tuple[int, ...]  # () where `rank` stands is implicit: A is [rank, *a]
     b: int  # B is [b, rank]
 
+    def pair(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of one adapter's A and B in a PEFT file; a convolution's B is 1 x 1."""
+        return (rank, *self.a), (self.b, rank) + ((1, 1) if len(self.a) == 3 else ())
+
     @property
     def width(self) -> int:
         """The largest rank that can add anything: min(in, out)."""

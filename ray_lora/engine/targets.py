@@ -129,19 +129,21 @@ def prefix_of(adapter: Adapter, base: Base) -> str:
 def check_pairs(
     pairs: Mapping[str, LowRank], prefix: str, base: Base, layers: Mapping[str, TargetLayer], max_rank: int
 ) -> None:
-    """AdapterError when a pair matches no layer, or has another shape or a larger rank than fits."""
-    for name, pair in pairs.items():
-        layer = layers.get(name)
+    """AdapterError when a pair, named as in the plain class, matches no layer, or has another shape or a larger rank
+    than fits."""
+    for full, pair in pairs.items():
+        name = full.removeprefix(prefix)
+        layer = layers.get(name) if full.startswith(prefix) else None
         if layer is None:
             raise AdapterError(
-                f"adapter layer {prefix + name!r} matches no layer of base {base.id!r} that can hold an adapter"
-                f"{did_you_mean(name, layers)}"
+                f"adapter layer {full!r} matches no layer of base {base.id!r} that can hold an adapter"
+                f"{did_you_mean(full, [prefix + known for known in layers])}"
             )
-        fits = tuple(pair.A.shape[1:]) == layer.shape.a and pair.B.shape[0] == layer.shape.b
-        if not fits or pair.embedding != layer.embedding:
+        given, needed = (tuple(pair.A.shape), tuple(pair.B.shape)), layer.shape.pair(pair.rank)
+        if given != needed or pair.embedding != layer.embedding:
             raise AdapterError(
-                f"adapter layer {prefix + name!r} has A {tuple(pair.A.shape)} and B {tuple(pair.B.shape)}; base "
-                f"{base.id!r} needs A [rank, {layer.shape.a}] and B [{layer.shape.b}, rank]"
+                f"adapter layer {full!r} has A {given[0]} and B {given[1]}; "
+                f"base {base.id!r} needs A {needed[0]} and B {needed[1]}"
             )
         if pair.rank > max_rank:
             raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")

@@ -1,6 +1,8 @@
-"""Tasks: what is predicted and how it is scored.
+"""Tasks: what is predicted and how it is scored. They know rows and losses, not slots.
 
     task = build_task(TaskSpec(type="text-classification", labels=("negative", "positive")), base.processor)
+
+A new task is one file here, one line in `TASKS`, and `tests/conformance.py` says whether it keeps the rules.
 """
 
 from __future__ import annotations

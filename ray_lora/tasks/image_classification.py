@@ -1,6 +1,8 @@
-"""Image classification.
+"""Image classification: a row is
 
     {"image": b"<PNG bytes>", "label": "7"}
+
+whose image is PNG or JPEG bytes, base64 text of them, or a PIL image.
 """
 
 from __future__ import annotations

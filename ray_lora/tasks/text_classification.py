@@ -1,6 +1,8 @@
-"""Text classification and sentiment.
+"""Text classification and sentiment: a row is
 
     {"text": "what a lovely day", "label": "positive"}
+
+whose label is a word or its index.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from ray_lora.adapter import Adapter
 from ray_lora.base import load_base
 from ray_lora.data import check_tables, read_tables
 from ray_lora.engine import AdapterEngine
+from ray_lora.history import read_history
 from ray_lora.job import Job
 from ray_lora.pack import Pack, Split, Splits
 from ray_lora.recipe import Recipe
@@ -63,11 +64,9 @@ def tiny_recipe(base: Path, folder: Path, **overrides: Any) -> Recipe:
 
 def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:
     """job -> step -> logged values of a run's folder."""
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for line in (run / "history.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        found.setdefault(entry["job"], {})[entry["step"]] = entry["metrics"]
-    return found
+    return {
+        folder.name: {line["step"]: line["metrics"] for line in read_history(folder)} for folder in run.glob("jobs/*")
+    }
 
 
 def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:

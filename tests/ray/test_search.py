@@ -15,6 +15,7 @@ from ray import tune
 
 from ray_lora.adapter import Adapter
 from ray_lora.errors import RecipeError
+from ray_lora.history import read_history
 from ray_lora.search import LoraTuner
 from tests.ray.rows import alone, history, tiny_recipe
 
@@ -32,7 +33,8 @@ def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_
     }
     tuner = LoraTuner(recipe, param_space=space, quiet=True)
     grid = tuner.fit()
-    assert len(grid) == 6 and not grid.errors
+    assert len(grid) == 6
+    assert not grid.errors
     logged = history(tmp_path / "runs/grid")
     for trial in tuner.summary.trials:
         single, adapter = alone(recipe.override(trial.config), tmp_path / f"alone-{trial.name}")
@@ -41,8 +43,10 @@ def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_
         assert trial.adapter is not None
         mine = Adapter.load(Path(trial.adapter))
         assert all((mine.tensors[name] - tensor).abs().max() < 1e-3 for name, tensor in adapter.tensors.items())
-    assert Path(tuner.summary.plots[0]).exists() and len(tuner.summary.plots) == 2
-    assert tuner.summary.best is not None and tuner.summary.best.metrics["accuracy"] > 0.5
+    assert Path(tuner.summary.plots[0]).exists()
+    assert len(tuner.summary.plots) == 2
+    assert tuner.summary.best is not None
+    assert tuner.summary.best.metrics["accuracy"] > 0.5
 
 
 @pytest.mark.usefixtures("cluster")
@@ -50,7 +54,9 @@ def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_pat
     recipe = tiny_recipe(
         tiny_bert_folder, tmp_path, name="asha", scaling__slots=3, scaling__packs=1, training__eval_steps=2
     )
-    scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", grace_period=1, reduction_factor=2, max_t=99)
+    scheduler = tune.schedulers.ASHAScheduler(
+        time_attr="training_iteration", grace_period=1, reduction_factor=2, max_t=99
+    )
     space = {
         "training.learning_rate": tune.grid_search([1e-2, 3e-3, 1e-5, 1e-6, 1e-7, float("1e18")]),
         "training.max_grad_norm": tune.choice([0.0]),
@@ -60,7 +66,8 @@ def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_pat
     grid = tuner.fit()
     states = {trial.config["training.learning_rate"]: trial.status for trial in tuner.summary.trials}
     assert len(states) == 6
-    assert "stopped" in states.values() and "finished" in states.values()
+    assert "stopped" in states.values()
+    assert "finished" in states.values()
     assert states[1e18] in ("failed", "stopped")  # it diverges, alone
     assert tuner.summary.best is not None
     stopped = [trial for trial in tuner.summary.trials if trial.status == "stopped"]
@@ -92,11 +99,11 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(answer["trials"]) == 6 and all(trial["status"] == "finished" for trial in answer["trials"])
-    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert len(answer["trials"]) == 6
+    assert all(trial["status"] == "finished" for trial in answer["trials"])
     for name, sha256 in finished.items():
         assert Adapter.load(run / "jobs" / name / "adapter").sha256 == sha256
-        steps = [line["step"] for line in lines if line["job"] == name and "loss" in line["metrics"]]
+        steps = [line["step"] for line in read_history(run / "jobs" / name) if "loss" in line["metrics"]]
         assert len(steps) == len(set(steps)) == 144  # no step was trained twice
     from mlflow import MlflowClient
 
@@ -104,7 +111,8 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     experiment = client.get_experiment_by_name("killed")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == 1 + 6 and all(found.info.status == "FINISHED" for found in runs)
+    assert len(runs) == 1 + 6
+    assert all(found.info.status == "FINISHED" for found in runs)
 
 
 def test_a_space_that_cannot_be_searched_is_refused(tiny_bert_folder: Path, tmp_path: Path) -> None:
