@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ class Journal:
     """Appended to by any thread, read by one. Without a path it lies in a temporary folder, gone with the process."""
 
     def __init__(self, path: Path | None, address: str) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="ray-lora-") if path is None else None
-        self.path = path if path is not None else Path(str(self._temporary and self._temporary.name)) / "record.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.kept = path is not None
+        if path is None:
+            folder = Path(tempfile.mkdtemp(prefix="ray-lora-"))
+            self._gone = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            path = folder / "record.jsonl"
+        self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._address = address
         self._sent = self.path.with_name(self.path.name + ".sent")
         self._lock = threading.Lock()
@@ -83,8 +88,8 @@ class Journal:
 
     def close(self) -> None:
         """Let go of a temporary folder."""
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if not self.kept:
+            self._gone()
 
     def _acknowledged(self) -> tuple[int, dict[str, str]]:
         """(offset, job -> run id) of what this address has acknowledged; another address gets everything."""
