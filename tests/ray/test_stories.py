@@ -1,0 +1,46 @@
+"""What a newcomer runs first: the README's block and the examples, as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documents import ROOT, furnish, run_blocks
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_the_readmes_block_runs(
+    tmp_path: Path, tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furnish(tmp_path, tiny_bert_folder)
+    monkeypatch.chdir(tmp_path)
+    run_blocks(ROOT / "README.md")
+    assert "'label'" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, as `python -m pipelines.rated_texts` makes it."""
+    folder = tmp_path_factory.mktemp("examples")
+    run([sys.executable, "-m", "pipelines.rated_texts"], folder)
+    return folder
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_example_runs(script: Path, furnished: Path) -> None:
+    assert len(script.read_text().splitlines()) <= 60, "an example is short"
+    assert run([sys.executable, str(script)], furnished).strip()
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

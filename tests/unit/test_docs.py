@@ -1,0 +1,38 @@
+"""The documents: their python blocks run, their links lead somewhere, and the recipe's page names every key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from ray_lora.recipe import Recipe
+from tests.documents import PAGES, ROOT, blocks, furnish, run_blocks
+
+NEEDS_RAY = {"README.md"}  # tests/ray/test_stories.py
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page) and page.name not in NEEDS_RAY], ids=lambda page: page.name
+)
+def test_blocks_run(page: Path, tmp_path: Path, tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    furnish(tmp_path, tiny_bert_folder)
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_recipes_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text()
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        inner = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+        for key in [f"{name}.{part}" for part in inner] or [name]:
+            assert f"`{key}`" in page, f"docs/recipe.md does not name {key}"
