@@ -18,7 +18,8 @@ from ray_lora.tracking.journal import Event, Journal
 from ray_lora.tracking.runs import Runs
 
 _EVERY_S = 1.0  # events gather for this long, and for ten times as long as the last sending took: a tenth of a core
-_LONGEST_WAIT_S = 30.0
+_LONGEST_S = 30.0
+_LONGEST_AWAY_S = 5.0  # between looks whether MLflow is back
 _EVENTS = 2000  # in one sending
 _POINTS = 1000  # metrics in one call
 _TRIES = 3  # of an event that fails while MLflow answers
@@ -76,10 +77,10 @@ class Sender:
                 if more:
                     wait = 0.0
                     continue
-                wait = min(max(_EVERY_S, 10 * (time.monotonic() - started)), _LONGEST_WAIT_S)
+                wait = min(max(_EVERY_S, 10 * (time.monotonic() - started)), _LONGEST_S)
             except Exception as error:  # whatever it is, training goes on
                 self._say_away(error)
-                wait = min(max(_EVERY_S, 2 * wait), _LONGEST_WAIT_S)
+                wait = min(max(_EVERY_S, 2 * wait), _LONGEST_AWAY_S)
             if finishing:
                 return
 
@@ -114,7 +115,8 @@ class Sender:
     def _say_away(self, error: Exception) -> None:
         if not self._away:
             kept = f"; records are kept in {self.journal.path} and sent later" if self.journal.kept else ""
-            _logger.warning("tracking waits, training goes on: %s%s", error, kept)
+            said = str(error) if len(str(error)) < 300 else f"{str(error)[:300]}…"
+            _logger.warning("tracking waits, training goes on: %s%s", said, kept)
         self._away = True
         with self._changed:
             self._changed.notify_all()
