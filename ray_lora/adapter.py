@@ -258,7 +258,12 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
                 parts.setdefault(name.removesuffix(mark), {})[mark] = tensor.float()
                 break
         else:
-            if ".lora_" in name or ".base_layer." in name:
+            if ".base_layer." in name:
+                raise AdapterError(
+                    f"{where!r}: {key!r} is a weight of the base, not of the adapter; "
+                    "save the adapter with save_embedding_layers=False"
+                )
+            if ".lora_" in name:
                 raise AdapterError(f"{where!r}: key {key!r} belongs to a variant of LoRA that is not supported")
             head[name.replace(".modules_to_save.default.", ".")] = tensor.float()
     layers = {}

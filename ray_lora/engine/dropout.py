@@ -42,7 +42,7 @@ class Dropout:
 
 def _uniform(draws: Tensor, layer: int, places: int) -> Tensor:
     """Numbers in [0, 1), [rows, places]; a shorter row's are the first of a longer one's."""
-    keys = (draws * 0x9E3779B97F4A7C1 + layer * 0xC2B2AE3D27D4EB4) >> 16
+    keys = (draws * 0x9E3779B97F4A7C1 + (layer * 0xC2B2AE3D27D4EB4) % (1 << 63)) >> 16
     bits = torch.arange(places, dtype=torch.int32, device=draws.device).mul_(_GOLDEN)[None] + keys.int()[:, None]
     bits ^= (bits >> 16) & 0xFFFF
     bits *= _FIRST

@@ -7,6 +7,7 @@ gradient buffers, so that a backward touches only the slots of its own pass. Ker
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -116,6 +117,27 @@ class LoraTerm(torch.autograd.Function):
             if mask is not None:
                 dx = dx * mask
         return dx, g, None, None, None, None, None, None, None
+
+
+class Pick(torch.autograd.Function):
+    """view(stack)[index] of a trained stack; its gradient is added straight into the stack's `.grad` buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Tensor, view: Callable[[Tensor], Tensor], *index: Tensor) -> Tensor:
+        ctx.grad, ctx.index = None if stack.grad is None else view(stack.grad), index
+        return view(stack)[index]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
+        if ctx.grad is not None:
+            ctx.grad.index_put_(ctx.index, g.to(ctx.grad.dtype), accumulate=True)
+        return (None, None, *[None] * len(ctx.index))
+
+
+def pick(stack: Tensor, view: Callable[[Tensor], Tensor], *index: Tensor) -> Tensor:
+    """Entries of a trained stack, with gradients where a pass has them."""
+    picked: Tensor = Pick.apply(stack, view, *index)  # type: ignore[no-untyped-call]
+    return picked
 
 
 def _scale(scaling: Tensor, routing: Routing) -> Tensor:

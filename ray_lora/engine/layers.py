@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_lora.engine.kernels import LoraTerm, lora_add
+from ray_lora.engine.kernels import LoraTerm, lora_add, pick
 from ray_lora.engine.routing import Routing
 
 
@@ -123,10 +123,11 @@ class TargetLayer:
 
     def _embed(self, ids: Tensor, base: Tensor, routing: Routing) -> Tensor:
         """PEFT's Embedding: the columns of A at the ids, then B; no dropout, as in PEFT."""
-        slots = routing.slots
+        slots, rank = routing.slots, routing.rank
         per_row = ids.expand(len(slots), *ids.shape[1:]).reshape(len(slots), -1)  # [rows, m]
-        a = self.A[:, : routing.rank].transpose(1, 2)[slots[:, None], per_row].to(base.dtype)  # [rows, m, rank]
-        b = self.B[:, :, : routing.rank][slots].to(base.dtype)
+        columns = pick(self.A, lambda stack: stack[:, :rank].transpose(1, 2), slots[:, None], per_row)
+        a = columns.to(base.dtype)  # [rows, m, rank]
+        b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(base.dtype)  # [rows, out, rank]
         term = torch.bmm(a * self.scaling[slots].reshape(-1, 1, 1).to(base.dtype), b.transpose(1, 2))
         return base + term.reshape(len(slots), *ids.shape[1:], -1)
 
@@ -136,8 +137,8 @@ class TargetLayer:
         assert isinstance(conv, nn.Conv2d)
         rows = len(slots)
         inputs = x * routing.dropout.mask(x, self.number) if routing.dropout else x
-        a = self.A[:, :rank][slots].to(x.dtype)  # [rows, rank, in, kh, kw]
-        b = self.B[:, :, :rank][slots].to(x.dtype)  # [rows, out, rank]
+        a = pick(self.A, lambda stack: stack[:, :rank], slots).to(x.dtype)  # [rows, rank, in, kh, kw]
+        b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(x.dtype)  # [rows, out, rank]
         h = F.conv2d(inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows)
         h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1).to(x.dtype)
         return base + torch.bmm(b, h).reshape(base.shape)
