@@ -1,0 +1,154 @@
+"""One packed step against one PEFT adapter's step: real tokens a second, and peak memory, over K adapters.
+
+    python -m benchmarks.step [--device cpu|cuda] [--seconds 4]
+
+MiniLM, tweets, rank 8 on all linear layers, one thread (or one GPU). PEFT trains one adapter with AdamW, dynamic
+padding and, for bf16, autocast over float32 weights, as its documentation has it. A pack trains K adapters of as many
+seeds, its base held in the dtype. Tokens are counted without padding. `memory` is the peak resident set (on a GPU the
+peak allocated) of a fresh process that trains with batch 16; K times PEFT's is what K processes take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.machine import write
+from ray_lora.base import load_base, locate
+from ray_lora.data import read
+from ray_lora.engine import AdapterEngine
+from ray_lora.job import Job
+from ray_lora.pack import Pack, Split, Splits
+from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.tasks import Features, Task, build_task
+
+KS, BATCHES, DTYPES = (1, 2, 4, 8, 16, 32), (1, 4, 16), ("float32", "bfloat16")
+SPEC = TaskSpec(labels=("negative", "positive"), max_length=64)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--seconds", type=float, default=4.0)
+    options.add_argument("--memory-of", help=argparse.SUPPRESS)
+    asked = options.parse_args()
+    torch.set_num_threads(1)
+    if asked.memory_of:
+        print(json.dumps(memory_of(asked.memory_of, asked.device)))
+        return
+    speeds = []
+    for dtype, batch in itertools.product(DTYPES, BATCHES):
+        alone = tokens_per_second(*peft_step(dtype, batch, asked.device), asked.seconds)
+        line: dict[str, Any] = {"dtype": dtype, "batch": batch, "peft": alone}
+        for k in KS:
+            line[f"K={k}"] = tokens_per_second(*pack_step(dtype, batch, k, asked.device), asked.seconds) / alone
+        speeds.append(line)
+        print({key: round(value, 2) if isinstance(value, float) else value for key, value in line.items()}, flush=True)
+    memory: dict[str, Any] = {}
+    for what in ("peft", *(f"{k}" for k in KS)):
+        command = [sys.executable, "-m", "benchmarks.step", "--memory-of", what, "--device", asked.device]
+        memory[what] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    ratios = {k: memory[f"{k}"] / (k * memory["peft"]) for k in KS}
+    print({k: round(ratio, 3) for k, ratio in ratios.items()})
+    name = "step" if asked.device == "cpu" else f"step-{asked.device}"
+    print(write(name, {"what": __doc__, "speed": speeds, "memory_bytes": memory, "memory_ratio": ratios}))
+
+
+Step = Callable[[], int]  # trains one step, says how many real tokens it took
+
+
+def tokens_per_second(step: Step, sync: Callable[[], None], seconds: float) -> float:
+    for _ in range(2):
+        step()
+    sync()
+    started, tokens = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        tokens += step()
+        sync()
+    return tokens / (time.perf_counter() - started)
+
+
+def pack_step(dtype: str, batch: int, k: int, device: str) -> tuple[Step, Callable[[], None]]:
+    base = load_base(BaseSpec.model_validate({"model": "minilm", "dtype": dtype}), device)
+    task = build_task(SPEC, base.processor)
+    rows = encoded(task)
+    engine = AdapterEngine(base, slots=k, max_rank=8, train=True)
+    pack = Pack(
+        engine, {"data": Splits(Split(dict(enumerate(rows)), len(rows)))}, max_rows=64 if device == "cpu" else 512
+    )
+    training = {
+        "num_train_epochs": 10**6,
+        "per_device_train_batch_size": batch,
+        "eval_steps": 10**9,
+        "save_steps": 10**9,
+    }
+    for seed in range(k):
+        pack.join(Job(str(seed), "data", SPEC, LoraSpec(r=8), TrainingSpec.model_validate({**training, "seed": seed})))
+
+    def step() -> int:
+        chosen = [member.next_rows() for member in pack.members.values()]
+        pack.step()
+        return sum(len(rows[row]["input_ids"]) for rows_ in chosen for row in rows_)
+
+    return step, synchronise(device)
+
+
+def peft_step(dtype: str, batch: int, device: str) -> tuple[Step, Callable[[], None]]:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    base = load_base(BaseSpec(model="minilm", dtype="float32"))
+    task = build_task(SPEC, base.processor)
+    rows = encoded(task)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(locate("minilm"), num_labels=2)
+    model = get_peft_model(
+        model, LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules="all-linear")
+    ).to(device)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    order = itertools.cycle(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist())
+
+    def step() -> int:
+        chosen: list[Features] = [rows[next(order)] for _ in range(batch)]
+        inputs = {name: tensor.to(device) for name, tensor in task.collate(chosen).items()}
+        labels = torch.tensor([row["labels"] for row in chosen], device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return sum(len(row["input_ids"]) for row in chosen)
+
+    return step, synchronise(device)
+
+
+def encoded(task: Task) -> list[Features]:
+    return task.encode(read("data/tweets/train-1024.parquet").to_pylist())
+
+
+def synchronise(device: str) -> Callable[[], None]:
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def memory_of(what: str, device: str) -> int:
+    """Peak bytes of this process after some steps of PEFT, or of a pack of so many."""
+    step, _ = peft_step("bfloat16", 16, device) if what == "peft" else pack_step("bfloat16", 16, int(what), device)
+    for _ in range(6):
+        step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
