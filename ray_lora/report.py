@@ -110,10 +110,13 @@ def draw(summary: Summary, output: Path) -> list[str]:
     curves = {trial.name: _curves(output / "jobs" / trial.name, summary.metric) for trial in summary.trials}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for trial in summary.trials:
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for number, trial in enumerate(summary.trials):
+        style = {"color": colours[number % 20], "marker": "o", "markersize": 3, "lw": 1.2}
         for axis, key in ((left, "loss"), (right, summary.metric)):
             points = curves[trial.name][key]
-            axis.plot(*zip(*points, strict=True), label=describe(trial.config), lw=1.2) if points else None
+            if points:
+                axis.plot(*zip(*points, strict=True), label=describe(trial.config), **style)
     left.set(xlabel="step", ylabel="training loss", yscale="log")
     right.set(xlabel="step", ylabel=summary.metric)
     handles, labels = right.get_legend_handles_labels()
