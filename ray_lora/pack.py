@@ -15,11 +15,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,67 +28,13 @@ from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.history import write_history
 from ray_lora.infer import chunks, forward, predict
 from ray_lora.job import Job, Report
-from ray_lora.recipe import TaskSpec, TrainingSpec
+from ray_lora.member import Member, steps_of
+from ray_lora.recipe import TaskSpec
+from ray_lora.shards import ALONE, Group, Split, Splits
 from ray_lora.state import load_state, save_state
 from ray_lora.tasks import Features, Task, build_task
 
-
-@dataclass(frozen=True)
-class Split:
-    """One worker's rows of one split.
-
-    Attributes:
-        rows: encoded rows by their number in the whole split.
-        total: rows of the whole split, over all workers.
-    """
-
-    rows: Mapping[int, Features]
-    total: int
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The rows a job trains on and is scored on."""
-
-    train: Split
-    validation: Split | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """The workers of one pack: sums tensors in place, gathers objects. Alone, both are the identity."""
-
-    rank: int = 0
-    world: int = 1
-    all_reduce: Callable[[Tensor], None] = lambda tensor: None
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-
-
-@dataclass
-class _Member:
-    job: Job
-    slot: int
-    task: Task
-    splits: Splits
-    total: int
-    per_epoch: int
-    batch: int
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    grad_norm: float = 0.0
-    order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
-
-    @property
-    def epoch(self) -> float:
-        return self.step / self.per_epoch
-
-    def next_rows(self) -> list[int]:
-        """Row numbers of the next global batch: a permutation of the split drawn from the seed and the epoch."""
-        epoch, at = divmod(self.step, self.per_epoch)
-        if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.job.training.seed * 1_000_003 + epoch)
-            self.order = (epoch, torch.randperm(self.splits.train.total, generator=generator).tolist())
-        return self.order[1][at * self.batch : (at + 1) * self.batch]
+__all__ = ["Group", "Pack", "Split", "Splits", "steps_of"]
 
 
 class Pack:
@@ -109,13 +53,13 @@ class Pack:
         engine: AdapterEngine,
         data: Mapping[str, Splits],
         *,
-        group: Group = Group(),
+        group: Group = ALONE,
         output: Path | None = None,
         max_rows: int = 64,
     ) -> None:
         self.engine, self.data, self.group, self.output, self.max_rows = engine, data, group, output, max_rows
         self.optimizer = SlotOptimizer(engine)
-        self.members: dict[str, _Member] = {}
+        self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went
         self._tasks: dict[TaskSpec, Task] = {}
 
@@ -146,7 +90,7 @@ class Pack:
         total = steps_of(job.training, per_epoch)
         slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
         self.optimizer.join(slot, job.training, total)
-        member = _Member(job, slot, task, splits, total, per_epoch, batch)
+        member = Member(job, slot, task, splits, total, per_epoch, batch)
         self.members[job.name] = member
         if state is not None and state.exists():
             try:
@@ -196,7 +140,7 @@ class Pack:
                 reports += self._report(member, rates[member.slot], scores.get(member.job.name))
         return reports
 
-    def _train(self, members: Sequence[_Member]) -> None:
+    def _train(self, members: Sequence[Member]) -> None:
         sums, counts = self._gradients(members)
         with self._timed("reduce"):
             self._reduce(sums, counts, members)
@@ -208,7 +152,7 @@ class Pack:
             member.grad_norm = norms[member.slot]
             member.step += 1
 
-    def _gradients(self, members: Sequence[_Member]) -> tuple[Tensor, Tensor]:
+    def _gradients(self, members: Sequence[Member]) -> tuple[Tensor, Tensor]:
         """Add every member's gradients to the engine's buffers; sums of losses and counts of terms, [slots + 1]."""
         features: list[Features] = []
         slots: list[int] = []
@@ -236,7 +180,7 @@ class Pack:
                 total.backward()
         return sums, counts
 
-    def _reduce(self, sums: Tensor, counts: Tensor, members: Sequence[_Member]) -> None:
+    def _reduce(self, sums: Tensor, counts: Tensor, members: Sequence[Member]) -> None:
         """Sum losses, counts and the members' gradients over the pack's workers."""
         if self.group.world == 1:
             return
@@ -256,11 +200,11 @@ class Pack:
 
     # ---------------------------------------------------------------- after a step
 
-    def _evaluates(self, member: _Member) -> bool:
+    def _evaluates(self, member: Member) -> bool:
         every = member.job.training.eval_steps or member.per_epoch
         return member.step % every == 0 or member.step >= member.total
 
-    def _evaluate(self, due: Sequence[_Member]) -> dict[str, dict[str, float]]:
+    def _evaluate(self, due: Sequence[Member]) -> dict[str, dict[str, float]]:
         """Scores of the members that are due, all in the same passes."""
         due = [member for member in due if member.splits.validation is not None]
         features: list[Features] = []
@@ -281,7 +225,7 @@ class Pack:
             scores[member.job.name] = member.task.score(predictions, [row for _, part in mine for row in part])
         return scores
 
-    def _report(self, member: _Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
+    def _report(self, member: Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
         done = member.step >= member.total
         saves = done or metrics is not None or member.step % member.job.training.save_steps == 0
         logs = done or metrics is not None or member.step % member.job.training.logging_steps == 0
@@ -311,13 +255,13 @@ class Pack:
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
-    def _say(self, member: _Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool) -> Report:
+    def _say(self, member: Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool) -> Report:
         loss = sum(member.losses) / len(member.losses) if member.losses else None
         return Report(
             member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saved, done
         )
 
-    def _fail(self, member: _Member) -> Report:
+    def _fail(self, member: Member) -> Report:
         self.leave(member.job.name)
         what = f"loss {member.losses[-1]:.4g}, gradient norm {member.grad_norm:.4g}"
         return Report(
@@ -327,8 +271,3 @@ class Pack:
             member.epoch,
             error=f"diverged at step {member.step} ({what}); lower training.learning_rate",
         )
-
-
-def steps_of(training: TrainingSpec, per_epoch: int) -> int:
-    """Optimizer steps of one job: `max_steps`, or the epochs' worth."""
-    return training.max_steps if training.max_steps > 0 else max(1, math.ceil(training.num_train_epochs * per_epoch))

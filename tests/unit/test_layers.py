@@ -15,7 +15,7 @@ ROOT = Path(ray_lora.__file__).parent
 LAYERS = [
     {"errors", "recipe"},
     {"packaged", "base", "adapter", "store", "engine", "tasks", "job", "state", "history"},
-    {"infer", "pack"},
+    {"infer", "shards", "member", "pack"},
     {"data", "tracking", "coordinator", "worker", "packs", "progress", "plan"}
     | {"train", "evaluate", "pyfunc", "baseline"},
     {"trial", "report", "search", "serving"},
@@ -29,7 +29,8 @@ BESIDE = {  # imports inside a layer; all others go strictly down
     "engine": {"adapter", "base"},
     "tasks": {"engine.heads"},  # the kind of head a task asks for; nothing of slots
     "state": {"engine"},
-    "pack": {"infer"},
+    "member": {"shards"},
+    "pack": {"infer", "member", "shards"},
     "worker": {"coordinator", "data"},
     "packs": {"coordinator", "data", "plan", "progress", "tracking", "worker"},
     "progress": {"coordinator"},
