@@ -110,7 +110,8 @@ def test_adapters_come_and_go(run: Run, store: Path, folder: Path, tmp_path: Pat
     where = ("--store", store, "--json")
     code, out, _ = run("adapters", "import", folder, "moods", "--alias", "champion", *where)
     assert (code, last(out)["ref"]) == (0, "moods@2")
-    assert last(run("adapters", "alias", "moods@1", "old", *where)[1]) == {"name": "moods", "alias": "old", "version": 1}
+    aliased = last(run("adapters", "alias", "moods@1", "old", *where)[1])
+    assert aliased == {"name": "moods", "alias": "old", "version": 1}
     listed = last(run("adapters", "list", *where)[1])["adapters"]
     assert [(entry["ref"], entry["aliases"]) for entry in listed] == [("moods@1", ["old"]), ("moods@2", ["champion"])]
     shown = last(run("adapters", "show", "moods@old", *where)[1])
@@ -137,7 +138,8 @@ def test_predict_and_evaluate_agree(run: Run, store: Path, recipe: Path) -> None
     assert code == 0, said
     answers = last(out)["predictions"]
     right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
-    code, out, said = run("evaluate", "moods", "--data", recipe.parent / "validation.parquet", "--store", store, "--json")
+    held_out = recipe.parent / "validation.parquet"
+    code, out, said = run("evaluate", "moods", "--data", held_out, "--store", store, "--json")
     assert code == 0, said
     assert last(out)["metrics"]["accuracy"] == pytest.approx(right / len(rows))
     assert last(out)["rows"] == 32
@@ -219,7 +221,7 @@ WRONG_FILES = [
     ("torn.jsonl", b'{"text": "a", "label": "positive"}\n{"text": \n', "line 2"),
     ("rows.xlsx", b"rows", "parquet, csv, jsonl"),
     ("head.csv", b"text,label\n", "no rows"),
-    ("hole.csv", b'text,label\ngood,positive\nbad,\n', "row 2"),
+    ("hole.csv", b"text,label\ngood,positive\nbad,\n", "row 2"),
     ("unseen.csv", b"text,label\ngood,positive\nbad,lukewarm\n", "lukewarm"),
 ]
 
@@ -263,14 +265,16 @@ def test_another_base_is_refused(run: Run, store: Path, other_bert_folder: Path,
     assert "trained on base" in refused(
         run, "predict", "moods", "--input", "good", "--store", store, "--base", other_bert_folder
     )
-    assert "trained on base" in refused(run, "adapters", "import", folder, "--store", store, "--base", other_bert_folder)
+    said = refused(run, "adapters", "import", folder, "--store", store, "--base", other_bert_folder)
+    assert "trained on base" in said
 
 
 def test_what_is_no_adapter_is_not_imported(run: Run, store: Path, tmp_path: Path) -> None:
     assert "adapter_config.json" in refused(run, "adapters", "import", tmp_path, "x", "--store", store)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     assert "IA3" in refused(run, "adapters", "import", tmp_path, "x", "--store", store)
-    assert [entry["name"] for entry in last(run("adapters", "list", "--store", store, "--json")[1])["adapters"]] == ["moods"]
+    listed = last(run("adapters", "list", "--store", store, "--json")[1])["adapters"]
+    assert [entry["name"] for entry in listed] == ["moods"]
 
 
 def test_export_overwrites_nothing(run: Run, store: Path, tmp_path: Path) -> None:
