@@ -203,7 +203,7 @@ WRONG_RECIPES = [
     ("data.train=nowhere.parquet", "does not exist"),
     ("task.labels=[good, bad]", "is not one of 'good', 'bad'"),
     ("base.model=/no/such/folder", "/no/such/folder"),
-    ("search.space={}", None),
+    ("search.space={}", "search space is empty"),
 ]
 
 
