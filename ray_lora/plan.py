@@ -117,7 +117,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
 def choices(recipe: Recipe, key: str) -> list[Any]:
     """The values a search can give to a recipe key, as far as its space names them; bounds of ranges."""
     values: list[Any] = []
-    for name, sampler in recipe.search.space.items():
+    for name, sampler in (recipe.search.space or {}).items():
         if name == key:
             for argument in sampler.values():
                 values += list(argument) if isinstance(argument, (list, tuple)) else [argument]
@@ -127,7 +127,7 @@ def choices(recipe: Recipe, key: str) -> list[Any]:
 def lora_choices(recipe: Recipe) -> list[LoraSpec]:
     """The recipe's LoRA settings under each value that its search names for one of them."""
     specs = [recipe.lora]
-    for key in recipe.search.space:
+    for key in recipe.search.space or {}:
         if key.startswith("lora."):
             specs += [recipe.override({key: value}).lora for value in choices(recipe, key)]
     return specs

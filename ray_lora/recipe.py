@@ -104,9 +104,9 @@ class TrainingSpec(Spec):
 
 
 class SearchSpec(Spec):
-    """What Ray Tune tries. `space` maps recipe keys to `{sampler: arguments}`."""
+    """What Ray Tune tries. `space` maps recipe keys to `{sampler: arguments}`; null is a default space."""
 
-    space: dict[str, dict[str, Json]] = {}
+    space: dict[str, dict[str, Json]] | None = None
     num_samples: int = Field(default=1, ge=1)
     metric: str | None = None  # null: the task's own
     mode: Literal["max", "min"] | None = None
@@ -150,7 +150,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _space_keys_exist(self) -> Recipe:
-        for key in self.search.space:
+        for key in self.search.space or {}:
             check_key(key)
         return self
 

@@ -69,7 +69,7 @@ class LoraTuner:
         run_config: RunConfig | None = None,
         quiet: bool = False,
     ) -> None:
-        if param_space is None and recipe.search.space == {}:
+        if param_space is None and recipe.search.space is None:
             recipe = recipe.override({"search.space": DEFAULT_SPACE})
         self.recipe = recipe
         self.space = flat(param_space) if param_space is not None else sampled(recipe)
@@ -191,6 +191,13 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     }
 
 
+def check_search(recipe: Recipe) -> None:
+    """Raise RecipeError for a `search` section that could not run; nothing is started."""
+    scored_by(recipe, TuneConfig())
+    if recipe.search.space is not None:
+        _check_space(sampled(recipe), recipe)
+
+
 # -------------------------------------------------------------------- a recipe's search in Ray Tune's words
 
 
@@ -201,7 +208,7 @@ def sampled(recipe: Recipe) -> dict[str, Any]:
         RecipeError: a sampler or its arguments are wrong.
     """
     space = {}
-    for key, sampler in recipe.search.space.items():
+    for key, sampler in (recipe.search.space or {}).items():
         if len(sampler) != 1:
             raise RecipeError(f"search.space.{key} needs one sampler such as {{grid_search: [2, 4]}}; got {sampler}")
         ((name, arguments),) = sampler.items()

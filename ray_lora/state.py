@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,20 +37,30 @@ def load_state(folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, sl
     """Restore a slot; returns the step it had reached and the losses not yet reported.
 
     Raises:
-        AdapterError: the checkpoint is of another adapter.
+        AdapterError: the checkpoint is torn, or of another adapter.
     """
     path = folder / _FILE
     if not path.exists():
         return 0, []
-    with safe_open(path, framework="pt") as file:
-        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        place = json.loads(file.metadata()["place"])
+    try:
+        tensors, place = _read(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"checkpoint {str(path)!r} is torn or no checkpoint: {error}; remove it to begin the job again"
+        ) from None
     values = {key.removeprefix("value/"): value for key, value in tensors.items() if key.startswith("value/")}
     try:
         engine.write(slot, values)
-    except (AdapterError, RuntimeError) as error:
+    except AdapterError as error:
         raise AdapterError(f"checkpoint {str(path)!r} is of another adapter: {error}; use another name") from None
     moments = {key: value for key, value in tensors.items() if key.startswith("exp_avg")}
     optimizer.restore(slot, int(place["done"]), moments)
     engine.refresh([slot])
     return int(place["step"]), [float(loss) for loss in place["losses"]]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's tensors, and its place in the job."""
+    with safe_open(path, framework="pt") as file:
+        place: dict[str, Any] = json.loads(file.metadata()["place"])
+        return {key: file.get_tensor(key) for key in file.keys()}, place  # noqa: SIM118

@@ -259,14 +259,18 @@ class AdapterEngine:
         return {key: view.detach().clone() for key, view in self._views(slot, flats).items()}
 
     def write(self, slot: int, tensors: Mapping[str, Tensor], flats: Sequence[Tensor] | None = None) -> None:
-        """Set the slot's tensors from PEFT's keys; keys must be exactly those `read` gives."""
+        """Set the slot's tensors from PEFT's keys; keys and shapes must be exactly those `read` gives."""
         views = self._views(slot, flats)
         if set(views) != set(tensors):
             odd = sorted(set(views) ^ set(tensors))[:3]
             raise AdapterError(f"tensors do not fit the slot's layout: {odd} are missing or unknown")
+        for key, view in views.items():
+            if tensors[key].shape != view.shape:
+                given, needed = tuple(tensors[key].shape), tuple(view.shape)
+                raise AdapterError(f"tensor {key!r} is {given}, the slot needs {needed}")
         with torch.no_grad():
             for key, view in views.items():
-                view.copy_(tensors[key].reshape(view.shape))
+                view.copy_(tensors[key])
 
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""
