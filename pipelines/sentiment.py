@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit("no configuration of the search finished")
 
     step("3/5  the other four adapters, trained together with what was found")
-    found = recipe.override(best.config)
+    found = recipe.override(best.config).override({"training.num_train_epochs": 2})
     others = [found.override({"name": d, "task.labels": None, **files(d)}) for d in DOMAINS if d != "tweets"]
     results = LoraTrainer(others).fit()
     assert isinstance(results, list)
