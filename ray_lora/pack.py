@@ -231,11 +231,12 @@ class Pack:
         logs = done or metrics is not None or member.step % member.job.training.logging_steps == 0
         if not (saves or logs):
             return []
+        loss = sum(member.losses) / len(member.losses) if logs and member.losses else None
+        shown = Report(
+            member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saves, done
+        )
         if logs:
-            shown = self._say(member, rate, metrics, saves, done)
             member.losses.clear()
-        else:
-            shown = self._say(member, rate, None, saves, done)
         if logs and self.output is not None and self.group.rank == 0:
             write_history(self.output / member.job.name, member.step, shown.logged)
         if saves:
@@ -254,12 +255,6 @@ class Pack:
         self.export(name, metrics).save(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-
-    def _say(self, member: Member, rate: float, metrics: dict[str, float] | None, saved: bool, done: bool) -> Report:
-        loss = sum(member.losses) / len(member.losses) if member.losses else None
-        return Report(
-            member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saved, done
-        )
 
     def _fail(self, member: Member) -> Report:
         self.leave(member.job.name)
