@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from ray_lora.errors import RecipeError
+from ray_lora.store.line import public
 from ray_lora.store.refs import CHAMPION, Entry, Store, StoreAwayError, parse_ref
 
 __all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "open_store", "parse_ref"]
@@ -38,4 +39,4 @@ def open_store(uri: str, tracking_uri: str | None = None) -> Store:
         return FolderStore(LocalFiles(Path(uri.removeprefix("file://")).expanduser()), uri)
     from ray_lora.store.bucket import BucketFiles
 
-    return FolderStore(BucketFiles.open(uri), uri)
+    return FolderStore(BucketFiles.open(uri), public(uri))

@@ -20,6 +20,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, claimed, matters
+from ray_lora.store.line import public
 from ray_lora.store.refs import StoreAwayError, is_name, version_of
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class BucketFiles:
             return cls(*FileSystem.from_uri(uri))
         except (ArrowException, OSError, ValueError) as error:
             raise RecipeError(
-                f"{uri!r} cannot be a store: {error}; give a folder, s3://bucket/path, gs://bucket/path or mlflow"
+                f"{public(uri)!r} cannot be a store: {error}; "
+                "give a folder, s3://bucket/path, gs://bucket/path or mlflow"
             ) from None
 
     def scan(self, name: str) -> Listing:
@@ -119,7 +121,7 @@ class BucketFiles:
             time.sleep(random.uniform(0, 0.2))  # two writers that met do not meet again
             listing = self.scan(name)
             versions = (version_of(path.partition("/")[0]) or 0 for path in listing)
-            version = max(version, *versions, *claimed(listing)) + 1
+            version = max([version, *versions, *claimed(listing)]) + 1
 
     def _list(self, name: str) -> list[FileInfo]:
         try:

@@ -36,11 +36,16 @@ def address(uri: str) -> str:
     """A tracking URI in full, SQLite files as absolute paths. RecipeError for what MLflow cannot use."""
     if re.split(r"[:+]", uri, maxsplit=1)[0] not in _SCHEMES:
         raise RecipeError(
-            f"tracking uri {uri!r} cannot be used; give a server (http://127.0.0.1:5000) or a database "
+            f"tracking uri {public(uri)!r} cannot be used; give a server (http://127.0.0.1:5000) or a database "
             "(sqlite:///mlflow.db); MLflow has retired plain folders"
         )
     file = sqlite_file(uri)
     return f"sqlite:///{file}" if file else uri
+
+
+def public(uri: str) -> str:
+    """An address without what must not be shown: passwords, keys, options."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri).partition("?")[0]
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -60,7 +65,7 @@ def require(uri: str) -> None:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
     except (OSError, ValueError) as error:
-        raise StoreAwayError(f"MLflow at {uri} does not answer: {error}") from None
+        raise StoreAwayError(f"MLflow at {public(uri)} does not answer: {error}") from None
 
 
 def is_wrong(error: Exception) -> bool:
@@ -78,7 +83,7 @@ def answering(uri: str) -> Iterator[None]:
     except Exception as error:
         if is_wrong(error):
             raise
-        raise StoreAwayError(f"MLflow at {uri} does not answer: {error}") from None
+        raise StoreAwayError(f"MLflow at {public(uri)} does not answer: {error}") from None
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -119,6 +124,7 @@ class Line:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        self._shown = public(uri)
         self._stuck: list[Future[Any]] = []
         self._lock = threading.Lock()
         self._away = False
@@ -128,7 +134,7 @@ class Line:
         with self._lock:
             self._stuck = [future for future in self._stuck if not future.done()]
             if self._stuck:
-                raise StoreAwayError(f"MLflow at {self._uri} has not answered yet")
+                raise StoreAwayError(f"MLflow at {self._shown} has not answered yet")
         future: Future[T] = Future()
         # a daemon: a question that hangs must not keep the process from ending, as a pool's thread would
         threading.Thread(target=_settle, args=(future, question), name="mlflow-store", daemon=True).start()
@@ -136,12 +142,12 @@ class Line:
         if not future.done():
             with self._lock:
                 self._stuck.append(future)
-            raise StoreAwayError(f"MLflow at {self._uri} does not answer within {_PATIENCE_S:.0f} s")
+            raise StoreAwayError(f"MLflow at {self._shown} does not answer within {_PATIENCE_S:.0f} s")
         with answering(self._uri):
             answer = future.result()
         if self._away:
             self._away = False
-            _logger.warning("MLflow at %s answers again", self._uri)
+            _logger.warning("MLflow at %s answers again", self._shown)
         return answer
 
     def say_away(self, error: StoreAwayError) -> None:

@@ -20,7 +20,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TAG, Known, Notes, entry_of, tags_of, unpack
-from ray_lora.store.line import Line, address, answering, experiment_id, require, sqlite_file, user
+from ray_lora.store.line import Line, address, answering, experiment_id, public, require, sqlite_file, user
 from ray_lora.store.refs import (
     Entry,
     StoreAwayError,
@@ -153,7 +153,7 @@ class MlflowStore:
             return self._known[name]
         if not known.versions:
             self._known.pop(name, None)
-            raise unknown(ref, sorted(self._line.ask(self._read_all)), f"mlflow at {self.tracking_uri}")
+            raise unknown(ref, sorted(self._line.ask(self._read_all)), f"mlflow at {public(self.tracking_uri)}")
         self._known[name] = known
         self._notes.keep(name, known)
         return known

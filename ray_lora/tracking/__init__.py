@@ -1,6 +1,6 @@
 """A search or a training in MLflow: a parent run, and below it one run a job. MLflow never stops or delays training.
 
-    tracker = Tracker("sqlite:///mlflow.db", "tweets", record=folder / "unsent.jsonl")
+    tracker = Tracker("sqlite:///mlflow.db", "tweets", record=folder / "mlflow.jsonl")
     tracker.open_parent(str(folder), recipe, identity)
     tracker.open_child("r4", {"r": 4, "learning_rate": 1e-3}, {})
     tracker.log("r4", step=10, metrics={"loss": 0.31})
@@ -18,6 +18,7 @@ import csv
 import hashlib
 import io
 import logging
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ import yaml
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, Recipe
-from ray_lora.store.line import address, sqlite_file
+from ray_lora.store.line import address, public, sqlite_file
 from ray_lora.store.refs import CHAMPION, check_alias, check_name
 from ray_lora.tracking.journal import Journal
 from ray_lora.tracking.runs import Runs
@@ -82,7 +83,7 @@ class Tracker:
             self._write(
                 "parent",
                 key=self._key,
-                uri=self.uri,
+                uri=public(self.uri),
                 experiment=self._runs.experiment,
                 name=recipe.name,
                 tags={"ray_lora.run": run_key},
@@ -208,11 +209,12 @@ class Tracker:
         """One line that says how to look at it."""
         if self.uri is None:
             return "tracking is off (tracking.uri is null)"
+        uri = public(self.uri)
         experiment, run = self._runs.experiment_id, self._runs.ids.get(PARENT)
         place = f"/#/experiments/{experiment}/runs/{run}" if experiment and run else ""
         if sqlite_file(self.uri) or not self.uri.startswith("http"):
-            return f"mlflow ui --backend-store-uri {self.uri}  (then open http://127.0.0.1:5000{place})"
-        return self.uri.rstrip("/") + place
+            return f"mlflow ui --backend-store-uri {uri}  (then open http://127.0.0.1:5000{place})"
+        return uri.rstrip("/") + place
 
     def close(self, timeout: float = 60.0) -> int:
         """Send what is left, for at most `timeout` seconds; says and returns how many records are still unsent."""
@@ -226,10 +228,10 @@ class Tracker:
             _logger.warning(
                 "%d records are not in MLflow at %s yet; they are kept in %s. Run the same command again, or: "
                 "python -m ray_lora.tracking %s",
-                *(left, self.uri, self._journal.path, self._journal.path),
+                *(left, public(self.uri), self._journal.path, self._journal.path),
             )
         elif left:
-            _logger.warning("%d records did not reach MLflow at %s and are lost", left, self.uri)
+            _logger.warning("%d records did not reach MLflow at %s and are lost", left, public(self.uri))
         self._journal.close()
         return left
 
@@ -260,11 +262,14 @@ class Tracker:
 def send(record: Path, timeout: float = 600.0) -> int:
     """Send what a record still holds to the MLflow it was meant for; returns how many events stay unsent."""
     if not record.is_file():
-        raise RecipeError(f"record {str(record)!r} does not exist; give the unsent.jsonl of a run's folder")
+        raise RecipeError(f"record {str(record)!r} does not exist; give the mlflow.jsonl of a run's folder")
     opened = next((event for event in Journal(record, "").all() if event["event"] == "parent"), None)
     if opened is None:
         return 0
-    tracker = Tracker(opened["uri"], opened["experiment"], record=record)
+    uri = opened["uri"] if "***" not in opened["uri"] else os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise RecipeError(f"the address {opened['uri']} is kept without its password; set MLFLOW_TRACKING_URI to it")
+    tracker = Tracker(uri, opened["experiment"], record=record)
     return tracker.close(timeout)
 
 

@@ -8,6 +8,7 @@ same file goes on there. Knows nothing of what events mean.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -35,7 +36,7 @@ class Journal:
             path = folder / "record.jsonl"
         self.path = path
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._address = address
+        self._address = hashlib.sha256(address.encode()).hexdigest()
         self._sent = self.path.with_name(self.path.name + ".sent")
         self._lock = threading.Lock()
         with self.path.open("ab+") as file:  # a line that a killed process left half written ends here

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray_lora.errors import RayLoraError
-from ray_lora.store.line import is_wrong
+from ray_lora.store.line import is_wrong, public
 from ray_lora.store.refs import StoreAwayError
 from ray_lora.tracking.journal import Event, Journal
 from ray_lora.tracking.runs import Runs
@@ -72,7 +72,7 @@ class Sender:
             try:
                 more = self._send_some()
                 if self._away:
-                    _logger.warning("MLflow at %s answers again; what was kept is being sent", self.runs.uri)
+                    _logger.warning("MLflow at %s answers again; what was kept is being sent", public(self.runs.uri))
                 self._away = False
                 if more:
                     wait = 0.0

@@ -478,6 +478,31 @@ def test_a_listing_imports_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_number_that_another_writer_claimed_in_a_bucket_is_his(tmp_path: Path) -> None:
+    store = bucket(tmp_path / "bucket")
+    (tmp_path / "bucket/all/tweets").mkdir(parents=True)
+    claim = BucketFiles.write
+
+    def other_claims_too(self: BucketFiles, name: str, path: str, data: bytes) -> None:
+        claim(self, name, path, data)
+        if path.startswith(".claims/1-"):
+            claim(self, name, ".claims/1-another", b"")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(BucketFiles, "write", other_claims_too)
+        assert store.put(adapter(), "tweets").version == 2
+    assert store.put(adapter(), "tweets").version == 3
+    assert {path.name.partition("-")[0] for path in (tmp_path / "bucket/all/tweets/.claims").iterdir()} == set("123")
+
+
+def test_writers_who_met_in_a_bucket_and_both_gave_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bucket(tmp_path / "bucket")
+    listings: list[Any] = [{}, {".claims/1-another": None}, {}]  # of put, of the claim, and after giving way
+    scan = BucketFiles.scan
+    monkeypatch.setattr(BucketFiles, "scan", lambda self, name: listings.pop(0) if listings else scan(self, name))
+    assert store.put(adapter(), "tweets").version == 2
+
+
 def test_a_half_written_version_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = bucket(tmp_path / "bucket")
     write = BucketFiles.write
@@ -580,18 +605,21 @@ def test_what_is_known_is_served_while_mlflow_is_away(
 
 
 def test_a_hanging_registry_holds_nobody_up(
-    tmp_path: Path, mlflow_store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+    mlflow_store: MlflowStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = mlflow_store
     entry = store.put(adapter(), "tweets")
     go_on = threading.Event()
+    asked: list[str] = []
     monkeypatch.setattr("ray_lora.store.line._PATIENCE_S", 0.05)
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowStore, "_read", lambda self, name: go_on.wait() and None)
+        patched.setattr(MlflowStore, "_read", lambda self, name: asked.append(name) or go_on.wait())
         assert store.resolve("tweets") == entry
-        assert store.resolve("tweets") == entry  # without asking a second time
-    assert store.resolve("tweets") == entry
+        assert store.resolve("tweets") == entry
+    assert asked == ["tweets"]  # not a second time while the first question hangs
     go_on.set()
+    while "answers again" not in caplog.text:
+        assert store.resolve("tweets") == entry
 
 
 # --------------------------------------------------------------------------------------------------------- addresses
@@ -601,6 +629,14 @@ def test_a_hanging_registry_holds_nobody_up(
 def test_addresses_that_cannot_be_stores(uri: str) -> None:
     with pytest.raises(RecipeError, match="give a folder, s3://bucket/path"):
         open_store(uri)
+
+
+def test_an_address_is_shown_without_its_secrets() -> None:
+    store = open_store("s3://key:secret@bucket/path?region=us-east-1&endpoint_override=127.0.0.1:9")
+    assert store.uri == "s3://key:***@bucket/path"
+    with pytest.raises(RecipeError) as caught:
+        open_store("mlflow", "ftp://me:secret@host/x")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///x", "/x/mlruns", "ftp://x"])

@@ -343,6 +343,17 @@ def test_mlflow_away_costs_one_warning(nobody: str, record: Path, caplog: pytest
     assert f"python -m ray_lora.tracking {record}" in caplog.text
 
 
+def test_a_record_holds_no_password(nobody: str, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = nobody.replace("//", "//me:secret@")
+    opened(secret, record).close()
+    assert not [file for file in record.parent.iterdir() if "secret" in file.read_text()]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RecipeError, match="set MLFLOW_TRACKING_URI"):
+        send(record)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
+    assert send(record) == 1
+
+
 def test_what_was_kept_is_sent_by_a_command(uri: str, nobody: str, record: Path) -> None:
     away = opened(nobody, record)
     away.log("r4", 1, {"loss": 0.5})
