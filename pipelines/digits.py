@@ -39,7 +39,7 @@ console = Console()
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--smoke", action="store_true", help="few steps, to see that everything runs")
-    options.add_argument("--port", type=int, default=8001)
+    options.add_argument("--port", type=int, default=0, help="0 takes a free one")
     options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
     asked = options.parse_args()
 
@@ -75,10 +75,10 @@ def main() -> None:
         store.put(Adapter.load(folders[recipe.name]), recipe.name, aliases=("champion",))
     console.print(compare(base, folders))
 
-    run(AppArgs(store=shared.store, base=str(base), dtype="float32", port=asked.port), block=False)
+    url = run(AppArgs(store=shared.store, base=str(base), dtype="float32", port=asked.port), block=False)
     for variant in VARIANTS:
         row = read(f"data/digits-{variant}/test.parquet").to_pylist()[0]
-        reply = ask(f"http://127.0.0.1:{asked.port}", f"digits-{variant}", row["image"])
+        reply = ask(url, f"digits-{variant}", row["image"])
         console.print(f"a {variant} {row['label']}: {reply['model']}@{reply['version']} says {reply['predictions']}")
 
 

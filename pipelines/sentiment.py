@@ -53,7 +53,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--smoke", action="store_true", help="few rows and steps, to see that everything runs")
     options.add_argument("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
-    options.add_argument("--port", type=int, default=8000)
+    options.add_argument("--port", type=int, default=0, help="0 takes a free one")
     options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
     asked = options.parse_args()
     started = time.time()
@@ -87,8 +87,7 @@ def main() -> None:
     console.print(compare(entries, folders, rows=60 if asked.smoke else 400))
 
     step("5/5  one endpoint, one batch over all five adapters")
-    run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
-    url = f"http://127.0.0.1:{asked.port}"
+    url = run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
     with ThreadPoolExecutor(len(TEXTS)) as pool:  # all at once: the endpoint answers them in shared passes
         replies = list(pool.map(lambda item: ask(url, *item), TEXTS.items()))
     answers = Table("adapter", "text", "answer", "score")

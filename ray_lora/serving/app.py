@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -67,6 +68,8 @@ def run(args: AppArgs, block: bool = True) -> str:
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
     ingress.quiet()  # importing and starting set Ray's levels again
+    if not serve.status().proxies:  # else the address is that of the Serve that runs
+        _check_port(args)
     port = args.port or ingress.free_port()
     serve.start(
         proxy_location="HeadOnly",
@@ -92,6 +95,18 @@ def _check_host(args: AppArgs) -> None:
             f"host {args.host!r} opens the endpoint to other machines and there are no API keys; set keys=FILE "
             "(or RAY_LORA_API_KEYS), or insecure=true if the network is yours alone"
         )
+
+
+def _check_port(args: AppArgs) -> None:
+    """Serve's proxy dies without a word when somebody else listens there."""
+    try:
+        if args.port:
+            family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+            socket.create_server((args.host, args.port), family=family).close()
+    except OSError as error:
+        raise RecipeError(
+            f"port {args.port} of {args.host!r} cannot be used ({error.strerror}); give another, or 0 for a free one"
+        ) from None
 
 
 def _is_address(host: str) -> bool:
