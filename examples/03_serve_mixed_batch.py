@@ -31,7 +31,7 @@ def main() -> None:
     address = run(AppArgs(store=STORE, port=0), block=False)
 
     def ask(name: str) -> dict:  # the endpoint puts requests that wait together into one pass
-        return httpx.post(f"{address}/v1/predict", json={"model": name, "inputs": TEXTS[name]}, timeout=30).json()
+        return httpx.post(f"{address}/v1/predict", json={"model": name, "inputs": TEXTS[name]}, timeout=120).json()
 
     with ThreadPoolExecutor() as clients:
         for reply in clients.map(ask, TEXTS):
