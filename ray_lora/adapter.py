@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -46,6 +46,8 @@ _PLAIN_INIT = (True, False, None, "gaussian", "eva", "orthogonal")  # others rew
 
 class Card(Spec):
     """What an adapter knows about itself beyond PEFT's config."""
+
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # a metric may be no number
 
     task: TaskSpec | None = None
     base: str | None = None
@@ -156,7 +158,7 @@ class Adapter:
             try:
                 card = Card.model_validate(_read_json(folder / CARD, where))
             except ValidationError as error:
-                raise AdapterError(f"{where!r}: {CARD} is not a card of this library: {error}") from None
+                raise AdapterError(f"{where!r}: {CARD} is not a card of this library: {_why(error)}") from None
         layers, head = split(_read_tensors(folder, where), where)
         saved = tuple(config.get("modules_to_save") or ()) or _modules_of(head)
         adapter = cls(spec, layers, head, card, config.get("task_type"), saved)
@@ -224,12 +226,25 @@ def _spec(config: Mapping[str, Any], where: str) -> LoraSpec:
             )
     if config.get("target_parameters"):
         raise AdapterError(f"{where!r}: target_parameters is not supported; use target_modules")
+    if not isinstance(config.get("task_type") or "", str):
+        raise AdapterError(f"{where!r}: adapter_config.json has task_type={config['task_type']!r}; it must be a word")
+    modules = config.get("modules_to_save") or []
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise AdapterError(
+            f"{where!r}: adapter_config.json has modules_to_save={modules!r}; it must be a list of names"
+        )
     fields = {key: defaults[key] for key in ("r", "lora_alpha")}  # PEFT's, where the file says nothing
     fields |= {key: value for key, value in config.items() if key in known and value is not None}
     try:
         return LoraSpec.model_validate(fields)
     except ValidationError as error:
-        raise AdapterError(f"{where!r}: adapter_config.json: {error}") from None
+        raise AdapterError(f"{where!r}: adapter_config.json: {_why(error)}") from None
+
+
+def _why(error: ValidationError) -> str:
+    """What pydantic found, on one line."""
+    found = [(".".join(map(str, problem["loc"])), problem["msg"], problem["input"]) for problem in error.errors()]
+    return "; ".join(f"{key}: {text.removeprefix('Value error, ')} (given: {given!r})" for key, text, given in found)
 
 
 def _read_tensors(folder: Path, where: str) -> dict[str, Tensor]:

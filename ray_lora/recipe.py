@@ -28,7 +28,7 @@ TaskType = Literal["text-classification", "image-classification"]
 class Spec(BaseModel):
     """A frozen section of the recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class BaseSpec(Spec):
@@ -81,6 +81,26 @@ class LoraSpec(Spec):
             if rank < 1:
                 raise ValueError(f"rank_pattern[{name!r}] is {rank}; a rank is at least 1")
         return pattern
+
+    @field_validator("alpha_pattern")
+    @classmethod
+    def _above_zero(cls, pattern: dict[str, float]) -> dict[str, float]:
+        for name, alpha in pattern.items():
+            if alpha <= 0:
+                raise ValueError(f"alpha_pattern[{name!r}] is {alpha}; an alpha is above 0")
+        return pattern
+
+    @field_validator("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+    @classmethod
+    def _compiles(cls, value: Any) -> Any:
+        """What is matched as a regular expression must be one: a single string, and the patterns' keys."""
+        expressions = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+        for expression in expressions:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"{expression!r} is not a regular expression for module names: {error}") from None
+        return value
 
 
 class TrainingSpec(Spec):
@@ -178,7 +198,12 @@ class Recipe(Spec):
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
             check_key(key)
-            _put(tree, key, _read_yaml(text))
+            try:
+                value = _read_yaml(text)
+            except yaml.YAMLError as error:
+                reason = " ".join(str(error).split())
+                raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None
+            _put(tree, key, value)
         return cls.parse(tree)
 
     @classmethod
