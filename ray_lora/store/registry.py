@@ -103,9 +103,10 @@ class MlflowStore:
         """See `Store.list`."""
         try:
             self._connected()
-            self._known = self._line.ask(self._read_all)
+            before, self._known = self._known, self._line.ask(self._read_all)
             for name, known in self._known.items():
-                self._notes.keep(name, known)
+                if before.get(name) != known:
+                    self._notes.keep(name, known)
         except StoreAwayError as error:
             self._line.say_away(error)
             self._known = {**self._notes.recall(), **self._known}
@@ -154,8 +155,9 @@ class MlflowStore:
         if not known.versions:
             self._known.pop(name, None)
             raise unknown(ref, sorted(self._line.ask(self._read_all)), f"mlflow at {public(self.tracking_uri)}")
-        self._known[name] = known
-        self._notes.keep(name, known)
+        if self._known.get(name) != known:
+            self._known[name] = known
+            self._notes.keep(name, known)
         return known
 
     def _read(self, name: str) -> Known:
