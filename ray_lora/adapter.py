@@ -160,6 +160,8 @@ class Adapter:
             except ValidationError as error:
                 raise AdapterError(f"{where!r}: {CARD} is not a card of this library: {_why(error)}") from None
         layers, head = split(_read_tensors(folder, where), where)
+        if head and card.architecture is None:
+            card = card.model_copy(update={"architecture": _architecture(config)})
         saved = tuple(config.get("modules_to_save") or ()) or _modules_of(head)
         adapter = cls(spec, layers, head, card, config.get("task_type"), saved)
         if card.sha256 is not None and card.sha256 != adapter.sha256:
@@ -239,6 +241,14 @@ def _spec(config: Mapping[str, Any], where: str) -> LoraSpec:
         return LoraSpec.model_validate(fields)
     except ValidationError as error:
         raise AdapterError(f"{where!r}: adapter_config.json: {_why(error)}") from None
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    """The head's class, from the model class that PEFT notes where it knows no task_type (images, audio)."""
+    noted = config.get("auto_mapping")
+    name = noted.get("base_model_class") if isinstance(noted, dict) else None
+    kind = name.rpartition("For")[2] if isinstance(name, str) and "For" in name else None
+    return f"AutoModelFor{kind}" if kind else None
 
 
 def _why(error: ValidationError) -> str:
