@@ -14,10 +14,9 @@ import yaml
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
-from serving_world import make_adapter, make_base, peft_probabilities
-
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, build_app, run
+from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good"]
 LABELS = {"a": 2, "b": 3, "c": 4}

@@ -16,12 +16,12 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from mlflow_world import MLFLOW_WARNINGS, database
 
 from ray_lora.adapter import Adapter, Card, LowRank
 from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
 from ray_lora.store import StoreAwayError, open_store
 from ray_lora.tracking import Tracker
+from tests.mlflow_world import MLFLOW_WARNINGS, database
 
 pytestmark = [pytest.mark.filterwarnings(known) for known in MLFLOW_WARNINGS]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_world import make_adapter, make_base, peft_probabilities, spoil
 
 from ray_lora.adapter import Adapter
 from ray_lora.serving.args import AppArgs
@@ -19,6 +18,7 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import create_app
 from ray_lora.serving.start import start_endpoint
 from ray_lora.store import Store, open_store
+from tests.unit.serving_world import make_adapter, make_base, peft_probabilities, spoil
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good"]
 ADAPTERS, SPARE, REQUESTS, CLIENTS = 100, 20, 10_000, 48

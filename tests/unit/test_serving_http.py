@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from serving_world import card, make_adapter, make_base, peft_probabilities, spoil
 
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.http import create_app
 from ray_lora.serving.start import start_endpoint
+from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities, spoil
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good", "not bad not good"]
 LABELS = {"two": ["bad", "good"], "three": ["sad", "calm", "glad"]}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving_world import make_adapter, make_base
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, run
 from ray_lora.serving.http import create_app
 from ray_lora.serving.keys import ENVIRONMENT, KeyMissingError, Keys
 from ray_lora.serving.start import start_endpoint
+from tests.unit.serving_world import make_adapter, make_base
 
 FILE = """
 - {key: team, name: a team, adapters: [tweets, "movie*"]}

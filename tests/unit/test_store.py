@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow.fs
 import pytest
 import torch
-from mlflow_world import MLFLOW_WARNINGS, database
 
 from ray_lora.adapter import Adapter, Card, LowRank
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RecipeError
@@ -27,6 +26,7 @@ from ray_lora.store.bucket import BucketFiles
 from ray_lora.store.folder import FolderStore
 from ray_lora.store.local import LocalFiles
 from ray_lora.store.registry import MlflowStore
+from tests.mlflow_world import MLFLOW_WARNINGS, database
 
 PEFT_WARNINGS = ("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",)  # PEFT asks transformers for it
 pytestmark = [pytest.mark.filterwarnings(known) for known in (*MLFLOW_WARNINGS, *PEFT_WARNINGS)]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_world import MLFLOW_WARNINGS, database
 
 from ray_lora.adapter import Adapter, Card
 from ray_lora.base import load_base
@@ -27,6 +26,7 @@ from ray_lora.store.registry import MlflowStore
 from ray_lora.tasks import build_task
 from ray_lora.tracking import Tracker, send
 from ray_lora.tracking.journal import Journal
+from tests.mlflow_world import MLFLOW_WARNINGS, database
 
 pytestmark = [pytest.mark.filterwarnings(known) for known in MLFLOW_WARNINGS]
 
