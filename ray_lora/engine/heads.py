@@ -105,6 +105,8 @@ class Head(nn.Module):
         self.targets = frozenset(
             name.removeprefix(prefix + ".") for name, _ in model.named_modules() if name.startswith(prefix + ".")
         )
+        # a decoder's class finds a row's last token by its id, so padding must have the id that the class knows
+        self._padding: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
         self._given = _Given()
         self._pass: _Pass | None = None
         setattr(model, prefix, self._given)
@@ -180,6 +182,9 @@ class Head(nn.Module):
     def forward(self, hidden: Any, inputs: dict[str, Tensor], routing: Routing, labels: int) -> Any:
         """The class's outputs from the backbone's outputs and the model inputs of the same rows."""
         self._given.outputs, self._pass = hidden, (routing, labels)
+        if self._padding is not None and {"input_ids", "attention_mask"} <= inputs.keys():
+            empty = inputs["attention_mask"] == 0
+            inputs = inputs | {"input_ids": inputs["input_ids"].masked_fill(empty, self._padding)}
         try:
             return self.model(**inputs)
         finally:
@@ -196,6 +201,9 @@ def _plain(config: Any, architecture: str, labels: int) -> Any:
 
     config = copy.deepcopy(config)
     config.num_labels = labels
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", 0) is None:
+        text.pad_token_id = -1  # no token at all; without one a decoder's class takes a single row at a time
     named = architecture.startswith("AutoModelFor")  # the name may come from a file: it reaches nothing else
     factory = getattr(transformers, architecture, None) if named else None
     if factory is None:

@@ -54,14 +54,16 @@ class ImageClassification(Classification):
 def _open(image: Any) -> Any:
     """A PIL image from encoded bytes, base64 text of them, or a PIL image."""
     import base64
-    import binascii
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    what = "give PNG or JPEG bytes, or base64 text of them"
     if isinstance(image, Image.Image):
         return image.convert("RGB")
+    if not isinstance(image, (str, bytes, bytearray, memoryview)):
+        raise DataError(f"an image is a {type(image).__name__}; {what}")
     try:
-        data = base64.b64decode(image, validate=True) if isinstance(image, str) else bytes(image)
+        data = base64.b64decode(image, validate=True) if isinstance(image, str) else image
         return Image.open(io.BytesIO(data)).convert("RGB")
-    except (TypeError, ValueError, binascii.Error, UnidentifiedImageError, OSError) as error:
-        raise DataError(f"an image cannot be read ({error}); give PNG or JPEG bytes, or base64 text of them") from None
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on what is broken
+        raise DataError(f"an image cannot be read ({error}); {what}") from None

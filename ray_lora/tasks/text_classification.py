@@ -28,7 +28,7 @@ class TextClassification(Classification):
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
         super().__init__(spec)
-        if not hasattr(processor, "pad"):
+        if not hasattr(processor, "pad_token_id"):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
         self.head = HeadSpec("AutoModelForSequenceClassification", len(self.labels))
         self._tokenizer = processor

@@ -26,8 +26,6 @@ class Letters:
 
     pad_token_id = 0
 
-    def pad(self) -> None: ...
-
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[1 + ord(letter) % (VOCABULARY - 1) for letter in text] for text in texts]}
 

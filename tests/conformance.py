@@ -1,0 +1,202 @@
+"""What every task must keep, checked on a tiny engine.
+
+check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import RecipeError
+from ray_lora.infer import chunks, forward, predict
+from ray_lora.recipe import Json, LoraSpec, TaskSpec
+from ray_lora.tasks import Features, Row, Task
+
+EXACT = 1e-9
+
+
+def check_task(task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: Callable[[Row], Json]) -> None:
+    """Check a task on labelled rows of unlike sizes.
+
+    Args:
+        task: built for the engine's base.
+        rows: at least four, not all of one size and not all of one label.
+        engine: float64, with `train=True` and a free slot.
+        perfect: the best prediction that a row can have.
+    """
+    assert len(rows) >= 4
+    check_words(task)
+    features = check_encoding(task, rows)
+    check_batches(task, features)
+    slot = _some_adapter(task, engine)
+    check_loss(task, features, engine, slot)
+    check_answers(task, rows, features, engine, slot)
+    check_scores(task, rows, features, predict(engine, {slot: task}, features, [slot] * len(rows)), perfect)
+
+
+def check_words(task: Task) -> None:
+    """What a task says of itself."""
+    assert isinstance(task.spec, TaskSpec)
+    assert all(isinstance(column, str) for column in task.columns)
+    assert len(task.columns) >= 2
+    assert task.metric in task.metrics
+    assert set(task.metrics.values()) <= {"max", "min"}
+    assert task.peft_type is None or isinstance(task.peft_type, str)
+    assert task.head.architecture.startswith("AutoModelFor")
+    assert task.head.num_labels >= 1
+
+
+def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
+    """Rows keep their order, do not know each other, and need no label to be answered."""
+    assert all(set(row) == set(task.columns) for row in rows)
+    features = task.encode(rows)
+    assert len(features) == len(rows)
+    assert all("labels" in feature for feature in features)
+    for row, feature in zip(rows, features, strict=True):
+        assert _equal(task.encode([row])[0], feature)
+        bare = {column: value for column, value in row.items() if column != "label"}
+        assert _equal(task.encode([bare])[0], {name: value for name, value in feature.items() if name != "labels"})
+    assert all(
+        _equal(again, feature) for again, feature in zip(pickle.loads(pickle.dumps(features)), features, strict=True)
+    )
+    return features
+
+
+def check_batches(task: Task, features: Sequence[Features]) -> None:
+    """Inputs are tensors [rows, ...], and padding comes after a row's own values."""
+    whole = task.collate(features)
+    assert whole
+    for name, tensor in whole.items():
+        assert tensor.shape[0] == len(features), name
+    for row, feature in enumerate(features):
+        size = task.size(feature)
+        assert isinstance(size, int)
+        assert size >= 1
+        for name, tensor in task.collate([feature]).items():
+            assert tensor.shape[0] == 1
+            own = tuple(slice(0, length) for length in tensor.shape[1:])
+            assert torch.equal(whole[name][row][own], tensor[0]), f"{name} of row {row} changed in a batch"
+
+
+def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int) -> None:
+    """Sums and counts of each row, the same whatever else is in the pass; gradients reach the adapter and its head."""
+    whole = _losses(task, features, engine, slot)
+    for row, feature in enumerate(features):
+        torch.testing.assert_close(_losses(task, [feature], engine, slot)[:, 0], whole[:, row], atol=EXACT, rtol=0)
+    backwards = _losses(task, list(reversed(features)), engine, slot)
+    torch.testing.assert_close(backwards.flip(1), whole, atol=EXACT, rtol=0)
+    assert torch.isfinite(whole).all()
+    assert (whole[0] >= 0).all()
+    assert (whole[1] >= 1).all()
+    with torch.enable_grad():
+        ((_, outputs),) = engine.forward(task.collate(features), torch.tensor([slot] * len(features)))
+        sums, _ = task.loss(outputs, features)
+        sums.sum().backward()
+    assert engine.grad[slot].any()
+    assert any(grad[slot].any() for grad in engine.head_grad.values())
+    engine.grad.zero_()
+    for grad in engine.head_grad.values():
+        grad.zero_()
+
+
+def check_answers(
+    task: Task, rows: Sequence[Row], features: Sequence[Features], engine: AdapterEngine, slot: int
+) -> None:
+    """One JSON value a row, the same whatever else is in the pass, with or without labels."""
+    answers = predict(engine, {slot: task}, features, [slot] * len(rows))
+    assert len(answers) == len(rows)
+    assert _near(json.loads(json.dumps(answers, allow_nan=False)), answers)
+    for row, answer in zip(rows, answers, strict=True):
+        bare = task.encode([{column: value for column, value in row.items() if column != "label"}])
+        assert _near(predict(engine, {slot: task}, bare, [slot])[0], answer)
+    mixed = predict(engine, {slot: task}, features, [slot] * len(rows), max_rows=2)
+    assert _near(mixed, answers)
+    with pytest.raises(RecipeError, match="no_such_parameter"):
+        predict(engine, {slot: task}, features[:1], [slot], [{"no_such_parameter": 1}])
+
+
+def check_scores(
+    task: Task,
+    rows: Sequence[Row],
+    features: Sequence[Features],
+    predictions: Sequence[Json],
+    perfect: Callable[[Row], Json],
+) -> None:
+    """Every metric, perfect predictions best, order without meaning."""
+    best = task.score([perfect(row) for row in rows], features)
+    assert set(best) == set(task.metrics)
+    order = list(reversed(range(len(rows))))
+    turned = task.score([perfect(rows[row]) for row in order], [features[row] for row in order])
+    others = [
+        task.score(predictions, features),
+        task.score([perfect(row) for row in [*rows[1:], rows[0]]], features),  # each row has its neighbour's
+    ]
+    for metric, direction in task.metrics.items():
+        assert math.isfinite(best[metric])
+        assert turned[metric] == pytest.approx(best[metric])
+        better = max if direction == "max" else min
+        for other in others:
+            assert isinstance(other[metric], float)
+            assert better(other[metric], best[metric]) == best[metric]
+    assert any(other[task.metric] != best[task.metric] for other in others)
+
+
+# -------------------------------------------------------------------- how
+
+
+def _some_adapter(task: Task, engine: AdapterEngine) -> int:
+    """An adapter that changes what the base says."""
+    slot = engine.init(LoraSpec(r=2, target_modules=_targets(engine)), task.head, seed=0, peft_type=task.peft_type)
+    draw = torch.Generator().manual_seed(0)
+    tensors = engine.read(slot)
+    engine.write(
+        slot, {key: torch.randn(value.shape, generator=draw).to(value) * 0.3 for key, value in tensors.items()}
+    )
+    engine.refresh([slot])
+    return slot
+
+
+def _targets(engine: AdapterEngine) -> tuple[str, ...]:
+    return tuple(name for name in engine.layers if not engine.layers[name].embedding)[:4]
+
+
+def _losses(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int) -> Tensor:
+    """Sums and counts, [2, rows]."""
+    found = torch.zeros(2, len(features), dtype=torch.float64)
+    slots = [slot] * len(features)
+    with torch.no_grad():
+        for chunk in chunks(features, slots, {slot: task}, 64):
+            for _, rows, outputs in forward(engine, {slot: task}, features, slots, chunk):
+                sums, counts = task.loss(outputs, [features[row] for row in rows])
+                assert sums.shape == counts.shape == (len(rows),)
+                found[0, rows], found[1, rows] = sums.double(), counts.double()
+    return found
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name]
+        for name, value in one.items()
+    )
+
+
+def _near(one: Json, other: Json) -> bool:
+    """Equal but for the last digits of numbers."""
+    if isinstance(one, float):
+        return isinstance(other, float) and math.isclose(one, other, abs_tol=1e-5)
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict) and one.keys() == other.keys() and all(_near(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(_near, one, other))
+    return bool(one == other)

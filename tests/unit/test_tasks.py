@@ -1,0 +1,349 @@
+"""Every task keeps the rules, and answers in the words and numbers of the Hugging Face pipeline."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor, pipeline
+
+from ray_lora.base import Base
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import DataError, RecipeError
+from ray_lora.infer import chunks, embed, predict
+from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.tasks import TASKS, Row, Task, build_task
+from tests.conformance import check_task
+from tests.conftest import sentences
+from tests.unit.bases import IMAGE, open_base, quiet_peft, reopen, save_base
+
+LABELS = ("no", "perhaps", "yes")
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text_rows() -> list[Row]:
+    return [{"text": text, "label": LABELS[number % 3]} for number, text in enumerate(sentences(7, seed=1))]
+
+
+def image_rows() -> list[Row]:
+    return [{"image": png(picture(number)), "label": LABELS[number % 3]} for number in range(5)]
+
+
+@pytest.fixture
+def text_base(tiny_bert_folder: Path) -> Base:
+    return open_base(tiny_bert_folder, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def resnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def image_base(resnet_folder: Path) -> Base:
+    return open_base(resnet_folder, torch.float64)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[AdapterEngine]:
+    """An engine on the base whose fixture is named by the parameter."""
+    engine = AdapterEngine(request.getfixturevalue(request.param), slots=2, max_rank=8, train=True)
+    yield engine
+    engine.close()
+
+
+CASES: dict[str, tuple[str, list[Row]]] = {
+    "text-classification": ("text_base", text_rows()),
+    "image-classification": ("image_base", image_rows()),
+}
+
+
+def test_every_task_is_checked() -> None:
+    assert set(CASES) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "rows"), [(kind, base, rows) for kind, (base, rows) in CASES.items()], indirect=["engine"]
+)
+def test_a_task_keeps_the_rules(kind: Any, engine: AdapterEngine, rows: list[Row]) -> None:
+    task = build_task(TaskSpec(type=kind, labels=LABELS), engine.base.processor)
+    check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+
+
+class _Broken:
+    """A task that breaks one rule."""
+
+    def __init__(self, task: Task, **changes: Any) -> None:
+        self._task = task
+        self.__dict__ |= changes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+@pytest.mark.parametrize("engine", ["text_base"], indirect=True)
+@pytest.mark.parametrize(
+    "rule", ["order", "rows of the loss", "neighbours", "padding", "no JSON", "a metric", "direction", "parameters"]
+)
+def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: str) -> None:
+    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+
+    def mean_loss(outputs: Any, features: Any) -> Any:
+        sums, counts = task.loss(outputs, features)
+        return sums.mean(), counts
+
+    def shared_loss(outputs: Any, features: Any) -> Any:
+        sums, counts = task.loss(outputs, features)
+        return sums / len(sums), counts
+
+    def no_mask(features: Any) -> Any:
+        batch = task.collate(features)
+        return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
+
+    changes: dict[str, dict[str, Any]] = {
+        "order": {"encode": lambda rows: task.encode(rows)[::-1]},
+        "rows of the loss": {"loss": mean_loss},
+        "neighbours": {"loss": shared_loss},
+        "padding": {"collate": no_mask},
+        "no JSON": {"decode": lambda *given: [{"label": "no", "score": torch.tensor(1.0)} for _ in given[1]]},
+        "a metric": {"score": lambda *given: {"accuracy": task.score(*given)["accuracy"]}},
+        "direction": {"metrics": {"accuracy": "min", "f1_macro": "max"}},
+        "parameters": {"decode": lambda outputs, features, _: task.decode(outputs, features, {})},
+    }
+    broken: Any = _Broken(task, **changes[rule])
+    with pytest.raises((AssertionError, TypeError, IndexError, RuntimeError, pytest.fail.Exception)):
+        check_task(broken, text_rows(), engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+
+
+# -------------------------------------------------------------------- the pipeline's words and numbers
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": 99}, {"function_to_apply": "none"}])
+@pytest.mark.parametrize(
+    ("kind", "engine", "rows"), [(kind, base, rows) for kind, (base, rows) in CASES.items()], indirect=["engine"]
+)
+def test_answers_are_those_of_the_pipeline(
+    kind: Any, engine: AdapterEngine, rows: list[Row], parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    task = build_task(TaskSpec(type=kind, labels=LABELS), engine.base.processor)
+    targets = tuple(name for name, layer in engine.layers.items() if not layer.embedding)[:2]
+    slot = engine.init(LoraSpec(r=2, target_modules=targets), task.head, seed=1, peft_type=task.peft_type)
+    engine.write(
+        slot,
+        {
+            key: value + 0.2 * torch.sin(torch.arange(value.numel())).reshape(value.shape)
+            for key, value in engine.read(slot).items()
+        },
+    )
+    ours = predict(engine, {slot: task}, task.encode(rows), [slot] * len(rows), [parameters] * len(rows))
+    engine.export(slot).save(tmp_path / "a")
+    options = {"architecture": IMAGE} if kind.startswith("image") else {}
+    with quiet_peft():
+        model = reopen(engine.base.folder, tmp_path / "a", 3, **options).merge_and_unload().eval()
+        model.config.id2label = dict(enumerate(LABELS))
+        if kind.startswith("image"):
+            pipe = pipeline(kind, model=model, image_processor=engine.base.processor)
+            inputs: list[Any] = [Image.open(io.BytesIO(row["image"])) for row in rows]
+            asked = {"top_k": 1} | parameters
+        else:
+            pipe = pipeline(kind, model=model, tokenizer=engine.base.processor)
+            inputs, asked = [row["text"] for row in rows], parameters
+        theirs = [pipe(one, **asked) for one in inputs]
+    for mine, other in zip(ours, theirs, strict=True):
+        listed = mine if isinstance(mine, list) else [mine]
+        assert isinstance(mine, list) == ("top_k" in parameters)
+        assert [answer["label"] for answer in listed] == [answer["label"] for answer in other]
+        assert [answer["score"] for answer in listed] == pytest.approx([a["score"] for a in other], abs=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["text_base"], indirect=True)
+def test_sigmoid_and_wrong_parameters(engine: AdapterEngine) -> None:
+    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+    slot = engine.init(LoraSpec(r=2), task.head, seed=1)
+    features = task.encode(text_rows())
+
+    def ask(**parameters: Any) -> Any:
+        return predict(engine, {slot: task}, features[:1], [slot], [parameters])[0]
+
+    (sigmoid, none), softmax = (ask(function_to_apply=name) for name in ("sigmoid", "none")), ask()
+    assert sigmoid["score"] == pytest.approx(torch.tensor(none["score"]).sigmoid().item(), abs=1e-6)
+    assert sigmoid["label"] == none["label"] == softmax["label"]
+    for wrong in ({"top_k": 0}, {"top_k": "2"}, {"top_k": True}, {"top_k": 1.5}):
+        with pytest.raises(RecipeError, match=r"top_k .* must be a whole number of at least 1"):
+            ask(**wrong)
+    with pytest.raises(RecipeError, match="function_to_apply 'tanh' must be one of softmax, sigmoid, none"):
+        ask(function_to_apply="tanh")
+    with pytest.raises(RecipeError, match="it takes function_to_apply and top_k"):
+        ask(return_all_scores=True)
+
+
+@pytest.mark.parametrize("engine", ["text_base"], indirect=True)
+def test_rows_of_two_tasks_share_a_pass_and_keep_their_own_answers(engine: AdapterEngine) -> None:
+    tasks, slots = {}, []
+    engine.reserve_head(build_task(TaskSpec(labels=LABELS), engine.base.processor).head)
+    for labels in (("a", "b", "c"), ("x", "y", "z")):  # heads of one size, other words
+        task = build_task(TaskSpec(labels=labels), engine.base.processor)
+        slot = engine.init(LoraSpec(r=2), task.head, seed=len(slots))
+        engine.write(slot, {key: value + 0.1 * slot for key, value in engine.read(slot).items()})
+        tasks[slot] = task
+        slots.append(slot)
+    features = next(iter(tasks.values())).encode([{"text": text} for text in sentences(6)])
+    owners = [slots[row % 2] for row in range(6)]
+    asked: list[dict[str, Any]] = [{"top_k": 3} if row % 3 else {} for row in range(6)]
+    together = predict(engine, tasks, features, owners, asked)
+    for row, owner in enumerate(owners):
+        (alone,) = predict(engine, tasks, [features[row]], [owner], [asked[row]])
+        for mine, other in zip(*[[a] if isinstance(a, dict) else a for a in (together[row], alone)], strict=True):
+            assert mine["label"] == other["label"]
+            assert mine["label"] in tasks[owner].spec.labels  # type: ignore[operator]
+            assert mine["score"] == pytest.approx(other["score"], abs=1e-9)
+        assert isinstance(together[row], list) == ("top_k" in asked[row])
+
+
+# -------------------------------------------------------------------- rows that cannot be read
+
+
+def test_texts_are_cut_and_bad_rows_named(text_base: Base) -> None:
+    task = build_task(TaskSpec(labels=LABELS, max_length=6), text_base.processor)
+    (long,) = task.encode([{"text": "film " * 50}])
+    assert task.size(long) == 6
+    for text in ("", "  ", None, 3, ["film"]):
+        with pytest.raises(DataError, match="is empty or not a string; give a non-empty string"):
+            task.encode([{"text": text}])
+    assert [
+        row["labels"] for row in task.encode([{"text": "x", "label": label} for label in (0, "yes", np.int64(1))])
+    ] == [*(0, 2, 1)]
+    for label in ("yess", 3, -1, True, 1.0, "1"):
+        with pytest.raises(DataError, match="is not one of 'no', 'perhaps', 'yes' nor an index below 3"):
+            task.encode([{"text": "x", "label": label}])
+    with pytest.raises(DataError, match="did you mean 'yes'"):
+        task.encode([{"text": "x", "label": "yess"}])
+
+
+def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base: Base) -> None:
+    task = build_task(TaskSpec(type="image-classification", labels=LABELS), image_base.processor)
+    data = png(picture(0))
+    forms = [data, base64.b64encode(data).decode(), picture(0), bytearray(data), picture(0).convert("RGBA")]
+    pixels = [feature["pixel_values"] for feature in task.encode([{"image": form} for form in forms])]
+    assert pixels[0].shape == (3, 16, 16)
+    assert all(torch.equal(other, pixels[0]) for other in pixels)
+    for broken in (
+        b"",
+        b"hello",
+        data[: len(data) // 2],
+        "not base64!",
+        "aGVsbG8=",
+        None,
+        10**12,
+        [1, 2],
+        {"bytes": data},
+    ):
+        with pytest.raises(DataError, match="give PNG or JPEG bytes, or base64 text of them"):
+            task.encode([{"image": broken}])
+
+
+def test_a_task_refuses_a_base_of_another_kind(text_base: Base, image_base: Base) -> None:
+    with pytest.raises(RecipeError, match="needs a base with a tokenizer"):
+        build_task(TaskSpec(labels=LABELS), image_base.processor)
+    with pytest.raises(RecipeError, match="needs a base with a tokenizer"):
+        build_task(TaskSpec(labels=LABELS), None)
+    for processor in (text_base.processor, None):
+        with pytest.raises(RecipeError, match="needs a base with an image processor"):
+            build_task(TaskSpec(type="image-classification", labels=LABELS), processor)
+    with pytest.raises(RecipeError, match=r"task\.labels is not set"):
+        build_task(TaskSpec(), text_base.processor)
+
+
+# -------------------------------------------------------------------- passes
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 100])
+def test_passes_hold_every_row_once_in_ascending_slots(text_base: Base, max_rows: int) -> None:
+    task = build_task(TaskSpec(labels=LABELS), text_base.processor)
+    features = task.encode([{"text": text} for text in sentences(40, longest=20)])
+    slots = [row * 7 % 5 for row in range(40)]
+    passes = chunks(features, slots, dict.fromkeys(range(5), task), max_rows)
+    assert sorted(row for rows in passes for row in rows) == list(range(40))
+    assert max(map(len, passes)) <= max_rows
+    assert all([slots[row] for row in rows] == sorted(slots[row] for row in rows) for rows in passes)
+    assert chunks([], [], {}, max_rows) == []
+    sizes = sorted(sorted(task.size(features[row]) for row in rows) for rows in passes)
+    assert all(before[-1] <= after[0] for before, after in pairwise(sizes))  # like sizes together
+
+
+@pytest.mark.parametrize("engine", ["text_base"], indirect=True)
+def test_embeddings_are_means_over_tokens(engine: AdapterEngine) -> None:
+    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+    features = task.encode([{"text": text} for text in sentences(4)])
+    pooled = embed(engine, task.collate(features))
+    for row, feature in enumerate(features):
+        hidden = engine.base.backbone(input_ids=torch.tensor([feature["input_ids"]])).last_hidden_state[0]
+        torch.testing.assert_close(pooled[row], hidden.mean(0).float(), atol=1e-6, rtol=1e-5)
+    assert pooled.dtype == torch.float32
+    slot = engine.init(LoraSpec(r=2), None, seed=0)
+    engine.write(slot, {key: value + 0.1 for key, value in engine.read(slot).items()})
+    mixed = embed(engine, task.collate(features), [0, slot, 0, slot])
+    torch.testing.assert_close(mixed[[0, 2]], pooled[[0, 2]])
+    assert not torch.isclose(mixed[[1, 3]], pooled[[1, 3]]).all(1).any()
+
+
+@pytest.mark.parametrize("engine", ["image_base"], indirect=True)
+def test_embeddings_of_images_are_means_over_places(engine: AdapterEngine) -> None:
+    pixels = {"pixel_values": torch.randn(3, 3, 16, 16)}
+    pooled = embed(engine, pixels)
+    hidden = engine.base.backbone(pixels["pixel_values"].double()).last_hidden_state
+    torch.testing.assert_close(pooled, hidden.mean((2, 3)).float())
+
+
+def test_a_decoder_without_a_padding_token_is_pooled_at_its_last_token(tmp_path: Path) -> None:
+    """The plain class takes such rows one at a time; here they share a pass."""
+    folder = save_base("llama", tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    base = replace(open_base(folder, torch.float64), processor=_Codes())
+    assert base.config.pad_token_id is None
+    task = build_task(TaskSpec(labels=LABELS), base.processor)
+    engine = AdapterEngine(base, slots=1, max_rank=4)
+    slot = engine.init(LoraSpec(r=4), task.head, seed=0, peft_type="SEQ_CLS")
+    engine.write(slot, {key: value + 0.1 for key, value in engine.read(slot).items()})
+    engine.export(slot).save(tmp_path / "a")
+    model = reopen(folder, tmp_path / "a", 3)
+    texts = ["abc", "z", "hello there"]
+    features = task.encode([{"text": text} for text in texts])
+    answers = predict(engine, {slot: task}, features, [slot] * 3, [{"function_to_apply": "none", "top_k": 3}] * 3)
+    for feature, answer in zip(features, answers, strict=True):
+        logits = model(input_ids=torch.tensor([feature["input_ids"]])).logits[0]
+        assert {a["label"]: a["score"] for a in answer} == pytest.approx(
+            dict(zip(LABELS, logits.tolist(), strict=True)), abs=1e-4
+        )
+
+
+class _Codes:
+    """A tokenizer that has no padding token."""
+
+    pad_token_id = None
+
+    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) % 59 for letter in text] for text in texts]}
