@@ -28,7 +28,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.infer import predict
 from ray_lora.recipe import BaseSpec, Recipe
 from ray_lora.serving.app import AppArgs, run
-from ray_lora.store import open_store
+from ray_lora.store import open_store, put_once
 from ray_lora.tasks import build_task
 from ray_lora.train import LoraTrainer
 
@@ -72,7 +72,7 @@ def main() -> None:
         if result.error is not None or result.checkpoint is None:
             sys.exit(f"{recipe.name}: {result.error}")
         folders[recipe.name] = Path(result.checkpoint.path)
-        store.put(Adapter.load(folders[recipe.name]), recipe.name, aliases=("champion",))
+        put_once(store, Adapter.load(folders[recipe.name]), recipe.name, aliases=("champion",))
     console.print(compare(base, folders))
 
     url = run(AppArgs(store=shared.store, base=str(base), dtype="float32", port=asked.port), block=False)

@@ -33,7 +33,7 @@ from ray_lora.recipe import Recipe
 from ray_lora.report import leaderboard
 from ray_lora.search import LoraTuner
 from ray_lora.serving.app import AppArgs, run
-from ray_lora.store import Entry, open_store
+from ray_lora.store import Entry, open_store, put_once
 from ray_lora.tasks import build_task
 from ray_lora.train import LoraTrainer
 
@@ -81,7 +81,9 @@ def main() -> None:
         if result.error is not None or result.checkpoint is None:
             sys.exit(f"{other.name}: {result.error}")
         folders[other.name] = Path(result.checkpoint.path)
-    entries = {name: store.put(Adapter.load(folder), name, aliases=("champion",)) for name, folder in folders.items()}
+    entries = {
+        name: put_once(store, Adapter.load(folder), name, aliases=("champion",)) for name, folder in folders.items()
+    }
 
     step("4/5  scores on held-out rows, beside the best head alone on the frozen base")
     console.print(compare(entries, folders, rows=60 if asked.smoke else 400))

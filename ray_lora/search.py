@@ -26,7 +26,7 @@ from ray_lora.adapter import Adapter
 from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
 from ray_lora.packs import PackRun, Prepared, check, claim_folder, scaling_of, spread
 from ray_lora.recipe import Json, Recipe, check_key
-from ray_lora.store import open_store
+from ray_lora.store import open_store, put_once
 from ray_lora.tasks import TASKS
 from ray_lora.tracking import Tracker
 from ray_lora.train import located, start_ray
@@ -181,7 +181,7 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     if best is None:
         raise RayLoraError("no trial of the search finished; the table says why each one failed")
     assert best.adapter is not None
-    entry = store.put(Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
+    entry = put_once(store, Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
     return {
         "best": {"config": best.config, "metrics": best.metrics, "ref": f"{entry.name}@{entry.version}"},
         "trials": [dataclasses.asdict(trial) for trial in tuner.summary.trials],

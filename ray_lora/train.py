@@ -27,7 +27,7 @@ from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.job import Job
 from ray_lora.packs import PackRun, check, claim_folder, scaling_of, spread
 from ray_lora.recipe import Json, Recipe
-from ray_lora.store import open_store
+from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     assert result.checkpoint is not None
     assert result.metrics is not None
     folder = Path(result.checkpoint.path)
-    entry = store.put(Adapter.load(folder), recipe.name)
+    entry = put_once(store, Adapter.load(folder), recipe.name)
     metrics = dict(result.metrics)
     seconds = metrics.pop("seconds")
     return {"ref": f"{entry.name}@{entry.version}", "adapter": str(folder), "metrics": metrics, "seconds": seconds}

@@ -9,13 +9,18 @@ entry, folder = store.get("tweets@champion")  # a local PEFT folder whose conten
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_lora.errors import RecipeError
 from ray_lora.store.line import public
 from ray_lora.store.refs import CHAMPION, Entry, Store, StoreAwayError, parse_ref
 
-__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "open_store", "parse_ref"]
+if TYPE_CHECKING:
+    from ray_lora.adapter import Adapter
+
+__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "open_store", "parse_ref", "put_once"]
 
 
 def open_store(uri: str, tracking_uri: str | None = None) -> Store:
@@ -40,3 +45,16 @@ def open_store(uri: str, tracking_uri: str | None = None) -> Store:
     from ray_lora.store.bucket import BucketFiles
 
     return FolderStore(BucketFiles.open(uri), public(uri))
+
+
+def put_once(store: Store, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
+    """`store.put`, unless a version of the name has this content: then that one, with the aliases moved to it.
+
+    So a command that is repeated after a kill makes no second version of the same adapter.
+    """
+    for entry in reversed(store.list()):
+        if entry.name == name and entry.sha256 == adapter.sha256:
+            for alias in aliases:
+                store.alias(name, alias, entry.version)
+            return entry
+    return store.put(adapter, name, aliases=aliases)
