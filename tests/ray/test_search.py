@@ -95,6 +95,7 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
         time.sleep(0.05)
         assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     finished = {path.parent.name: Adapter.load(path).sha256 for path in run.glob("jobs/*/adapter")}
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
