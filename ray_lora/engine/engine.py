@@ -175,7 +175,6 @@ class AdapterEngine:
         targets.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
         if head is not None:
             self.reserve_head(head)
-            targets.check_head(adapter, self.heads[head.architecture], head, self.base)
         ranks = {name.removeprefix(prefix): pair.rank for name, pair in adapter.layers.items()}
         slot = self._claim(Resident(adapter.config, head, tuple(ranks), adapter.peft_type, prefix), ranks)
         self.write(slot, adapter.tensors)

@@ -150,7 +150,11 @@ def check_pairs(
 
 
 def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
-    """Which head class the adapter's head belongs to, and its labels; None for an adapter without a head."""
+    """Which head class the adapter's head belongs to, and its labels; None for an adapter without a head.
+
+    Raises:
+        AdapterError: no class is named, or the head's tensors are not those of the class.
+    """
     if not adapter.head:
         return None
     architecture = adapter.card.architecture or _ARCHITECTURES.get(adapter.peft_type or "")
@@ -160,14 +164,17 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
             f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
         )
     head = heads.get(architecture) or Head(base.config, base.prefix, HeadSpec(architecture, 2))
+    labels = 2  # of a class whose head has no labels
     for linear in head.linears:
         weight = adapter.head.get(f"{linear.name}.weight")
         if linear.per_label and weight is not None:
-            return HeadSpec(architecture, int(weight.shape[0]))
-    return HeadSpec(architecture, 2)
+            labels = int(weight.shape[0])
+    spec = HeadSpec(architecture, labels)
+    _check_head(adapter, head, spec, base)
+    return spec
 
 
-def check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> None:
+def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> None:
     """AdapterError when the head's tensors, or the labels its card names, are not those of the class."""
     needed = head.shapes(spec.num_labels)
     given = {name: tuple(tensor.shape) for name, tensor in adapter.head.items()}

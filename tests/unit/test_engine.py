@@ -319,6 +319,7 @@ def refused(folder: Path, adapter: Adapter, match: str, kind: type[Exception] = 
             engine.load(adapter)
         assert engine.resident_slots == []
         assert not any(buffer.any() for buffer in engine.buffers.all)
+        assert engine.heads == {}  # no room was made for what does not fit
 
 
 def test_what_does_not_fit_the_base_is_refused(bases: Bases, tmp_path: Path) -> None:
@@ -343,6 +344,8 @@ def test_what_does_not_fit_the_base_is_refused(bases: Bases, tmp_path: Path) -> 
 
     wide = {name: tensor.new_zeros(3, 40) if tensor.dim() == 2 else tensor for name, tensor in adapter.head.items()}
     refused(folder, replace(adapter, head=wide), "head .* does not fit")
+    huge = {name: tensor.new_zeros(10**6, *[1] * (tensor.dim() - 1)) for name, tensor in adapter.head.items()}
+    refused(folder, replace(adapter, head=huge), "head .* does not fit")
     refused(folder, replace(adapter, head={"score.weight": torch.zeros(3, 32)}), "head .* does not fit")
     refused(folder, replace(adapter, peft_type="CAUSAL_LM"), "names no head class; set task_type")
     labels = Card(task=TaskSpec(labels=("a", "b")))

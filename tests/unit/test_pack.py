@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from ray_lora.job import Job, Report
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.shards import Group, Split, Splits
 from tests.unit.bases import reopen, save_base
-from tests.unit.packs import LABELS, ROWS, WatchedPack, assert_same, losses, make_job, make_pack, train_alone
+from tests.unit.packs import LABELS, ROWS, WatchedPack, assert_same, losses, make_job, make_pack, shards, train_alone
 
 JOBS = {
     job.name: job
@@ -103,6 +104,13 @@ def test_twins_in_one_pack_stay_twins(folder: Path) -> None:
     reports = [report for _ in range(8) for report in pack.step()]
     assert losses(reports, "first") == pytest.approx(losses(reports, "second"), abs=1e-12)
     assert_same(pack.left["first"], pack.left["second"], 1e-12)
+
+
+@pytest.mark.parametrize(
+    "thing", [*JOBS.values(), Report("a", 3, 10, 0.3, 0.5, metrics={"accuracy": 1.0}, done=True), shards(2)]
+)
+def test_what_travels_between_processes_pickles(thing: Any) -> None:
+    assert pickle.loads(pickle.dumps(thing)) == thing
 
 
 # -------------------------------------------------------------------- packed = plain PEFT
