@@ -106,6 +106,15 @@ def test_twins_in_one_pack_stay_twins(folder: Path) -> None:
     assert_same(pack.left["first"], pack.left["second"], 1e-12)
 
 
+def test_every_seed_that_a_recipe_takes_trains(folder: Path) -> None:
+    pack = make_pack(folder)
+    pack.join(make_job("last", lora=LoraSpec(lora_dropout=0.1), seed=2**32 - 1, max_steps=20, weight_decay=0.1))
+    reports = [report for _ in range(7) for report in pack.step()]  # into the second epoch
+    assert [report.error for report in reports] == [None] * 7
+    with pytest.raises(ValueError, match="seed"):
+        TrainingSpec(seed=2**32)
+
+
 @pytest.mark.parametrize(
     "thing", [*JOBS.values(), Report("a", 3, 10, 0.3, 0.5, metrics={"accuracy": 1.0}, done=True), shards(2)]
 )
