@@ -24,7 +24,7 @@ from ray.tune import ResultGrid, TuneConfig, Tuner
 from ray_lora import report
 from ray_lora.adapter import Adapter
 from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
-from ray_lora.packs import PackRun, Prepared, check, claim_folder, scaling_of, spread
+from ray_lora.packs import PackRun, Prepared, check, claimed, scaling_of, spread
 from ray_lora.recipe import Json, Recipe, check_key
 from ray_lora.store import open_store, put_once
 from ray_lora.tasks import TASKS
@@ -93,8 +93,13 @@ class LoraTuner:
         if not prepared.sources[recipe.name].validation:
             raise RecipeError("a search compares scores on validation rows; set data.validation")
         located_at = located(self.recipe, self.run_config)
-        output = claim_folder(located_at, "search", self.recipe.model_dump_json() + repr(sorted(self.space)))
-        self.folder = output
+        text = self.recipe.model_dump_json() + repr(sorted((key, _values(s)) for key, s in self.space.items()))
+        with claimed(located_at, "search", text) as output:
+            self.folder = output
+            return self._search(prepared, trials, output, metric, mode)
+
+    def _search(self, prepared: Prepared, trials: int, output: Path, metric: str, mode: str) -> ResultGrid:
+        recipe = prepared.recipe
         tracker = Tracker(
             recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "mlflow.jsonl"
         )
@@ -268,6 +273,15 @@ def _check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
         check_key(key)
         for value in grid_of(sampler) or []:
             job_of("check", recipe, {key: value}, recipe.task)
+
+
+def _values(sampler: Any) -> list[Any]:
+    """What a sampler can give, as far as it says so."""
+    return grid_of(sampler) or [
+        type(sampler).__name__,
+        getattr(sampler, "lower", None),
+        getattr(sampler, "upper", None),
+    ]
 
 
 def grid_of(sampler: Any) -> list[Any] | None:

@@ -25,7 +25,7 @@ from ray_lora.adapter import Adapter
 from ray_lora.coordinator import Record
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.job import Job
-from ray_lora.packs import PackRun, check, claim_folder, scaling_of, spread
+from ray_lora.packs import PackRun, Prepared, check, claimed, scaling_of, spread
 from ray_lora.recipe import Json, Recipe
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
@@ -77,7 +77,15 @@ class LoraTrainer:
         scaling = self.scaling_config or scaling_of(self.recipes[0])
         prepared, packs = spread(prepared, scaling, len(self.recipes))
         first = located(self.recipes[0], self.run_config)
-        output = claim_folder(first, "train", "\n".join(recipe.model_dump_json() for recipe in self.recipes))
+        text = "\n".join(recipe.model_dump_json() for recipe in self.recipes)
+        with claimed(first, "train", text) as output:
+            records = self._train(prepared, packs, first, output)
+        seconds = time.perf_counter() - started
+        results = [_result(records[recipe.name], output, seconds) for recipe in self.recipes]
+        return results[0] if self._single else results
+
+    def _train(self, prepared: Prepared, packs: int, first: Recipe, output: Path) -> dict[str, Record]:
+        """What became of each recipe's job."""
         tracker = Tracker(first.tracking.uri, first.tracking.experiment or first.name, record=output / "mlflow.jsonl")
         identity = {
             k if self._single else f"{n}.{k}": v for n, s in prepared.sources.items() for k, v in s.identity.items()
@@ -88,7 +96,7 @@ class LoraTrainer:
             output,
             tracker,
             title="training",
-            scaling_config=scaling,
+            scaling_config=self.scaling_config or scaling_of(self.recipes[0]),
             run_config=self.run_config,
             packs=packs,
             quiet=self.quiet,
@@ -106,9 +114,7 @@ class LoraTrainer:
         failed = any(record.status != "finished" for record in records.values())
         tracker.finish_parent("FAILED" if failed else "FINISHED")
         tracker.close()
-        seconds = time.perf_counter() - started
-        results = [_result(records[recipe.name], output, seconds) for recipe in self.recipes]
-        return results[0] if self._single else results
+        return records
 
 
 def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:

@@ -16,6 +16,7 @@ from ray import tune
 from ray_lora.adapter import Adapter
 from ray_lora.errors import RecipeError
 from ray_lora.history import read_history
+from ray_lora.packs import claimed
 from ray_lora.search import LoraTuner
 from tests.ray.rows import alone, history, tiny_recipe
 
@@ -75,7 +76,6 @@ def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_pat
     assert len(grid.errors) == sum(state == "failed" for state in states.values())
 
 
-@pytest.mark.skipif("RAY_LORA_LONG" not in os.environ, reason="minutes of two whole searches; RAY_LORA_LONG=1 runs it")
 def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
         tiny_bert_folder,
@@ -133,3 +133,14 @@ def test_a_space_that_cannot_be_searched_is_refused(tiny_bert_folder: Path, tmp_
     ]:
         with pytest.raises(RecipeError, match=message):
             LoraTuner(recipe.override({"search.space": given}))
+
+
+def test_a_run_is_written_by_one_process_and_keeps_its_name_to_itself(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    again = claimed(recipe, "search", "one")
+    with claimed(recipe, "search", "one"), pytest.raises(RecipeError, match="another process is writing"), again:
+        pass
+    with claimed(recipe, "search", "one"):  # free again: the same command goes on
+        pass
+    with pytest.raises(RecipeError, match="another run of that name"), claimed(recipe, "search", "two"):
+        pass
