@@ -120,6 +120,9 @@ def check_answers(
         assert _near(predict(engine, {slot: task}, bare, [slot])[0], answer)
     mixed = predict(engine, {slot: task}, features, [slot] * len(rows), max_rows=2)
     assert _near(mixed, answers)
+    task.check({})
+    with pytest.raises(RecipeError, match="no_such_parameter"):
+        task.check({"no_such_parameter": 1})
     with pytest.raises(RecipeError, match="no_such_parameter"):
         predict(engine, {slot: task}, features[:1], [slot], [{"no_such_parameter": 1}])
 

@@ -174,6 +174,7 @@ class Endpoint:
             entry, task = resident[0], resident[1].loaded.task
             if task is None:
                 raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
+            task.check(parameters)  # a row that fails in the batch would make its neighbours run again
             features = await self._encode(task, inputs)
             rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
             predictions = await self.batcher.submit(entry.name, rows)

@@ -34,6 +34,9 @@ class Classification:
         losses = F.cross_entropy(outputs.logits, targets, reduction="none")
         return losses, torch.ones_like(losses)
 
+    def check(self, parameters: Mapping[str, Json]) -> None:
+        _options(parameters)
+
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         function, top_k = _options(parameters)
         logits = outputs.logits.float()
@@ -66,7 +69,8 @@ def _options(parameters: Mapping[str, Json]) -> tuple[str, int | None]:
     unknown = sorted(set(parameters) - {"function_to_apply", "top_k"})
     if unknown:
         raise RecipeError(f"parameters {unknown} are not known to this task; it takes function_to_apply and top_k")
-    function = parameters.get("function_to_apply") or "softmax"
+    function = parameters.get("function_to_apply")
+    function = "softmax" if function is None else function
     if function not in _FUNCTIONS:
         raise RecipeError(f"function_to_apply {function!r} must be one of {', '.join(_FUNCTIONS)}")
     top_k = parameters.get("top_k")

@@ -52,6 +52,10 @@ class Task(Protocol):
         """(sum of losses, number of terms) for each row, both [rows]; an adapter's loss is its rows' sum over count."""
         ...
 
+    def check(self, parameters: Mapping[str, Json]) -> None:
+        """RecipeError unless `decode` takes these parameters; called before anything is computed."""
+        ...
+
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         """Each row's answer in the shape of the Hugging Face pipeline of this task."""
         ...

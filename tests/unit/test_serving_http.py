@@ -206,6 +206,32 @@ def test_bad_requests_are_named_and_the_endpoint_goes_on(world: Path, body: Any,
     on(world, main, max_body_bytes=60_000)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [
+        ({"top_k": 0}, "top_k"),
+        ({"top_k": 2.0}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"top_k": [1]}, "top_k"),
+        ({"top": 1}, "top"),
+        ({"function_to_apply": "tanh"}, "tanh"),
+        ({"function_to_apply": ""}, "function_to_apply"),
+        ({"function_to_apply": ["softmax"]}, "function_to_apply"),
+    ],
+)
+def test_wrong_parameters_never_reach_a_batch(world: Path, parameters: dict[str, Any], word: str) -> None:
+    async def main(client: Client) -> None:
+        body = {"model": "two", "inputs": ["a day", "good"]}
+        good, bad = await asyncio.gather(
+            client.post("/v1/predict", json=body), client.post("/v1/predict", json=body | {"parameters": parameters})
+        )
+        assert good.status_code == 200
+        wrong(bad, 400, word)
+        assert client.endpoint.batcher.stats.rows == 2  # type: ignore[attr-defined]
+
+    on(world, main)
+
+
 def test_a_body_of_undeclared_length_is_limited_too(world: Path) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(10):
