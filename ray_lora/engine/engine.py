@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling, split
 from ray_lora.base import Base
-from ray_lora.engine import targets
+from ray_lora.engine import narrow, targets
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
@@ -59,7 +59,9 @@ class AdapterEngine:
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
         self._routing: Routing | None = None
+        self._first_token = False  # whether the pass's heads read nothing else
         self._hooks = [layer.attach(lambda: self._routing) for layer in self.layers.values()]
+        self._hooks += narrow.attach(base.backbone, lambda: self._first_token)
         setattr(base.backbone, _HELD, True)
 
     def close(self) -> None:
@@ -87,9 +89,12 @@ class AdapterEngine:
         """
         inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
         slots = slots.to(self.base.device)
+        self._check_slots(slots)
+        by_head = self._by_head(slots.tolist())
+        self._first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
         hidden = self._run_backbone(inputs, slots, draws)
         results = []
-        for spec, rows in self._by_head(slots.tolist()).items():
+        for spec, rows in by_head.items():
             index = torch.tensor(rows, device=self.base.device)
             whole = len(rows) == len(slots)
             outputs = hidden if whole else take_rows(hidden, index)
@@ -102,14 +107,18 @@ class AdapterEngine:
 
     def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
         """The backbone's outputs for rows of any slots, without heads."""
+        self._check_slots(slots)
+        self._first_token = False
         return self._run_backbone({name: self._cast(t) for name, t in inputs.items()}, slots.to(self.base.device))
 
-    def _run_backbone(self, inputs: Mapping[str, Tensor], slots: Tensor, draws: Tensor | None = None) -> Any:
+    def _check_slots(self, slots: Tensor) -> None:
         unknown = sorted(set(slots.tolist()) - set(self.residents) - {0})
         if unknown:
             raise CapacityError(
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
             )
+
+    def _run_backbone(self, inputs: Mapping[str, Tensor], slots: Tensor, draws: Tensor | None = None) -> Any:
         dropout = self._dropout(slots, draws) if draws is not None and self.dropout else None
         self._routing = Routing.of(slots, self._ranks, dropout) if bool(slots.any()) else None
         return self.base.backbone(**inputs)
