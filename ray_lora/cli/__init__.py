@@ -9,13 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ray_lora.cli import adapters, runs, use
+from ray_lora.cli import adapters, runs, use, versions
 from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
 app = new_group("Train, search and serve many LoRA adapters on one shared frozen base.")
 for command in (runs.train, runs.search, runs.plan, use.evaluate, use.predict, use.serve, runs.schema):
     app.command()(command)
+for steering in (versions.split, versions.shadow, versions.promote, versions.rollback):
+    adapters.app.command()(steering)
 app.add_typer(adapters.app, name="adapters")
 
 

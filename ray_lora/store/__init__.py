@@ -4,6 +4,7 @@ store = open_store("./store")                 # also s3://bucket/path, gs://buck
 store = open_store("mlflow", "http://127.0.0.1:5000")
 entry = store.put(adapter, "tweets", aliases=["champion"])
 entry, folder = store.get("tweets@champion")  # a local PEFT folder whose content hash was checked
+store.point("tweets", steer.split({1: 90, 2: 10}))
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import RecipeError
+from ray_lora.store import steer
 from ray_lora.store.line import public
 from ray_lora.store.refs import CHAMPION, Entry, Store, StoreAwayError, parse_ref
+from ray_lora.store.traffic import Traffic
 
 if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
 
-__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "open_store", "parse_ref", "put_once"]
+__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "Traffic", "open_store", "parse_ref", "put_once", "steer"]
 
 
 def open_store(uri: str, tracking_uri: str | None = None) -> Store:

@@ -17,6 +17,7 @@ WEIGHTS = "adapter_model.safetensors"
 CARD = "ray_lora.json"
 PICKLED = "adapter_model.bin"  # what old PEFT wrote; only ever named in a message
 ALIASES = "aliases.json"
+TRAFFIC = "traffic.json"
 PARTS = (WEIGHTS, CARD, CONFIG)
 CLAIMS = ".claims"  # NAME/.claims/3-…: the number 3 is or was in use
 _CLAIM = re.compile(r"\.claims/([1-9][0-9]{0,8})-.*")
@@ -69,7 +70,7 @@ class Files(Protocol):
         ...
 
     def lock(self, name: str) -> AbstractContextManager[object]:
-        """Held while aliases are read, changed and written. A bucket has none: there the last writer wins."""
+        """Held while what a name points to is changed. A bucket has none: there the last writer wins."""
         ...
 
 
@@ -83,4 +84,4 @@ def matters(path: str) -> bool:
     folder, _, last = path.rpartition("/")
     if folder == CLAIMS:
         return True
-    return last in PARTS or last == PICKLED or (not folder and last == ALIASES)
+    return last in PARTS or last == PICKLED or (not folder and last in (ALIASES, TRAFFIC))

@@ -4,6 +4,7 @@
       tweets/1/adapter_config.json  adapter_model.safetensors  ray_lora.json
       tweets/2/…
       tweets/aliases.json           {"champion": 2}
+      tweets/traffic.json           {"split": {"1": 90, "2": 10}}
       movies/adapter_config.json    adapter_model.safetensors
 
 It knows what an adapter's small files say; where they lie is `files.py`'s, what the tensors mean `adapter.py`'s.
@@ -25,8 +26,23 @@ from pydantic import ValidationError
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import TaskSpec
 from ray_lora.store.cache import checked, is_sha256, local_copy
-from ray_lora.store.files import ALIASES, CARD, CLAIMS, CONFIG, PARTS, PICKLED, WEIGHTS, Files, Listing, Stat, claimed
+from ray_lora.store.files import (
+    ALIASES,
+    CARD,
+    CLAIMS,
+    CONFIG,
+    PARTS,
+    PICKLED,
+    TRAFFIC,
+    WEIGHTS,
+    Files,
+    Listing,
+    Stat,
+    claimed,
+)
 from ray_lora.store.refs import Entry, check_alias, check_name, choose, only_version, parse_ref, unknown, version_of
+from ray_lora.store.steer import Change, Pointers, check_unused
+from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
@@ -74,13 +90,13 @@ class FolderStore:
         entries = []
         for name, listing in self._files.scan_all().items():
             try:
-                aliases = self._aliases(name, listing)
+                pointers = self._pointers(name, listing)
             except AdapterError as error:
                 _logger.warning("left out: %s", error)
                 continue
             for version, prefix in _versions(listing).items():
                 try:
-                    entries.append(_with_aliases(self._entry(name, version, prefix, listing), aliases))
+                    entries.append(_pointed(self._entry(name, version, prefix, listing), pointers))
                 except AdapterError as error:
                     _logger.warning("left out: %s", error)
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
@@ -94,35 +110,50 @@ class FolderStore:
     def remove(self, ref: str) -> None:
         """See `Store.remove`."""
         name = parse_ref(ref)[0]
-        _, versions, aliases = self._look(ref)
-        only_version(ref, versions)
-        version = choose(ref, versions, aliases)
+        listing, pointers = self._look(ref)
+        only_version(ref, pointers.versions)
+        version = choose(ref, pointers.versions, pointers.aliases)
+        check_unused(pointers, version)
         self._files.write(name, f"{CLAIMS}/{version}-removed", b"")  # the number is never used again
-        self._move_aliases(name, {alias: None for alias, held in aliases.items() if held == version})
-        self._files.delete(name, versions[version])
+        self._move_aliases(name, {alias: None for alias, held in pointers.aliases.items() if held == version})
+        self._files.delete(name, _versions(listing)[version])
         self._known.pop((name, version), None)
 
-    def _look(self, ref: str) -> tuple[Listing, dict[int, str], dict[str, int]]:
-        """The listing, the versions and the aliases of the name in a ref."""
+    def point(self, name: str, change: Change) -> Pointers:
+        """See `Store.point`."""
+        self._look(name)  # a name that is not there gets no folder
+        with self._files.lock(name):
+            listing = self._files.scan(name)
+            before = self._pointers(name, listing)
+            after = change(before)
+            # what a promotion remembers comes first: one that is cut short here can be made again
+            if after.traffic != before.traffic:
+                self._files.write(name, TRAFFIC, after.traffic.dump().encode())
+            if after.aliases != before.aliases:
+                self._files.write(name, ALIASES, json.dumps(dict(sorted(after.aliases.items())), indent=2).encode())
+        return after
+
+    def _look(self, ref: str) -> tuple[Listing, Pointers]:
+        """The listing of the name in a ref, and what it points to."""
         name = parse_ref(ref)[0]
         listing = self._files.scan(name)
-        versions = _versions(listing)
-        if not versions:
+        if not _versions(listing):
             raise unknown(ref, (held for held, below in self._files.scan_all().items() if _versions(below)), self.uri)
-        return listing, versions, self._aliases(name, listing)
+        return listing, self._pointers(name, listing)
 
     def _resolve(self, ref: str) -> tuple[Entry, str]:
         """The entry of a ref, its content hash known, and where its files lie below the name."""
-        listing, versions, aliases = self._look(ref)
-        name, version = parse_ref(ref)[0], choose(ref, versions, aliases)
-        entry = self._entry(name, version, versions[version], listing)
+        listing, pointers = self._look(ref)
+        name, version = pointers.name, choose(ref, pointers.versions, pointers.aliases)
+        prefix = _versions(listing)[version]
+        entry = self._entry(name, version, prefix, listing)
         if not entry.sha256:  # plain PEFT wrote it: what it holds now is what it is
-            folder = self._files.local(name, versions[version])
+            folder = self._files.local(name, prefix)
             if folder is None:
-                folder = local_copy(None, lambda into: self._files.fetch(name, versions[version], into))
+                folder = local_copy(None, lambda into: self._files.fetch(name, prefix, into))
             entry = replace(entry, sha256=checked(folder, None))
-            self._known[name, version] = (_stats(listing, versions[version]), entry)
-        return _with_aliases(entry, aliases), versions[version]
+            self._known[name, version] = (_stats(listing, prefix), entry)
+        return _pointed(entry, pointers), prefix
 
     def _entry(self, name: str, version: int, prefix: str, listing: Listing) -> Entry:
         """What the small files say; read again only when one of them changed."""
@@ -181,6 +212,15 @@ class FolderStore:
             raise AdapterError(f"{name}/{path} holds a {type(value).__name__}, not an object")
         return value
 
+    def _pointers(self, name: str, listing: Listing) -> Pointers:
+        traffic = Traffic()
+        if TRAFFIC in listing:
+            try:
+                traffic = parse_traffic(self._files.read(name, TRAFFIC), f"{name}/{TRAFFIC}")
+            except OSError as error:
+                raise AdapterError(f"{name}/{TRAFFIC} cannot be read: {error}") from None
+        return Pointers(name, _versions(listing).keys(), self._aliases(name, listing), traffic)
+
     def _aliases(self, name: str, listing: Listing) -> dict[str, int]:
         if ALIASES not in listing:
             return {}
@@ -212,6 +252,6 @@ def _stats(listing: Listing, prefix: str) -> tuple[Stat | None, ...]:
     return tuple(listing.get(prefix + part) for part in PARTS)
 
 
-def _with_aliases(entry: Entry, aliases: Mapping[str, int]) -> Entry:
-    held = tuple(sorted(alias for alias, version in aliases.items() if version == entry.version))
-    return replace(entry, aliases=held) if held else entry
+def _pointed(entry: Entry, pointers: Pointers) -> Entry:
+    held = tuple(sorted(alias for alias, version in pointers.aliases.items() if version == entry.version))
+    return replace(entry, aliases=held, traffic=pointers.traffic)

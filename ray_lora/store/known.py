@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,13 @@ from ray_lora.errors import AdapterError
 from ray_lora.recipe import TaskSpec
 from ray_lora.store.cache import cache_root, is_sha256
 from ray_lora.store.refs import Entry, is_name
+from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
 
 TAG = "ray_lora"  # marks a version as an adapter and holds its entry
+TRAFFIC = "ray_lora.traffic"  # of a registered model: how requests for the bare name are spread
 
 _logger = logging.getLogger(__name__)
 
@@ -34,11 +36,12 @@ class Known:
 
     versions: dict[int, Entry]
     aliases: dict[str, int]
+    traffic: Traffic = field(default_factory=Traffic)
 
     def entry(self, version: int) -> Entry:
         """One version with its aliases."""
         held = tuple(sorted(alias for alias, at in self.aliases.items() if at == version))
-        return replace(self.versions[version], aliases=held)
+        return replace(self.versions[version], aliases=held, traffic=self.traffic)
 
 
 class Notes:
@@ -51,7 +54,7 @@ class Notes:
         """Write down what is known of a name, if it changed."""
         file = self._folder / f"{name}.json"
         versions = {version: json.loads(pack(entry)) for version, entry in known.versions.items()}
-        text = json.dumps({"aliases": known.aliases, "versions": versions})
+        text = json.dumps({"aliases": known.aliases, "versions": versions, "traffic": known.traffic.dump()})
         try:
             if not file.exists() or file.read_text() != text:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,8 @@ class Notes:
                 try:
                     told = json.loads(file.read_text())
                     versions = {int(v): unpack(name, int(v), json.dumps(e)) for v, e in told["versions"].items()}
-                    found[name] = Known(versions, {str(alias): int(at) for alias, at in told["aliases"].items()})
+                    aliases = {str(alias): int(at) for alias, at in told["aliases"].items()}
+                    found[name] = Known(versions, aliases, parse_traffic(told["traffic"], str(file)))
                 except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                     _logger.warning("left out: %s: %s", file, error)
         return found
@@ -116,9 +120,9 @@ def tags_of(adapter: Adapter, entry: Entry) -> dict[str, str]:
 
 
 def pack(entry: Entry) -> str:
-    """The tag that holds an entry; name, version and aliases are the registry's own."""
+    """The tag that holds an entry; name, version, aliases and traffic are the registry's own."""
     held = asdict(replace(entry, task=None)) | {"task": entry.task.model_dump(mode="json") if entry.task else None}
-    return json.dumps({key: held[key] for key in sorted(held) if key not in ("name", "version", "aliases")})
+    return json.dumps({key: held[key] for key in sorted(held) if key not in ("name", "version", "aliases", "traffic")})
 
 
 def unpack(name: str, version: int, text: str) -> Entry:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError, did_you_mean
 from ray_lora.recipe import TaskSpec
+from ray_lora.store.traffic import Traffic
 
 if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
+    from ray_lora.store.steer import Change, Pointers
 
 CHAMPION = "champion"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -45,6 +47,7 @@ class Entry:
     metrics: dict[str, float]
     num_parameters: int
     bytes: int  # of the weights file
+    traffic: Traffic = field(default_factory=Traffic)  # of the name: the same for all its versions
 
     @property
     def ref(self) -> str:
@@ -79,6 +82,13 @@ class Store(Protocol):
 
     def alias(self, name: str, alias: str, version: int | None) -> None:
         """Point `name@alias` at a version, or take the alias away (None)."""
+        ...
+
+    def point(self, name: str, change: Change) -> Pointers:
+        """Replace what a name points to by what `change` makes of it (`steer.py` has them), one change at a time.
+
+        Whoever asks meanwhile gets what was before or what is after; once this has returned, only what is after.
+        """
         ...
 
     def remove(self, ref: str) -> None:

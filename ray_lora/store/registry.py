@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
-from ray_lora.store.known import TAG, Known, Notes, entry_of, tags_of, unpack
+from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
 from ray_lora.store.line import Line, address, answering, experiment_id, public, require, sqlite_file, user
 from ray_lora.store.refs import (
     Entry,
@@ -32,9 +32,12 @@ from ray_lora.store.refs import (
     parse_ref,
     unknown,
 )
+from ray_lora.store.steer import Change, Pointers, check_unused
+from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
     from ray_lora.adapter import Adapter
 
@@ -126,10 +129,27 @@ class MlflowStore:
     def remove(self, ref: str) -> None:
         """See `Store.remove`. MLflow never gives a version's number away again."""
         client = self._connected()
-        known = self._look(ref)
+        name, known = parse_ref(ref)[0], self._look(ref)
         only_version(ref, known.versions)
+        version = choose(ref, known.versions, known.aliases)
+        check_unused(Pointers(name, known.versions, known.aliases, known.traffic), version)
         with answering(self.tracking_uri):
-            client.delete_model_version(parse_ref(ref)[0], str(choose(ref, known.versions, known.aliases)))
+            client.delete_model_version(name, str(version))
+
+    def point(self, name: str, change: Change) -> Pointers:
+        """See `Store.point`. The registry has no locks: of two changes at once the last one wins."""
+        client = self._connected()
+        known = self._look(name)
+        before = Pointers(name, known.versions, known.aliases, known.traffic)
+        after = change(before)
+        with answering(self.tracking_uri):
+            # what a promotion remembers comes first: one that is cut short here can be made again
+            if after.traffic != before.traffic:
+                client.set_registered_model_tag(name, TRAFFIC, after.traffic.dump())
+            for alias, version in after.aliases.items():
+                if before.aliases.get(alias) != version:
+                    client.set_registered_model_alias(name, alias, str(version))
+        return after
 
     # ---------------------------------------------------------------------------------- what the registry says
 
@@ -163,25 +183,30 @@ class MlflowStore:
     def _read(self, name: str) -> Known:
         client = self._connected()
         try:
-            aliases = client.get_registered_model(name).aliases
+            model = client.get_registered_model(name)
         except Exception as error:
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 return Known({}, {})
             raise
         versions = _entries(client, f"name = '{name}'").get(name, {})
-        return Known(versions, {alias: int(version) for alias, version in aliases.items()})
+        return _known(model, versions)
 
     def _read_all(self) -> dict[str, Known]:
         client = self._connected()
-        aliases: dict[str, dict[str, int]] = {}
+        models: dict[str, RegisteredModel] = {}
         token = None
         while True:
             page = client.search_registered_models(max_results=_PAGE, page_token=token)
-            for model in page:
-                aliases[model.name] = {alias: int(version) for alias, version in model.aliases.items()}
+            models |= {model.name: model for model in page}
             if not (token := page.token):
                 break
-        return {name: Known(versions, aliases.get(name, {})) for name, versions in _entries(client, "").items()}
+        found = {}
+        for name, versions in _entries(client, "").items():
+            try:
+                found[name] = _known(models[name], versions)
+            except (AdapterError, KeyError) as error:
+                _logger.warning("left out: %s", error)
+        return found
 
     def _fetch(self, entry: Entry, into: Path) -> None:
         """Copy the adapter's files, and nothing else of the artifact, into a folder."""
@@ -248,6 +273,13 @@ def _own_run(client: MlflowClient, name: str) -> str:
     run = client.create_run(experiment_id(client, name), run_name=f"put {name}", tags={"mlflow.user": user()})
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
+
+
+def _known(model: RegisteredModel, versions: dict[int, Entry]) -> Known:
+    """What a registered model says; AdapterError when its tag for traffic is spoilt."""
+    aliases = {alias: int(version) for alias, version in model.aliases.items()}
+    tag = model.tags.get(TRAFFIC)
+    return Known(versions, aliases, parse_traffic(tag, f"{model.name}: tag {TRAFFIC!r}") if tag else Traffic())
 
 
 def _entries(client: MlflowClient, where: str) -> dict[str, dict[int, Entry]]:

@@ -1,0 +1,128 @@
+"""`ray-lora adapters split|shadow|promote|rollback|ab`: which version answers a bare name, and how the versions did."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ray_lora.cli.output import JsonFlag, StoreOption, TrackingOption, answering
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import Json
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.", show_default=False)]
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version or an alias.", show_default=False)]
+Off = Annotated[bool, typer.Option("--off", help="End it.")]
+
+
+def split(
+    name: Name,
+    weights: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VERSION=WEIGHT]...", help="For example 3=90 4=10.", show_default=False),
+    ] = None,
+    off: Off = False,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Spread the requests for a name over versions by weights."""
+    with answering(as_json) as say:
+        if off == bool(weights):
+            raise RecipeError("give VERSION=WEIGHT for each version, for example 3=90 4=10, or --off to end the split")
+        opened = _open(store, tracking_uri)
+        chosen: dict[int, float] = {}
+        for text in weights or []:
+            version, weight = _weight(opened, name, text)
+            if version in chosen:
+                raise RecipeError(f"{text!r} gives {name}@{version} a second weight; give it one")
+            chosen[version] = weight
+        from ray_lora.store import steer
+
+        _say_pointers(say, opened.point(name, steer.split(chosen)))
+
+
+def shadow(
+    name: Name,
+    version: Annotated[
+        str | None, typer.Argument(metavar="[VERSION]", help="A version or an alias.", show_default=False)
+    ] = None,
+    share: Annotated[float, typer.Option("--share", help="Of the requests that are copied; more than 0, to 1.")] = 1.0,
+    off: Off = False,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy the requests for a name to a version whose answers are only recorded."""
+    with answering(as_json) as say:
+        if off == (version is not None):
+            raise RecipeError("give the version that is to answer copies of the requests, or --off to end that")
+        opened = _open(store, tracking_uri)
+        from ray_lora.store import steer
+
+        number = None if version is None else _number(opened, name, version)
+        _say_pointers(say, opened.point(name, steer.shadow(number, 1.0 if off else share)))
+
+
+def promote(
+    name: Name,
+    version: Version,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a version the champion and end the split."""
+    with answering(as_json) as say:
+        opened = _open(store, tracking_uri)
+        from ray_lora.store import steer
+
+        _say_pointers(say, opened.point(name, steer.promote(_number(opened, name, version))))
+
+
+def rollback(
+    name: Name, store: StoreOption = "./store", tracking_uri: TrackingOption = None, as_json: JsonFlag = False
+) -> None:
+    """Make that version the champion again which answered before the last promotion; ends the split."""
+    with answering(as_json) as say:
+        from ray_lora.store import steer
+
+        _say_pointers(say, _open(store, tracking_uri).point(name, steer.rollback))
+
+
+def _say_pointers(say: Any, held: Any) -> None:
+    """What a name points to now: for people the lines that say something."""
+    traffic = held.traffic
+    result: dict[str, Json] = {
+        "name": held.name,
+        "champion": held.champion,
+        "split": {str(version): weight for version, weight in traffic.split.items()},
+        "shadow": traffic.shadow,
+        "share": traffic.share if traffic.shadow is not None else None,
+        "previous": list(traffic.previous),
+    }
+    total = sum(traffic.split.values())
+    shares = ", ".join(f"{weight / total:.1%} to version {version}" for version, weight in traffic.split.items())
+    lines = [f"{held.name}: {shares}" if shares else f"{held.name}: all to version {held.champion}"]
+    if traffic.shadow is not None:
+        lines.append(f"{traffic.share:.0%} of the requests are copied to version {traffic.shadow}")
+    say(result, *lines)
+
+
+def _weight(store: Any, name: str, text: str) -> tuple[int, float]:
+    version, equals, weight = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return _number(store, name, version), float(weight)
+    except ValueError:
+        raise RecipeError(f"{text!r} is not VERSION=WEIGHT; write for example 3=90 4=10") from None
+
+
+def _number(store: Any, name: str, version: str) -> int:
+    return int(store.resolve(f"{name}@{version}").version)
+
+
+def _open(store: str, tracking_uri: str | None) -> Any:
+    from ray_lora.store import open_store
+
+    return open_store(store, tracking_uri)
