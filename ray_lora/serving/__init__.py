@@ -2,7 +2,7 @@
 
 http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> engine.
 
-Everything but `replica` and `app` knows nothing of Ray, and everything but `http` knows nothing of HTTP.
+Only `replica`, `app`, `ingress` and `ray_metrics` know Ray; only `http`, `faults`, `limits` and `seen` know HTTP.
 """
 
 from ray_lora.serving.app import build_app, run

@@ -60,13 +60,24 @@ def run(args: AppArgs, block: bool = True) -> str:
     app_args = _settled(args)
     ingress.quiet()
     started = "ray" not in sys.modules or not _initialized()
+    if args.metrics_port and (not started or "RAY_ADDRESS" in os.environ):
+        raise RecipeError(
+            "metrics_port is for a Ray that starts here; this one runs: `ray start --metrics-export-port`"
+        )
     if started:
         ingress.prepare()
     import ray
     from ray import serve
 
+    from ray_lora.serving.ray_metrics import pages
+
     if started:
-        ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False,
+            log_to_driver=False,
+            _metrics_export_port=args.metrics_port,
+        )
     ingress.quiet()  # importing and starting set Ray's levels again
     if not serve.status().proxies:  # else the address is that of the Serve that runs
         _check_port(args)
@@ -80,6 +91,7 @@ def run(args: AppArgs, block: bool = True) -> str:
     address = f"http://{args.host}:{port}"
     if block:
         print(f"serving {args.store} at {address} (adapters: /v1/models, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
+        print(f"metrics for Prometheus at {', '.join(pages())}", flush=True)  # noqa: T201
         _wait()
         serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
         if started:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from ray_lora.recipe import Spec
 
+LogRequests = Literal["none", "errors", "all"]
+
 
 class AppArgs(Spec):
     """One endpoint: a store, its base and its limits."""
@@ -23,6 +25,8 @@ class AppArgs(Spec):
     keys: str | None = None  # a YAML file of API keys; more may be in RAY_LORA_API_KEYS
     insecure: bool = False  # allow a host beyond this machine without keys
     port: int = Field(default=8000, ge=0, le=65535)
+    log_requests: LogRequests = "none"  # of which requests a replica writes a line of JSON
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)  # where Ray is started here; null: a free one
     num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)

@@ -17,6 +17,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ray_lora.serving.trace import current
+
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ class _Request(Generic[R, T]):
     done: asyncio.Future[list[T]]
     since: float
     next: int = 0  # the first row not yet in a batch
+    began: float = 0.0  # when its first row was taken into a batch
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Batcher(Generic[R, T]):
     def __init__(self, run: Callable[[list[R]], list[T]], executor: Executor, max_rows: int = 32) -> None:
         self.max_rows = max_rows
         self.stats = BatchStats()
+        self.on_batch: Callable[[int, float], None] = lambda rows, seconds: None  # told of every batch computed
         self._run, self._executor = run, executor
         self._queues: dict[str, deque[_Request[R, T]]] = {}
         self._waiting = 0
@@ -78,7 +82,10 @@ class Batcher(Generic[R, T]):
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         try:
-            return await done
+            answers = await done
+            trace = current()
+            trace.queue_s, trace.compute_s = request.began - request.since, time.monotonic() - request.began
+            return answers
         finally:
             if request.next < len(rows):
                 self._leave(key, request)
@@ -111,9 +118,11 @@ class Batcher(Generic[R, T]):
                 for request, _ in batch.places:
                     request.done.cancel()
                 raise
+            seconds = time.monotonic() - began
             self.stats.batches += 1
             self.stats.rows += len(batch.places)
-            self.stats.seconds += time.monotonic() - began
+            self.stats.seconds += seconds
+            self.on_batch(len(batch.places), seconds)
             for (request, index), outcome in zip(batch.places, outcomes, strict=True):
                 _settle(request, index, outcome)
             await asyncio.sleep(0)  # let what has just arrived join the next batch
@@ -125,6 +134,7 @@ class Batcher(Generic[R, T]):
             key = turn.popleft()
             queue = self._queues[key]
             request = queue[0]
+            request.began = request.began or time.monotonic()
             batch.places.append((request, request.next))
             request.next += 1
             self._waiting -= 1

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from ray_lora.errors import AdapterNotFoundError, CapacityError
 from ray_lora.store import Entry
@@ -47,6 +47,9 @@ class Resident(Generic[L]):
     used: float = 0.0
     pinned: bool = False
     doomed: bool = False  # leaves its slot as soon as nobody uses it
+
+
+Event = Literal["hits", "misses", "loads", "evictions", "failures"]
 
 
 @dataclass
@@ -85,6 +88,7 @@ class AdapterCache(Generic[L]):
     ) -> None:
         self.slots, self.ram_bytes, self.negative_s, self.patience_s = slots, ram_bytes, negative_s, patience_s
         self.stats = CacheStats()
+        self.on_event: Callable[[Event, str], None] = lambda event, name: None  # told of every count in `stats`
         self._load, self._swap, self._unmount = load, swap, unmount
         self._resident: OrderedDict[str, Resident[L]] = OrderedDict()  # least recently used first
         self._ram: OrderedDict[str, L] = OrderedDict()
@@ -164,10 +168,9 @@ class AdapterCache(Generic[L]):
             del self._failed[key]
         resident = self._resident.get(key)
         if resident is not None and self._free_to_use(key) and key not in self._lines and not self._someone_starves():
-            self.stats.hits += 1
+            self._count("hits", entry)
             return self._grant(resident)
-        self.stats.hits += resident is not None
-        self.stats.misses += resident is None
+        self._count("misses" if resident is None else "hits", entry)
         line = self._lines.setdefault(key, _Line(entry, time.monotonic()))
         waiter: asyncio.Future[Resident[L]] = asyncio.get_running_loop().create_future()
         line.waiters.append(waiter)
@@ -255,11 +258,11 @@ class AdapterCache(Generic[L]):
             slot = await self._swap(loaded, victim.slot if victim else None)
         except Exception as error:
             self._ram.pop(key, None)
-            self._fail(key, error)
+            self._fail(entry, error)
         else:
             if victim is not None:
                 self._resident.pop(victim.entry.sha256)
-                self.stats.evictions += 1
+                self._count("evictions", victim.entry)
             self._resident[key] = Resident(entry, loaded, slot, used=time.monotonic())
         finally:
             self._mounting.discard(key)
@@ -271,19 +274,19 @@ class AdapterCache(Generic[L]):
         key = entry.sha256
         try:
             self._ram[key] = await self._load(entry)
-            self.stats.loads += 1
+            self._count("loads", entry)
             self._trim_ram()
         except Exception as error:
-            self._fail(key, error)
+            self._fail(entry, error)
         finally:
             self._loading.discard(key)
         self._pump()
 
-    def _fail(self, key: str, error: Exception) -> None:
-        now = time.monotonic()
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        key, now = entry.sha256, time.monotonic()
         self._failed = {other: known for other, known in self._failed.items() if known[1] > now}
         self._failed[key] = (error, now + self.negative_s)
-        self.stats.failures += 1
+        self._count("failures", entry)
         line = self._lines.pop(key, None)
         for waiter in line.waiters if line else ():
             if not waiter.done():
@@ -310,8 +313,12 @@ class AdapterCache(Generic[L]):
         finally:
             self._resident.pop(key, None)
             self._leaving.discard(key)
-        self.stats.evictions += 1
+        self._count("evictions", resident.entry)
         self._pump()
+
+    def _count(self, event: Event, entry: Entry) -> None:
+        setattr(self.stats, event, getattr(self.stats, event) + 1)
+        self.on_event(event, entry.name)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

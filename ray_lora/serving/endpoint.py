@@ -26,6 +26,7 @@ from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
 from ray_lora.serving.registry import Registry
+from ray_lora.serving.trace import current
 from ray_lora.store import Entry, Store
 from ray_lora.tasks import Features, Task
 
@@ -103,6 +104,8 @@ class Endpoint:
         """
         self._check_count(inputs)
         entry = await self.resolve(ref)
+        trace = current()
+        trace.adapter, trace.rows = entry.ref, len(inputs)
         with self.gate.enter(entry.name, len(inputs)):
             return await self._in_time(self._predict(ref, entry, inputs, parameters))
 
