@@ -14,11 +14,13 @@ import base64
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForImageClassification
+from transformers.utils import logging
 
 from pipelines.digits_base import prepare
 from ray_lora.adapter import Adapter
@@ -43,6 +45,7 @@ def main() -> None:
     options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
     asked = options.parse_args()
 
+    logging.disable_progress_bar()
     base = prepare("data")
     shared = Recipe.parse(
         {
@@ -79,7 +82,8 @@ def main() -> None:
     for variant in VARIANTS:
         row = read(f"data/digits-{variant}/test.parquet").to_pylist()[0]
         reply = ask(url, f"digits-{variant}", row["image"])
-        console.print(f"a {variant} {row['label']}: {reply['model']}@{reply['version']} says {reply['predictions']}")
+        said, ref = reply["predictions"][0], f"{reply['model']}@{reply['version']}"
+        console.print(f"a {variant} {row['label']}: {ref} says {said['label']} ({said['score']:.3f})")
 
 
 def files(variant: str) -> dict[str, str]:
@@ -105,7 +109,7 @@ def compare(base: Path, folders: dict[str, Path]) -> Table:
     return table
 
 
-def ask(url: str, model: str, image: bytes) -> dict[str, object]:
+def ask(url: str, model: str, image: bytes) -> dict[str, Any]:
     body = json.dumps({"model": model, "inputs": base64.b64encode(image).decode()}).encode()
     with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
         return json.load(reply)  # type: ignore[no-any-return]

@@ -45,6 +45,7 @@ TEXTS = {
     "newspapers": "Residents praised the volunteers for their generous help after the flood.",
     "domains": "this camera takes sharp pictures, well worth the price",
 }
+RECIPE = Path(__file__).parents[1] / "examples/tweets.yaml"
 SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
 console = Console(width=None if sys.stdout.isatty() else 130)
 
@@ -60,7 +61,7 @@ def main() -> None:
 
     step("1/5  rows: the four rated text domains of vaderSentiment")
     prepare(Path("data"))
-    recipe = Recipe.load("examples/tweets.yaml", [*(SMOKE if asked.smoke else []), *asked.overrides])
+    recipe = Recipe.load(RECIPE, [*(SMOKE if asked.smoke else []), *asked.overrides])
 
     step("2/5  search on tweets: every configuration is a Ray Tune trial, all share one base")
     tuner = LoraTuner(recipe)
@@ -136,7 +137,7 @@ def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> T
         labels = ", ".join(adapter.card.task.labels or ())
         table.add_row(
             name, str(entry.version), task.spec.type, labels, f"{baseline:.3f}", f"{score:.3f}",
-            f"{adapter.num_parameters:,}", f"{4 * adapter.num_parameters / 1e6:.2f} MB",
+            f"{adapter.num_parameters:,}", f"{entry.bytes / 1e6:.2f} MB",
         )  # fmt: skip
     table.caption = f"{task.metric} on {rows} test rows each; base {first.base}"
     return table

@@ -28,7 +28,7 @@ from ray_lora.history import read_history
 from ray_lora.job import Job
 from ray_lora.plan import Plan, make_plan, targets_embeddings
 from ray_lora.progress import Progress
-from ray_lora.recipe import Recipe
+from ray_lora.recipe import BaseSpec, Recipe
 from ray_lora.tasks import TASKS
 from ray_lora.worker import PackConfig, run_worker
 
@@ -169,11 +169,11 @@ class PackRun:
         return self.records
 
     def _run(self, number: int) -> None:
-        plan, recipe = self.prepared.plan, self.prepared.recipe
+        plan = self.prepared.plan
         told = PackConfig(
             pack=f"pack-{number}",
             coordinator=self.coordinator,
-            base=recipe.base,
+            base=_for_workers(self.prepared),
             sources=self.prepared.sources,
             output=str(self.output / "jobs"),
             slots=plan.slots,
@@ -238,6 +238,13 @@ class PackRun:
                     record.job.name, ended, dict(record.metrics), folder if record.status == "finished" else None
                 )
         self.progress.show(records)
+
+
+def _for_workers(prepared: Prepared) -> BaseSpec:
+    """The base as a process in another folder names it: a relative folder becomes an absolute one."""
+    spec, folder = prepared.recipe.base, prepared.base.folder
+    local = folder == Path(spec.model).expanduser()
+    return spec.model_copy(update={"model": str(folder.resolve())}) if local else spec
 
 
 def scaling_of(recipe: Recipe) -> ScalingConfig:

@@ -65,10 +65,9 @@ class Progress:
             counts = {name: sum(r.status == name for r in records) for name in ("running", "waiting", "finished")}
             done, total = sum(r.step for r in records), sum(r.total for r in records)
             state = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            self._print(
-                f"{state}; step {done:,} of {total:,}"
-                + (f" and {counts['waiting']} to come" if counts["waiting"] else "")
-            )
+            steps = f"; step {done:,} of {total:,}" if total else ""  # a job's steps are known once it runs
+            more = f", and those of {counts['waiting']} waiting" if total and counts["waiting"] else ""
+            self._print(f"{state}{steps}{more}")
 
     def _print(self, text: str) -> None:
         sys.stderr.write(f"[{time.time() - self._started:6.1f}s] {self.title}: {text}\n")

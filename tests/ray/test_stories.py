@@ -38,6 +38,13 @@ def test_example_runs(script: Path, furnished: Path) -> None:
     assert run([sys.executable, str(script)], furnished).strip()
 
 
+@pytest.mark.network
+@pytest.mark.parametrize("pipeline", ["sentiment", "digits"])
+def test_pipeline_runs(pipeline: str, furnished: Path) -> None:
+    told = run([sys.executable, "-m", f"pipelines.{pipeline}", "--smoke"], furnished)
+    assert {"sentiment": "domains@1", "digits": "digits-inverted@1 says"}[pipeline] in told
+
+
 def run(command: list[str], folder: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(ROOT)
