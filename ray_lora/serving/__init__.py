@@ -2,7 +2,8 @@
 
 http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> engine.
 
-Only `replica`, `app`, `ingress` and `ray_metrics` know Ray; only `http`, `faults`, `limits` and `seen` know HTTP.
+Only `replica`, `app`, `ingress` and `ray_metrics` know Ray. Only `http`, `faults`, `limits`, `page` and `seen` know
+HTTP.
 """
 
 from ray_lora.serving.app import build_app, run

@@ -90,7 +90,7 @@ def run(args: AppArgs, block: bool = True) -> str:
     serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
     address = f"http://{args.host}:{port}"
     if block:
-        print(f"serving {args.store} at {address} (adapters: /v1/models, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
+        print(f"serving {args.store} at {address} (a page to try it on: /, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
         print(f"metrics for Prometheus at {', '.join(pages())}", flush=True)  # noqa: T201
         _wait()
         serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]

@@ -18,6 +18,7 @@ from ray_lora.recipe import Json
 from ray_lora.serving import faults, schemas
 from ray_lora.serving.endpoint import BASE, Answer, Endpoint
 from ray_lora.serving.limits import BodyLimit
+from ray_lora.serving.page import add_page
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
 
@@ -32,6 +33,7 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     _add_answers(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
+    add_page(app)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

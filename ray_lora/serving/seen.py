@@ -34,6 +34,7 @@ class Seen:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        trace = Trace()
         status, headers = 500, {}  # until an answer begins
 
         async def watched(message: Message) -> None:
@@ -41,9 +42,11 @@ class Seen:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = dict(message.get("headers", ()))
+                if trace.compute_s is not None:
+                    message["headers"] = [*message["headers"], (b"server-timing", _stages(trace))]
             await send(message)
 
-        with traced() as trace:
+        with traced(trace):
             try:
                 await self.app(scope, receive, watched)
             finally:
@@ -91,3 +94,8 @@ def _write(identity: str, method: str, route: str, status: int, adapter: str, se
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(1000 * seconds, 2)
+
+
+def _stages(trace: Trace) -> bytes:
+    """A Server-Timing header's value, which browsers' developer tools draw."""
+    return f"queue;dur={_ms(trace.queue_s)}, compute;dur={_ms(trace.compute_s)}".encode()

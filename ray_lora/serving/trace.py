@@ -31,11 +31,10 @@ def current() -> Trace:
 
 
 @contextmanager
-def traced() -> Iterator[Trace]:
-    """A new trace for as long as the block runs."""
-    trace = Trace()
+def traced(trace: Trace) -> Iterator[None]:
+    """Make this the current trace for as long as the block runs."""
     token = _current.set(trace)
     try:
-        yield trace
+        yield
     finally:
         _current.reset(token)
