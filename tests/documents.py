@@ -9,6 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ray_lora.adapter import Card
+from ray_lora.base import load_base
+from ray_lora.engine import AdapterEngine, HeadSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec
+from ray_lora.store import open_store
 from tests.conftest import rated
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +26,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def furnish(folder: Path, base: Path) -> None:
-    """`examples/tweets.yaml` on the tiny base, and the rows it names."""
+    """`examples/tweets.yaml` on the tiny base and the rows it names; `store/` with two versions of `tweets`."""
     recipe = yaml.safe_load((ROOT / "examples" / "tweets.yaml").read_text())
     recipe["base"] = {"model": str(base), "dtype": "float32"}
     recipe["tracking"] = {"uri": None}
@@ -32,6 +37,12 @@ def furnish(folder: Path, base: Path) -> None:
         assert not path.is_absolute()
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rated(48, seed)), folder / path)
+    engine = AdapterEngine(load_base(BaseSpec(model=str(base), dtype="float32")), slots=2, max_rank=4)
+    for seed in range(2):
+        slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForSequenceClassification", 2), seed, peft_type="SEQ_CLS")
+        card = Card(task=TaskSpec(labels=("negative", "positive")), base=str(base))
+        open_store(str(folder / "store")).put(engine.export(slot, card), "tweets", ["champion"][seed:])
+    engine.close()
 
 
 def run_blocks(page: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_lora.cli.output import JsonFlag, StoreOption, TrackingOption, answering
-from ray_lora.errors import RecipeError
+from ray_lora.cli.output import JsonFlag, StoreOption, TrackingOption, answering, table
+from ray_lora.errors import AdapterNotFoundError, RecipeError
 from ray_lora.recipe import Json
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.", show_default=False)]
@@ -87,6 +87,50 @@ def rollback(
         from ray_lora.store import steer
 
         _say_pointers(say, _open(store, tracking_uri).point(name, steer.rollback))
+
+
+def ab(
+    name: Name,
+    results: Annotated[
+        str | None, typer.Option("--results", help="The endpoint's folder for results, where it was given one.")
+    ] = None,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """How the versions of a name did in its last trial, and whether they differ."""
+    with answering(as_json) as say:
+        from ray_lora.serving.compare import compare, read_results
+        from ray_lora.serving.places import results_folder
+
+        folder = results_folder(store, _open(store, tracking_uri), results)
+        found = compare(read_results(folder), name)
+        if not found["versions"]:
+            raise AdapterNotFoundError(
+                f"there are no results of {name!r} in {str(folder)!r}; ask the endpoint first (it writes them every "
+                "5 s), or give --results with the folder that it was started with"
+            )
+        rows = [[_few(row[column]) for column in _COLUMNS] for row in found["versions"]]
+        since = f"trial of {name} since {found['began']}" if found["began"] else f"{name} was never on trial"
+        say(found, since, table(_COLUMNS, rows), *(_test(test) for test in found["tests"]))
+
+
+_COLUMNS = ["version", "variant", "requests", "errors", "dropped", "mean_ms", "p50_ms", "p95_ms", "labels"]
+_COLUMNS += ["feedback", "feedback_mean"]
+
+
+def _few(value: Json) -> Json:
+    """Counts of labels on one line, the most frequent ones."""
+    if not isinstance(value, dict):
+        return value
+    shown = ", ".join(f"{label} {count}" for label, count in list(value.items())[:4])
+    return shown + (", …" if len(value) > 4 else "")
+
+
+def _test(test: Json) -> str:
+    first, other = test["versions"]
+    said = "too few values" if test["p_value"] is None else f"p = {test['p_value']:.3g}"
+    return f"{test['metric']}, version {other} against {first}: {said} ({test['test']})"
 
 
 def _say_pointers(say: Any, held: Any) -> None:

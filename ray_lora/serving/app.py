@@ -14,6 +14,7 @@ from ray_lora.serving import ingress
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.bases import choose_base
 from ray_lora.serving.keys import Keys
+from ray_lora.serving.places import absolute
 from ray_lora.store import open_store
 
 if TYPE_CHECKING:
@@ -138,17 +139,15 @@ def _initialized() -> bool:
 def _settled(args: AppArgs) -> AppArgs:
     """The arguments with folders made absolute and the base decided: a replica runs in another folder, maybe later."""
     base = choose_base(args, open_store(args.store, args.tracking_uri))
-    base = _absolute(base) if Path(base).expanduser().is_dir() else base
+    base = absolute(base) if Path(base).expanduser().is_dir() else base
     return args.model_copy(
-        update={"store": _absolute(args.store), "base": base, "keys": args.keys and _absolute(args.keys)}
+        update={
+            "store": absolute(args.store),
+            "base": base,
+            "keys": args.keys and absolute(args.keys),
+            "results": args.results and absolute(args.results),
+        }
     )
-
-
-def _absolute(place: str) -> str:
-    """A relative folder means the one where this process runs, not where a replica does."""
-    if place == "mlflow" or "://" in place:
-        return place
-    return str(Path(place).expanduser().resolve())
 
 
 def _wait() -> None:

@@ -15,7 +15,7 @@ class AppArgs(Spec):
     """One endpoint: a store, its base and its limits."""
 
     store: str = "./store"  # a folder, s3://bucket/path, gs://bucket/path, or mlflow
-    tracking_uri: str | None = None  # for store=mlflow; null: MLFLOW_TRACKING_URI
+    tracking_uri: str | None = None  # MLflow, for store=mlflow (null: MLFLOW_TRACKING_URI) and for results of trials
     base: str | None = None  # a packaged base, a hub id or a folder; null: the one that the store's adapters name
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str | None = None  # null: cuda where there is one, else cpu
@@ -35,6 +35,7 @@ class AppArgs(Spec):
     max_rank: int = Field(default=64, ge=1)
     embeddings: bool = False  # whether Embedding layers may hold adapters
     ram_bytes: int = Field(default=1 << 30, ge=0)  # of adapters kept in RAM beside the slots
+    results: str | None = None  # a folder for what each version answered; null: one of this store, beside the cache
     fresh_s: float | None = Field(default=None, ge=0)  # a ref is asked for again after this; null: folders 0, else 2
 
     max_batch_rows: int = Field(default=32, ge=1)

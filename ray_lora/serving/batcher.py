@@ -2,7 +2,7 @@
 
 While one batch computes the next gathers; what waits is taken as soon as the engine is free, without a fixed wait. A
 batch takes one row of each key in turn, beginning with the key whose oldest row has waited longest, so that a flooding
-key fills what others leave and no more.
+key fills what others leave and no more. Background rows take only the places that all others leave.
 
     answers = await batcher.submit("tweets@3", rows)
 """
@@ -64,7 +64,7 @@ class Batcher(Generic[R, T]):
         self.stats = BatchStats()
         self.on_batch: Callable[[int, float], None] = lambda rows, seconds: None  # told of every batch computed
         self._run, self._executor = run, executor
-        self._queues: dict[str, deque[_Request[R, T]]] = {}
+        self._queues: dict[tuple[bool, str], deque[_Request[R, T]]] = {}  # by (background, key)
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
 
@@ -73,11 +73,11 @@ class Batcher(Generic[R, T]):
         """Rows that are in no batch yet."""
         return self._waiting
 
-    async def submit(self, key: str, rows: Sequence[R]) -> list[T]:
+    async def submit(self, key: str, rows: Sequence[R], background: bool = False) -> list[T]:
         """The rows' answers. Cancelling takes those not yet in a batch out of the queue."""
         done: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
         request: _Request[R, T] = _Request(rows, [None] * len(rows), len(rows), done, time.monotonic())
-        self._queues.setdefault(key, deque()).append(request)
+        self._queues.setdefault((background, key), deque()).append(request)
         self._waiting += len(rows)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -88,7 +88,7 @@ class Batcher(Generic[R, T]):
             return answers
         finally:
             if request.next < len(rows):
-                self._leave(key, request)
+                self._leave((background, key), request)
 
     async def close(self) -> None:
         """Stop; requests still queued are cancelled."""
@@ -99,7 +99,7 @@ class Batcher(Generic[R, T]):
             for request in queue:
                 request.done.cancel()
 
-    def _leave(self, key: str, request: _Request[R, T]) -> None:
+    def _leave(self, key: tuple[bool, str], request: _Request[R, T]) -> None:
         queue = self._queues.get(key)
         if queue is not None and request in queue:
             queue.remove(request)
@@ -129,7 +129,13 @@ class Batcher(Generic[R, T]):
 
     def _take(self) -> _Batch[R, T]:
         batch: _Batch[R, T] = _Batch()
-        turn = deque(sorted(self._queues, key=lambda key: self._queues[key][0].since))
+        for background in (False, True):
+            self._fill(batch, background)
+        return batch
+
+    def _fill(self, batch: _Batch[R, T], background: bool) -> None:
+        keys = (key for key in self._queues if key[0] == background)
+        turn = deque(sorted(keys, key=lambda key: self._queues[key][0].since))
         while turn and len(batch.places) < self.max_rows:
             key = turn.popleft()
             queue = self._queues[key]
@@ -144,7 +150,6 @@ class Batcher(Generic[R, T]):
                 turn.append(key)
             else:
                 del self._queues[key]
-        return batch
 
     def _compute(self, batch: _Batch[R, T]) -> list[T | Exception]:
         """In the computing thread: every row's answer or error."""

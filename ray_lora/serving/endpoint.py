@@ -1,6 +1,7 @@
 """One base and the adapters of one store, answering. Knows refs, limits and tasks; no HTTP, no Ray.
 
-answer = await endpoint.predict("tweets@champion", ["what a day"], {})
+choice = await endpoint.choose("tweets", user="user-7")     # one version, of which all that follows is
+answer = await endpoint.predict(choice, ["what a day"], {})
 answer.predictions        # [{"label": "positive", "score": 0.98}]
 answer.entry.ref          # "tweets@3": which version answered
 """
@@ -8,11 +9,12 @@ answer.entry.ref          # "tweets@3": which version answered
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +27,11 @@ from ray_lora.serving.cache import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
+from ray_lora.serving.places import results_folder
 from ray_lora.serving.registry import Registry
+from ray_lora.serving.results import Results
+from ray_lora.serving.shadows import Shadows
+from ray_lora.serving.tally import Arm, Variant
 from ray_lora.serving.trace import current
 from ray_lora.store import Entry, Store
 from ray_lora.tasks import Features, Task
@@ -33,6 +39,21 @@ from ray_lora.tasks import Features, Task
 BASE = "base"  # names the bare base in every endpoint
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The one version that answers a request, and how it came to be that one."""
+
+    entry: Entry
+    variant: Variant
+    shadow: int | None = None  # the version that is to answer a copy
+
+    @property
+    def arm(self) -> Arm:
+        """What its answer is counted under."""
+        began = self.entry.traffic.began if self.variant in ("split", "shadow") else ""
+        return Arm(self.entry.name, self.entry.version, self.variant, began)
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,8 @@ class Endpoint:
         )
         self.batcher: Batcher[Row, Json] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
         self.keys = Keys.load(args.keys)
+        self.results = Results(results_folder(args.store, store, args.results))
+        self.shadows = Shadows(self.results, args.max_batch_rows)
         self.created = int(time.time())
         self.withdrawn: set[str] = set()  # names that `unload` took away
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -94,20 +117,53 @@ class Endpoint:
         """Whether the entry's base, where it says one, is the base here."""
         return entry.base_fingerprint in (None, self.machine.base.fingerprint)
 
-    async def predict(self, ref: str, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> Answer:
-        """The adapter's answers to `inputs`, in order; all of them by one version of the adapter.
+    async def choose(self, ref: str, user: str | None = None) -> Choice:
+        """The version that answers this request: of a bare name by its split, the same one for the same user.
 
         Raises:
-            AdapterNotFoundError, AdapterError, BaseModelError: the ref, or what it names, cannot be served.
+            AdapterNotFoundError, AdapterError, BaseModelError: see `resolve`.
+        """
+        entry = await self.resolve(ref)
+        if "@" in ref:
+            return Choice(entry, "explicit")
+        traffic = entry.traffic
+        shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
+        version = traffic.pick(entry.name, user)
+        if version is None:
+            return Choice(entry, "default", shadow)
+        if version != entry.version:
+            chosen = await self.resolve(f"{entry.name}@{version}")
+            entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
+        return Choice(entry, "split", shadow)
+
+    async def predict(
+        self,
+        choice: Choice,
+        inputs: Sequence[Json],
+        parameters: Mapping[str, Json],
+        request_id: str | None = None,
+    ) -> Answer:
+        """The chosen version's answers to `inputs`, in order; `request_id` is what feedback will name.
+
+        Raises:
+            AdapterNotFoundError, AdapterError, BaseModelError: what the ref names cannot be served.
             DataError, RecipeError: an input or a parameter is wrong.
             OverloadedError: too much waits, or the deadline passed.
         """
         self._check_count(inputs)
-        entry = await self.resolve(ref)
         trace = current()
-        trace.adapter, trace.rows = entry.ref, len(inputs)
-        with self.gate.enter(entry.name, len(inputs)):
-            return await self._in_time(self._predict(ref, entry, inputs, parameters))
+        trace.adapter, trace.rows = choice.entry.ref, len(inputs)
+        began = time.perf_counter()
+        try:
+            with self.gate.enter(choice.entry.name, len(inputs)):
+                answer = await self._in_time(self._predict(choice.entry, inputs, parameters))
+        except Exception:
+            self.results.failed(choice.arm)
+            self._copy(choice, inputs, parameters)
+            raise
+        self.results.answered(choice.arm, request_id, time.perf_counter() - began, answer.predictions)
+        self._copy(choice, inputs, parameters)
+        return answer
 
     async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
@@ -125,7 +181,7 @@ class Endpoint:
         if pinned:
             await self.cache.pin(entry)
         else:
-            async with self._lease(ref, entry):
+            async with self._lease(entry):
                 pass
         return entry
 
@@ -166,33 +222,49 @@ class Endpoint:
 
     async def close(self) -> None:
         """Stop everything; requests still waiting are cancelled."""
+        await self.shadows.close()
         await self.batcher.close()
         await self.cache.close()
+        await self.results.close()
         self.registry.close()
         self.machine.close()
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
-    async def _predict(self, ref: str, entry: Entry, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> Answer:
-        async with self._lease(ref, entry) as resident:
+    def _copy(self, choice: Choice, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> None:
+        """Have the shadow, if there is one, answer the same for the record."""
+        if choice.shadow is None:
+            return
+        name, version = choice.entry.name, choice.shadow
+
+        async def answer() -> list[Json]:
+            entry = await self.resolve(f"{name}@{version}")
+            return (await self._in_time(self._predict(entry, inputs, parameters, background=True))).predictions
+
+        self.shadows.start(Arm(name, version, "shadow", choice.entry.traffic.began), len(inputs), answer)
+
+    async def _predict(
+        self, entry: Entry, inputs: Sequence[Json], parameters: Mapping[str, Json], background: bool = False
+    ) -> Answer:
+        async with self._lease(entry) as resident:
             entry, task = resident[0], resident[1].loaded.task
             if task is None:
                 raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
             task.check(parameters)  # a row that fails in the batch would make its neighbours run again
             features = await self._encode(task, inputs)
             rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
-            predictions = await self.batcher.submit(entry.name, rows)
+            predictions = await self.batcher.submit(entry.name, rows, background)
         tokens = sum(task.size(feature) for feature in features)
         return Answer(entry, task.spec.type, task.spec.labels or (), predictions, tokens)
 
     @asynccontextmanager
-    async def _lease(self, ref: str, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
-        """The adapter in a slot; resolves once more when it was replaced between resolving and reading."""
+    async def _lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
+        """The adapter in a slot; resolves once more when its files changed between resolving and reading."""
         try:
             lease = self.cache.lease(entry)
             resident = await lease.__aenter__()
         except ChangedError:
             self.registry.refresh()
-            entry = await self.resolve(ref)
+            entry = await self.resolve(entry.ref)
             lease = self.cache.lease(entry)
             resident = await lease.__aenter__()
         try:

@@ -14,6 +14,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, 
 from ray_lora.serving.endpoint import TooManyInputsError
 from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.keys import KeyMissingError, KeyScopeError
+from ray_lora.serving.results import UnknownRequestError
 from ray_lora.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def of(error: RayLoraError) -> JSONResponse:
         return fault(503, str(error), "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):
         return fault(404, str(error), "model_not_found", "model")
+    if isinstance(error, UnknownRequestError):
+        return fault(404, str(error), "request_not_found", "id")
     if isinstance(error, TooManyInputsError):
         return fault(413, str(error), "too_large", "inputs")
     if isinstance(error, (AdapterError, BaseModelError)):
@@ -78,7 +81,8 @@ def install(app: FastAPI) -> None:
 
     async def broken(request: Request, error: Exception) -> JSONResponse:
         _logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-        return fault(500, "the endpoint failed; its log says why", "internal_error")
+        headers = {"x-request-id": request.state.request_id}  # this answer does not pass through the middleware
+        return fault(500, "the endpoint failed; its log says why", "internal_error", headers=headers)
 
     app.add_exception_handler(RayLoraError, user_error)
     app.add_exception_handler(RequestValidationError, malformed)

@@ -19,6 +19,7 @@ from ray_lora.serving import faults, schemas
 from ray_lora.serving.endpoint import BASE, Answer, Endpoint
 from ray_lora.serving.limits import BodyLimit
 from ray_lora.serving.page import add_page
+from ray_lora.serving.request_id import RequestId
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
 
@@ -30,7 +31,9 @@ def create_app(endpoint: Endpoint) -> FastAPI:
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
     faults.install(app)
     app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
+    app.add_middleware(RequestId)
     _add_answers(app, endpoint)
+    _add_feedback(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
@@ -53,7 +56,8 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/predict", response_model=schemas.PredictResponse)
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        answer = await endpoint.predict(_ref(endpoint, body.model, request), inputs, body.parameters)
+        choice = await endpoint.choose(_ref(endpoint, body.model, request), _user(body.user, request))
+        answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
         content = {
             "model": entry.name,
@@ -68,10 +72,11 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
         inputs = [body.input] if isinstance(body.input, str) else body.input
         ref = _ref(endpoint, body.model, request)
-        entry = await endpoint.resolve(ref)
+        choice = await endpoint.choose(ref, _user(body.user, request))
+        entry = choice.entry
         if entry.task is not None and not entry.task.type.endswith("-classification"):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
-        answer = await endpoint.predict(ref, inputs, {"top_k": 1_000_000})
+        answer = await endpoint.predict(choice, inputs, {"top_k": 1_000_000}, request.state.request_id)
         data = [_class(index, ranked, answer) for index, ranked in enumerate(answer.predictions)]
         content = {
             "id": f"classify-{uuid.uuid4().hex}",
@@ -101,6 +106,17 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
         return JSONResponse({"object": "list", "data": data, "model": endpoint.base_id, "usage": _usage(tokens)})
 
 
+def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/feedback", response_model=schemas.FeedbackResponse)
+    async def feedback(body: schemas.FeedbackRequest, request: Request) -> schemas.FeedbackResponse:
+        """Say of an answer whether, or how far, it was good; of several feedbacks on one answer the last one counts."""
+        key = endpoint.keys.of(request.headers)
+        arm = await endpoint.results.find(body.id)
+        key.check_adapter(arm.name)
+        await endpoint.results.feedback(arm, body.id, body.value, _user(body.user, request))
+        return schemas.FeedbackResponse(id=body.id, model=arm.name, version=arm.version, variant=arm.variant)
+
+
 def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
     def card(entry: Entry, name: str, versions: Sequence[int]) -> schemas.ModelCard:
         fits = endpoint.fits(entry)
@@ -116,6 +132,9 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             versions=list(versions),
             metrics=entry.metrics,
             sha256=entry.sha256 or None,
+            split=entry.traffic.split,
+            shadow=entry.traffic.shadow,
+            share=None if entry.traffic.shadow is None else entry.traffic.share,
             served=fits,
         )
 
@@ -201,6 +220,14 @@ def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
     if not endpoint.names_base(ref):
         key.check_adapter(ref.partition("@")[0])
     return ref
+
+
+def _user(given: str | None, request: Request) -> str | None:
+    """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
+    header = request.headers.get("x-user")
+    if given is not None and header is not None and given != header:
+        raise DataError(f"user and the header x-user name different users ({given!r}, {header!r}); name one")
+    return header if given is None else given
 
 
 def _headers(entry: Entry) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from ray_lora.recipe import Json
 
@@ -27,6 +27,7 @@ class PredictRequest(Strict):
     model: StrictStr | None = None
     inputs: Json
     parameters: dict[str, Json] = {}
+    user: StrictStr | None = None
 
 
 class PredictResponse(BaseModel):
@@ -43,6 +44,7 @@ class ClassifyRequest(Lenient):
 
     model: StrictStr | None = None
     input: StrictStr | list[StrictStr]
+    user: StrictStr | None = None
 
 
 class Usage(BaseModel):
@@ -89,6 +91,23 @@ class EmbeddingsResponse(BaseModel):
     usage: Usage
 
 
+class FeedbackRequest(Strict):
+    """What somebody says of the answer whose `x-request-id` was `id`: good or bad, or a number."""
+
+    id: StrictStr
+    value: StrictBool | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    user: StrictStr | None = None
+
+
+class FeedbackResponse(BaseModel):
+    """The version that had answered."""
+
+    id: str
+    model: str
+    version: int
+    variant: str
+
+
 class LoadRequest(Lenient):
     """vLLM's; without `lora_path` the adapter is the store's own. `pinned` is SGLang's."""
 
@@ -118,6 +137,9 @@ class ModelCard(BaseModel):
     versions: list[int] = []
     metrics: dict[str, float] = {}
     sha256: str | None = None
+    split: dict[int, float] = {}  # version -> weight, of the bare name; empty: this version answers
+    shadow: int | None = None  # answers copies of the bare name's requests, for the record
+    share: float | None = None  # of the requests that are copied
     served: bool = True  # false: it belongs to another base
 
 

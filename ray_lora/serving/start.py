@@ -6,22 +6,29 @@ import torch
 
 from ray_lora.base import load_base
 from ray_lora.recipe import BaseSpec
+from ray_lora.serving.ab_runs import AbRuns
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.bases import choose_base
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.machine import Machine, pick_device
 from ray_lora.store import open_store
+from ray_lora.store.line import address
 
 
 def start_endpoint(args: AppArgs) -> Endpoint:
     """Load the base and be ready for requests.
 
     Raises:
-        RecipeError: no base is given and the store's adapters do not agree on one.
+        RecipeError: no base is given and the store's adapters do not agree on one; MLflow's address cannot be one.
         BaseModelError: the base cannot be loaded.
     """
     torch.set_num_threads(args.threads)
     store = open_store(args.store, args.tracking_uri)
+    uri = getattr(store, "tracking_uri", None) or (args.tracking_uri and address(args.tracking_uri))
     base = load_base(BaseSpec(model=choose_base(args, store), dtype=args.dtype), pick_device(args.device))
     machine = Machine(base, store, slots=args.slots, max_rank=args.max_rank, embeddings=args.embeddings)
-    return Endpoint(machine, store, args)
+    endpoint = Endpoint(machine, store, args)
+    if uri is not None:
+        trials = AbRuns(endpoint.results.folder, uri, lambda name: store.resolve(name).traffic.began)
+        endpoint.results.on_saved, endpoint.results.on_closed = trials.send, trials.close
+    return endpoint

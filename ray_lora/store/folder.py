@@ -41,7 +41,7 @@ from ray_lora.store.files import (
     claimed,
 )
 from ray_lora.store.refs import Entry, check_alias, check_name, choose, only_version, parse_ref, unknown, version_of
-from ray_lora.store.steer import Change, Pointers, check_unused
+from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
@@ -124,14 +124,14 @@ class FolderStore:
         self._look(name)  # a name that is not there gets no folder
         with self._files.lock(name):
             listing = self._files.scan(name)
-            before = self._pointers(name, listing)
-            after = change(before)
-            # what a promotion remembers comes first: one that is cut short here can be made again
-            if after.traffic != before.traffic:
-                self._files.write(name, TRAFFIC, after.traffic.dump().encode())
-            if after.aliases != before.aliases:
-                self._files.write(name, ALIASES, json.dumps(dict(sorted(after.aliases.items())), indent=2).encode())
-        return after
+            held = self._pointers(name, listing)
+            for step in steps(held, change(held)):
+                if step.traffic != held.traffic:
+                    self._files.write(name, TRAFFIC, step.traffic.dump().encode())
+                if step.aliases != held.aliases:
+                    self._files.write(name, ALIASES, json.dumps(dict(sorted(step.aliases.items())), indent=2).encode())
+                held = step
+        return held
 
     def _look(self, ref: str) -> tuple[Listing, Pointers]:
         """The listing of the name in a ref, and what it points to."""
@@ -213,6 +213,7 @@ class FolderStore:
         return value
 
     def _pointers(self, name: str, listing: Listing) -> Pointers:
+        """What the name points to; traffic is read before aliases, see `steer.steps`."""
         traffic = Traffic()
         if TRAFFIC in listing:
             try:

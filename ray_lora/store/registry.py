@@ -32,7 +32,7 @@ from ray_lora.store.refs import (
     parse_ref,
     unknown,
 )
-from ray_lora.store.steer import Change, Pointers, check_unused
+from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
@@ -140,16 +140,16 @@ class MlflowStore:
         """See `Store.point`. The registry has no locks: of two changes at once the last one wins."""
         client = self._connected()
         known = self._look(name)
-        before = Pointers(name, known.versions, known.aliases, known.traffic)
-        after = change(before)
+        held = Pointers(name, known.versions, known.aliases, known.traffic)
         with answering(self.tracking_uri):
-            # what a promotion remembers comes first: one that is cut short here can be made again
-            if after.traffic != before.traffic:
-                client.set_registered_model_tag(name, TRAFFIC, after.traffic.dump())
-            for alias, version in after.aliases.items():
-                if before.aliases.get(alias) != version:
-                    client.set_registered_model_alias(name, alias, str(version))
-        return after
+            for step in steps(held, change(held)):
+                if step.traffic != held.traffic:
+                    client.set_registered_model_tag(name, TRAFFIC, step.traffic.dump())
+                for alias, version in step.aliases.items():
+                    if held.aliases.get(alias) != version:
+                        client.set_registered_model_alias(name, alias, str(version))
+                held = step
+        return held
 
     # ---------------------------------------------------------------------------------- what the registry says
 

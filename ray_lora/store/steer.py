@@ -96,6 +96,18 @@ def rollback(held: Pointers) -> Pointers:
     return _crown(held, previous[-1], tuple(previous[:-1]))
 
 
+def steps(before: Pointers, after: Pointers) -> list[Pointers]:
+    """The single writes that lead from one to the other where aliases and traffic lie apart.
+
+    Who reads traffic before aliases then never meets a version that neither end of the way names (a champion from
+    before the split), and a promotion that is cut short is remembered.
+    """
+    longer = len(after.traffic.previous) >= len(before.traffic.previous)
+    previous = (after if longer else before).traffic.previous
+    remembered = before.traffic.model_copy(update={"previous": previous})
+    return [replace(before, traffic=remembered), replace(after, traffic=remembered), after]
+
+
 def check_unused(held: Pointers, version: int) -> None:
     """AdapterError when the version takes part in a split or is a shadow, so that it must not be removed."""
     if version in held.traffic.split or version == held.traffic.shadow:

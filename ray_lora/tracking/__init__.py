@@ -93,6 +93,25 @@ class Tracker:
             )
         self._send()
 
+    def open_run(self, run_key: str, name: str, params: Mapping[str, Json], tags: Mapping[str, str]) -> None:
+        """Open a run that is no training's: one for each key, wherever it is told from."""
+        if self.uri is None:
+            return
+        self._told[PARENT] = Told()
+        self._key = hashlib.sha256(f"{self._runs.experiment}|{run_key}".encode()).hexdigest()[:32]
+        self._write(
+            "parent",
+            key=self._key,
+            uri=public(self.uri),
+            experiment=self._runs.experiment,
+            name=name,
+            tags={"ray_lora.run": run_key, **tags},
+            params=dict(params),
+            recipe=None,
+            data={},
+        )
+        self._send()
+
     def open_child(self, job: str, params: Mapping[str, Json], tags: Mapping[str, str]) -> None:
         """Open a job's run; a job that the record knows goes on in its run."""
         if self.uri is not None and job not in self._told:

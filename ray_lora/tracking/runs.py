@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Runs:
-    """The runs of one search or training in MLflow: a parent, and a child for each job."""
+    """The runs of one search, training or trial of versions in MLflow: a parent, and a child for each job."""
 
     def __init__(self, uri: str, experiment: str, known: dict[str, str]) -> None:
         self.uri = uri
@@ -68,7 +68,8 @@ class Runs:
         self.key = event["key"]
         run_id = self._open(PARENT, event["name"], event["tags"], event["time"])
         self._params(run_id, event["params"])
-        client.log_text(run_id, event["recipe"], "recipe.yaml")
+        if event["recipe"] is not None:
+            client.log_text(run_id, event["recipe"], "recipe.yaml")
         datasets = _datasets(event["data"])
         if datasets:
             client.log_inputs(run_id, datasets)

@@ -35,7 +35,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(world: Path) -> Iterator[str]:
     from ray import serve
 
-    args = AppArgs(store=str(world / "store"), dtype="float32", slots=2, max_rank=8, port=0)
+    folders = {"store": str(world / "store"), "results": str(world / "results")}
+    args = AppArgs(**folders, dtype="float32", slots=2, max_rank=8, port=0)
     yield run(args, block=False)  # the base is the one that the adapters name
     serve.shutdown()
 

@@ -61,6 +61,27 @@ def test_what_waits_is_one_batch_and_answers_go_home(thread: ThreadPoolExecutor)
     run(main)
 
 
+def test_background_rows_take_only_what_others_leave(thread: ThreadPoolExecutor) -> None:
+    async def main() -> None:
+        slow = Slow()
+        batcher = Batcher(slow, thread, max_rows=4)
+        first = asyncio.create_task(batcher.submit("a", [1]))
+        await asyncio.sleep(0.01)
+        copies = [asyncio.create_task(batcher.submit("a", [9, 9, 9], background=True))]
+        await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(batcher.submit(key, [2, 3, 4])) for key in ("a", "b")]
+        gone = asyncio.create_task(batcher.submit("c", [7], background=True))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        slow.open.set()
+        assert await first == [2]
+        assert await asyncio.gather(*rest, *copies) == [[4, 6, 8], [4, 6, 8], [18, 18, 18]]
+        assert [sorted(call) for call in slow.calls] == [[1], [2, 2, 3, 3], [4, 4, 9, 9], [9]]
+        assert batcher.waiting == 0
+
+    run(main)
+
+
 def test_a_flood_does_not_hold_others_back(thread: ThreadPoolExecutor) -> None:
     async def main() -> None:
         slow = Slow()

@@ -41,6 +41,7 @@ def start(base: Path, store: Path, **options: Any) -> tuple[Endpoint, httpx.Asyn
     values = {
         "store": str(store),
         "base": str(base),
+        "results": str(store.parent / "results"),
         "dtype": "float32",
         "slots": 4,
         "max_rank": 4,

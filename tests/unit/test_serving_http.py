@@ -45,6 +45,7 @@ async def serving(world: Path, **options: Any) -> AsyncIterator[Client]:
     values = {
         "store": str(world / "store"),
         "base": str(world / "base"),
+        "results": str(world / "results"),
         "dtype": "float32",
         "slots": 3,
         "max_rank": 16,

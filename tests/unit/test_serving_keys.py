@@ -36,7 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def serving(world: Path) -> AsyncIterator[httpx.AsyncClient]:
     args = AppArgs(store=str(world / "store"), dtype="float32", slots=2, max_rank=4, keys=str(world / "keys.yaml"))
-    endpoint = start_endpoint(args.model_copy(update={"base": str(world / "base")}))
+    folders = {"base": str(world / "base"), "results": str(world / "results")}
+    endpoint = start_endpoint(args.model_copy(update=folders))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
         yield client
@@ -94,6 +95,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key(world: Path) -> None:
                 for method in methods:
                     wanted = {"/v1/predict": ["inputs"], "/v1/load_lora_adapter": ["lora_name"]}.get(path, list(bodies))
                     body = {"model": "tweets"} | {name: bodies[name] for name in wanted}
+                    body = {"id": "a", "value": True} if path == "/v1/feedback" else body
                     response = await client.request(method, path, json=None if method == "get" else body)
                     assert response.status_code == (200 if path == "/health" else 401), (method, path, response.text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,25 @@ def test_known_traffic_outlives_the_registry(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "mlflow.db").unlink()
     (tmp_path / "mlflow.db").mkdir()  # a database that cannot be opened
     assert MlflowStore(uri).resolve("tweets").traffic == seen
+
+
+@pytest.mark.parametrize("change", [steer.promote(1), steer.promote(2), steer.promote(4), steer.rollback])
+@pytest.mark.parametrize("split", [{}, {1: 1, 2: 1}])
+def test_no_reader_meets_a_version_that_neither_end_names(change: steer.Change, split: dict[int, float]) -> None:
+    def answering(traffic: Traffic, aliases: Mapping[str, int]) -> set[int]:
+        return set(traffic.split) or {aliases["champion"]}
+
+    before = steer.Pointers("n", [1, 2, 3, 4], {"champion": 3}, Traffic(split=split, previous=(4,)))
+    after = change(before)
+    writes = [before, *steer.steps(before, after)]
+    assert writes[-1] == after
+    allowed = answering(before.traffic, before.aliases) | answering(after.traffic, after.aliases)
+    for number, first in enumerate(writes):  # traffic is read first, aliases at any later time
+        for second in writes[number:]:
+            assert answering(first.traffic, second.aliases) <= allowed
+    for cut_short in writes[1:]:
+        if cut_short.aliases["champion"] != 3 and change is not steer.rollback:
+            assert steer.rollback(cut_short).champion == 3
 
 
 # ------------------------------------------------------------------------------------------------- who is sent where
