@@ -82,7 +82,9 @@ class Results:
         Raises:
             UnknownRequestError: it is none of the last answers of any replica that shares the folder.
         """
-        arm = self._ids.get(request_id) or await asyncio.to_thread(self._look_up, request_id)
+        arm = self._ids.get(request_id)
+        if arm is None and request_id.isascii() and request_id.isprintable():  # others are no part of a line
+            arm = await asyncio.to_thread(self._look_up, request_id)
         if arm is None:
             raise UnknownRequestError(
                 f"no recent answer has the id {request_id[:128]!r}; give the x-request-id of an answer"

@@ -70,6 +70,8 @@ def test_errors_keep_their_shape_through_serve(address: str) -> None:
         malformed = client.post("/v1/predict", content=b"{", headers={"content-type": "application/json"})
         assert (malformed.status_code, malformed.json()["error"]["code"]) == (400, "invalid_json")
         assert client.get("/v1/models").json()["data"][0]["parent"] is None
+        named = client.get("/v1/models", headers={"x-request-id": "mine"})
+        assert named.headers.get_list("x-request-id") == ["mine"]
         assert client.get("/health").json()["status"] == "ok"
         assert client.get("/docs").status_code == 200
 

@@ -63,9 +63,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def serving(
     world: Path, log: Any = "none", **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Page, Watch]]:
-    endpoint = start_endpoint(
-        AppArgs(store=str(world / "store"), base=str(world / "base"), slots=2, max_rank=16, **options)
-    )
+    folders = {name: str(world / name) for name in ("store", "base", "results")}
+    endpoint = start_endpoint(AppArgs(**folders, slots=2, max_rank=16, **options))
     page = Page()
     watch = Watch(endpoint, Meter(page))
     app = create_app(endpoint)
