@@ -81,8 +81,8 @@ def install(app: FastAPI) -> None:
 
     async def broken(request: Request, error: Exception) -> JSONResponse:
         _logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-        headers = {"x-request-id": request.state.request_id}  # this answer does not pass through the middleware
-        return fault(500, "the endpoint failed; its log says why", "internal_error", headers=headers)
+        named = request.state.id_header  # this answer does not pass through the middleware
+        return fault(500, "the endpoint failed; its log says why", "internal_error", headers=named)
 
     app.add_exception_handler(RayLoraError, user_error)
     app.add_exception_handler(RequestValidationError, malformed)

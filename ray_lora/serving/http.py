@@ -26,12 +26,12 @@ from ray_lora.store.refs import CHAMPION, check_name
 _HEADER = "serve_multiplexed_model_id"
 
 
-def create_app(endpoint: Endpoint) -> FastAPI:
-    """The ASGI app that answers for an endpoint."""
+def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
+    """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
     faults.install(app)
     app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, echo=echo_ids)
     _add_answers(app, endpoint)
     _add_feedback(app, endpoint)
     _add_models(app, endpoint)

@@ -33,7 +33,7 @@ class Replica:
         from ray_lora.serving.seen import Seen, to_stderr
 
         to_stderr()
-        app = create_app(self.endpoint)
+        app = create_app(self.endpoint, echo_ids=False)  # Serve does
         app.add_middleware(Seen, meter=self.meter, log=self.endpoint.args.log_requests)
         return app
 

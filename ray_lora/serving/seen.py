@@ -55,7 +55,7 @@ class Seen:
                 seconds = time.perf_counter() - began
                 self._count(route, status, adapter, seconds)
                 if self.log == "all" or (self.log == "errors" and status >= 400):
-                    identity = headers.get(b"x-request-id", b"").decode("latin-1")
+                    identity = scope.get("state", {}).get("request_id", "")
                     _write(identity, scope["method"], route, status, adapter, seconds, trace)
 
     def _count(self, route: str, status: int, adapter: str, seconds: float) -> None:

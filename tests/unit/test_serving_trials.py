@@ -341,7 +341,8 @@ def test_feedback_finds_the_version_that_answered_on_any_replica(made: Any, worl
                 ({"id": body["id"], "value": 1, "note": "x"}, 400),
                 ({"value": 1}, 400),
             ):
-                response = await two.post("/v1/feedback", json=wrong)
+                kind = {"content-type": "application/json"}
+                response = await two.post("/v1/feedback", content=json.dumps(wrong), headers=kind)
                 assert response.status_code == status, (wrong, response.text)
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}
             infinite = await two.post("/v1/feedback", content=f'{{"id": "{body["id"]}", "value": Infinity}}')
