@@ -5,8 +5,9 @@ answers = predict(engine, {slot: task}, features, slots)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -53,31 +54,55 @@ def chunks(
 ) -> list[list[int]]:
     """Row numbers in passes of at most `max_rows`, cut where the least is lost to padding and to passes.
 
-    A pass of n rows costs n times its longest row, and `overhead` beside. The cuts between rows sorted by size that
-    cost least are found by dynamic programming. Inside a pass rows come in ascending slots.
+    Rows of one slot and of like size stay together in blocks, which the low-rank term computes at once. A pass costs
+    its rows times its longest row, and `overhead` beside; the cuts between blocks sorted by size that cost least are
+    found by dynamic programming. Inside a pass rows come in ascending slots.
 
     Args:
         overhead: what a pass costs by itself, in the units of `task.size`.
     """
     sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
-    order = sorted(range(len(features)), key=sizes.__getitem__)
-    ends = [at for at in range(1, len(order) + 1) if at == len(order) or sizes[order[at]] > sizes[order[at - 1]]]
-    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # rows taken -> cost, where the last pass began
-    for end in ends:
-        longest = sizes[order[end - 1]]
-        best[end] = min(
-            (cost + (end - begin) * longest - (begin - end) // max_rows * overhead, begin)
-            for begin, (cost, _) in best.items()
-        )
-    cuts = [len(order)]
+    blocks = sorted(_blocks(sizes, slots, max_rows), key=lambda rows: sizes[rows[-1]])
+    before = [0, *accumulate(map(len, blocks))]  # rows in the first n blocks
+    longest = [sizes[rows[-1]] for rows in blocks]
+    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # blocks taken -> cost, where the last pass began
+    for end in range(1, len(blocks) + 1):
+        if end == len(blocks) or longest[end] > longest[end - 1]:
+            best[end] = min(
+                (cost + (before[end] - before[begin]) * longest[end - 1]
+                 - (before[begin] - before[end]) // max_rows * overhead, begin)
+                for begin, (cost, _) in best.items()
+            )  # fmt: skip
+    cuts = [len(blocks)]
     while cuts[-1] > 0:
         cuts.append(best[cuts[-1]][1])
-    passes = []
-    for end, begin in pairwise(cuts):
-        pieces = -(-(end - begin) // max_rows)
-        size = -(-(end - begin) // pieces)
-        passes += [order[at : min(end, at + size)] for at in range(begin, end, size)]
+    passes = [part for end, begin in pairwise(cuts) for part in _even(blocks[begin:end], max_rows)]
     return [sorted(rows, key=slots.__getitem__) for rows in passes]
+
+
+def _blocks(sizes: Sequence[int], slots: Sequence[int], max_rows: int) -> list[list[int]]:
+    """Rows of one slot that are neighbours by size, few enough of the slot's rows to differ little."""
+    of_slot: dict[int, list[int]] = {}
+    for row in sorted(range(len(slots)), key=sizes.__getitem__):
+        of_slot.setdefault(slots[row], []).append(row)
+    blocks = []
+    for rows in of_slot.values():
+        length = min(1 << max(0, math.isqrt(len(rows)).bit_length() - 2), max_rows)  # 16 rows: 2, 64: 4, 256: 8
+        whole = len(rows) // length * length
+        blocks += [rows[at : at + length] for at in range(0, whole, length)] + [[row] for row in rows[whole:]]
+    return blocks
+
+
+def _even(blocks: Sequence[list[int]], max_rows: int) -> list[list[int]]:
+    """Passes of about equal numbers of rows, none above `max_rows`."""
+    rows = sum(map(len, blocks))
+    share = -(-rows // -(-rows // max_rows))
+    passes: list[list[int]] = [[]]
+    for block in blocks:
+        if passes[-1] and (len(passes[-1]) >= share or len(passes[-1]) + len(block) > max_rows):
+            passes.append([])
+        passes[-1] += block
+    return passes
 
 
 def forward(

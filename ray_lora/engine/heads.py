@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_lora.engine.kernels import accumulate, grouped, select
+from ray_lora.engine.kernels import accumulate, blocked, select
 from ray_lora.engine.routing import Routing
 from ray_lora.errors import AdapterError
 
@@ -36,7 +36,7 @@ class _Slotted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, routing: Routing, width: int) -> Tensor:
         w = select(weight[:, :width], routing)
-        inputs = grouped(x, routing)
+        inputs = blocked(x, routing)
         out = torch.baddbmm(select(bias[:, :width].unsqueeze(1), routing), inputs, w.transpose(1, 2))
         ctx.save_for_backward(inputs, w)
         ctx.routing, ctx.grads, ctx.width, ctx.shape = routing, (weight.grad, bias.grad), width, x.shape

@@ -31,29 +31,22 @@ def lora_reference(x: Tensor, base: Tensor, a: Tensor, b: Tensor, scaling: Tenso
     return out
 
 
-def select(stack: Tensor, routing: Routing, cut: slice | None = None) -> Tensor:
-    """The routing's matrices from stack [slots, p, q]: one a group when rows are grouped, else one a row."""
-    if routing.group:
-        first, last = routing.distinct[0], routing.distinct[-1]
-        if last - first + 1 == len(routing.distinct):
-            return stack[first : last + 1]  # neighbours: a view, no copy
-        return stack[list(routing.distinct)]
-    return stack.index_select(0, routing.slots)
+def select(stack: Tensor, routing: Routing) -> Tensor:
+    """The matrix of each of the routing's blocks from stack [slots, p, q]: [blocks, p, q], a view where it can be."""
+    return stack.index_select(0, routing.owners) if routing.span is None else stack[routing.span]
 
 
-def grouped(x: Tensor, routing: Routing) -> Tensor:
-    """[rows, m, width] as [groups, rows/groups * m, width] when rows are grouped; unchanged otherwise."""
-    return x.reshape(len(routing.distinct), -1, x.shape[-1]) if routing.group else x
+def blocked(x: Tensor, routing: Routing) -> Tensor:
+    """[rows, m, width] as [blocks, rows/blocks * m, width]."""
+    return x.reshape(len(routing.owners), -1, x.shape[-1])
 
 
 def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
-    """Add gradients of the selected matrices, [groups or rows, p, q], to the stacked buffer [slots, p, q]."""
-    first, last = routing.distinct[0], routing.distinct[-1]
-    if routing.group and last - first + 1 == len(routing.distinct):
-        grad[first : last + 1].add_(value)
-        return
-    index = routing.slots.new_tensor(routing.distinct) if routing.group else routing.slots
-    grad.index_add_(0, index, value.to(grad.dtype))
+    """Add gradients of each block's matrix, [blocks, p, q], to the stacked buffer [slots, p, q]."""
+    if routing.span is not None:
+        grad[routing.span].add_(value)
+    else:
+        grad.index_add_(0, routing.owners, value.to(grad.dtype))
 
 
 def lora_add(
@@ -71,7 +64,7 @@ def lora_add(
     a_rows = select(a[:, : routing.rank], routing)
     b_rows = select(b[:, :, : routing.rank], routing)
     scale = _scale(scaling, routing).to(x.dtype)
-    h = torch.bmm(grouped(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
+    h = torch.bmm(blocked(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
     rows = y.view(*h.shape[:2], -1)
     with torch.no_grad():
         rows.baddbmm_(h, b_rows.transpose(1, 2))
@@ -107,8 +100,8 @@ class LoraTerm(torch.autograd.Function):
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
         g_rows = g.reshape(*h.shape[:2], -1)
-        gh = torch.bmm(g_rows, b_rows) * scale  # [groups, m', rank]
-        inputs = grouped(x if mask is None else x * mask, routing)
+        gh = torch.bmm(g_rows, b_rows) * scale  # [blocks, m', rank]
+        inputs = blocked(x if mask is None else x * mask, routing)
         accumulate(grad_b[:, :, : routing.rank], routing, torch.bmm(g_rows.transpose(1, 2), h))
         accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
         dx = None
@@ -141,6 +134,5 @@ def pick(stack: Tensor, view: Callable[[Tensor], Tensor], *index: Tensor) -> Ten
 
 
 def _scale(scaling: Tensor, routing: Routing) -> Tensor:
-    """alpha/r as [groups or rows, 1, 1]."""
-    index = routing.slots.new_tensor(routing.distinct) if routing.group else routing.slots
-    return scaling[index].reshape(-1, 1, 1)
+    """alpha/r of each block, [blocks, 1, 1]."""
+    return scaling[routing.owners].reshape(-1, 1, 1)

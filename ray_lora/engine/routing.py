@@ -6,7 +6,9 @@ checkpointing, see the slots of their own forward.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
@@ -23,14 +25,18 @@ class Routing:
         slots: slot of each row, [rows], on the engine's device.
         rank: the largest rank among the pass's slots; stacked tensors are cut to it.
         distinct: the pass's slots in ascending order.
-        group: rows of each slot when rows come as equal contiguous groups of ascending slots, else 0.
+        block: rows of a block; a pass is cut into blocks of neighbours that have one slot.
+        owners: slot of each block, [rows / block].
+        span: where in a stack the owners stand, when they are neighbours there in ascending order.
         dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
     """
 
     slots: Tensor
     rank: int
     distinct: tuple[int, ...]
-    group: int = 0
+    block: int
+    owners: Tensor
+    span: slice | None = None
     dropout: Dropout | None = None
 
     @classmethod
@@ -38,13 +44,16 @@ class Routing:
         """Routing of `slots` [rows] given each slot's largest rank."""
         rows = slots.tolist()
         distinct = tuple(sorted(set(rows)))
-        size = len(rows) // len(distinct)
-        grouped = rows == [slot for slot in distinct for _ in range(size)]
+        block = math.gcd(*(len(list(run)) for _, run in groupby(rows)))
+        owners = rows[::block]
+        neighbours = owners == list(range(owners[0], owners[0] + len(owners)))
         return cls(
             slots=slots,
             rank=max(ranks[slot] for slot in distinct),
             distinct=distinct,
-            group=size if grouped else 0,
+            block=block,
+            owners=slots[::block],
+            span=slice(owners[0], owners[0] + len(owners)) if neighbours else None,
             dropout=dropout,
         )
 

@@ -17,6 +17,7 @@ ROWS = {
     "grouped, not neighbours": [1, 1, 3, 3, 6, 6],
     "grouped with the bare base": [0, 0, 1, 1, 2, 2],
     "ragged groups": [1, 2, 2, 2, 5, 5],
+    "ragged blocks": [1, 1, 1, 1, 2, 2, 5, 5, 5, 5],
     "shuffled": [5, 0, 2, 5, 1, 0],
     "one slot": [3, 3, 3, 3, 3, 3],
     "one row": [2],
@@ -136,19 +137,20 @@ def test_picked_entries_send_their_gradients_home() -> None:
     assert untrained.grad is None
 
 
-def test_rows_are_grouped_only_where_groups_are_equal_and_ascending() -> None:
-    groups = {name: Routing.of(torch.tensor(rows), RANKS).group for name, rows in ROWS.items()}
-    assert groups == {
-        "grouped neighbours": 2,
-        "grouped, not neighbours": 2,
-        "grouped with the bare base": 2,
-        "ragged groups": 0,
-        "shuffled": 0,
-        "one slot": 6,
-        "one row": 1,
-        "a row each": 0,
+def test_a_pass_is_cut_into_the_longest_blocks_of_one_slot() -> None:
+    routings = {name: Routing.of(torch.tensor(rows), RANKS) for name, rows in ROWS.items()}
+    assert {name: (each.block, each.owners.tolist(), each.span) for name, each in routings.items()} == {
+        "grouped neighbours": (2, [1, 2, 3], slice(1, 4)),
+        "grouped, not neighbours": (2, [1, 3, 6], None),
+        "grouped with the bare base": (2, [0, 1, 2], slice(0, 3)),
+        "ragged groups": (1, [1, 2, 2, 2, 5, 5], None),
+        "ragged blocks": (2, [1, 1, 2, 5, 5], None),
+        "shuffled": (1, [5, 0, 2, 5, 1, 0], None),
+        "one slot": (6, [3], slice(3, 4)),
+        "one row": (1, [2], slice(2, 3)),
+        "a row each": (1, [1, 2, 3, 5, 6, 0], None),
     }
-    assert Routing.of(torch.tensor([2, 1]), RANKS).group == 0
+    assert Routing.of(torch.tensor([2, 1]), RANKS).span is None
     assert Routing.of(torch.tensor([1, 3]), RANKS).rank == 2
 
 
