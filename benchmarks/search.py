@@ -8,8 +8,8 @@ MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, bat
 trial's end.
 
 The other side is written as Ray's and PEFT's documentation have it, with what is fastest for it here: one CPU a trial
-and two at a time, one thread each, dynamic padding, rows grouped by length, bf16 autocast. Both sides read the same
-files.
+and two at a time, one thread each, dynamic padding, bf16 autocast. Both sides read the same files and draw batches of
+like lengths (`group_by_length`).
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def ours(asha: bool) -> dict[str, Any]:
                 "name": "benchmark",
                 "task": {"labels": list(LABELS), "max_length": 128},
                 "data": {"train": TRAIN, "validation": VALIDATION},
+                "training": {"train_sampling_strategy": "group_by_length"},
                 "search": {"scheduler": "asha" if asha else "fifo"},
                 "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
                 "output_dir": folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,7 @@ class Member:
     total: int
     per_epoch: int
     batch: int
+    sizes: Sequence[int] = ()  # of all training rows, where the order follows from them
     step: int = 0
     losses: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
@@ -34,12 +36,24 @@ class Member:
         return self.step / self.per_epoch
 
     def next_rows(self) -> list[int]:
-        """Row numbers of the next global batch: a permutation of the split drawn from the seed and the epoch."""
+        """Row numbers of the next global batch, from the epoch's order."""
         epoch, at = divmod(self.step, self.per_epoch)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.job.training.seed * 1_000_003 + epoch)
-            self.order = (epoch, torch.randperm(self.splits.train.total, generator=generator).tolist())
+            self.order = (epoch, self._draw(epoch))
         return self.order[1][at * self.batch : (at + 1) * self.batch]
+
+    def _draw(self, epoch: int) -> list[int]:
+        """An order of the whole split that follows from the seed and the epoch alone, as HF's samplers draw it."""
+        training = self.job.training
+        if training.train_sampling_strategy == "sequential":
+            return list(range(self.splits.train.total))
+        generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
+        if training.train_sampling_strategy == "group_by_length":
+            from transformers.trainer_pt_utils import get_length_grouped_indices
+
+            order: list[int] = get_length_grouped_indices(self.sizes, self.batch, generator=generator)
+            return order
+        return torch.randperm(self.splits.train.total, generator=generator).tolist()
 
 
 def steps_of(training: TrainingSpec, per_epoch: int) -> int:

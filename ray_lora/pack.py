@@ -90,7 +90,7 @@ class Pack:
         total = steps_of(job.training, per_epoch)
         slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
         self.optimizer.join(slot, job.training, total)
-        member = Member(job, slot, task, splits, total, per_epoch, batch)
+        member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
         if state is not None and state.exists():
             try:
@@ -99,6 +99,14 @@ class Pack:
                 self.leave(job.name)
                 raise
         return slot
+
+    def _sizes(self, job: Job, task: Task) -> Sequence[int]:
+        """Sizes of all workers' training rows, in the rows' order, for a job whose order follows from them."""
+        if job.training.train_sampling_strategy != "group_by_length":
+            return ()
+        mine = {row: task.size(features) for row, features in self.data[job.data].train.rows.items()}
+        whole = {row: size for part in self.group.gather(mine) for row, size in part.items()}
+        return [whole[row] for row in sorted(whole)]
 
     def leave(self, name: str) -> None:
         """Free a job's slot; nothing is written."""

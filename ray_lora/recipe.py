@@ -118,6 +118,7 @@ class TrainingSpec(Spec):
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: float = Field(default=0, ge=0)  # below 1: a share of all steps
     seed: int = Field(default=0, ge=0, lt=2**32)
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
     logging_steps: int = Field(default=10, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)  # null: once an epoch
     save_steps: int = Field(default=50, ge=1)

@@ -27,7 +27,7 @@ def losses(run: Path, job: str = "tiny") -> list[float]:
 
 
 def test_two_workers_on_shards_give_the_losses_of_one(tiny_bert_folder: Path, tmp_path: Path) -> None:
-    one = tiny_recipe(tiny_bert_folder, tmp_path)
+    one = tiny_recipe(tiny_bert_folder, tmp_path, training__train_sampling_strategy="group_by_length")
     two = one.override({"name": "two", "training.per_device_train_batch_size": 4})
     LoraTrainer(two, scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}), quiet=True).fit()
     single, _ = alone(one, tmp_path / "alone")

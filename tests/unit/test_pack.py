@@ -211,6 +211,25 @@ def test_four_packed_jobs_each_equal_plain_peft(folder: Path, tmp_path: Path) ->
         assert_same(pack.left[name], oracle.tensors(), 1e-4)
 
 
+def test_rows_come_in_the_order_asked_for(folder: Path) -> None:
+    pack, lengths = make_pack(folder), [len(row["input_ids"]) for row in ROWS[2]]
+    spread, orders = {}, {}
+    for strategy in ("random", "sequential", "group_by_length"):
+        pack.join(make_job(strategy, 2, per_device_train_batch_size=8, train_sampling_strategy=strategy))
+        member = pack.members[strategy]
+        batches = []
+        for step in range(2 * member.per_epoch):
+            member.step = step
+            batches.append(member.next_rows())
+        epochs = [[row for batch in part for row in batch] for part in (batches[:9], batches[9:])]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(70))] * 2
+        assert (epochs[0] == epochs[1]) == (strategy == "sequential")
+        orders[strategy] = epochs[0]
+        spread[strategy] = sum(max(sizes) - min(sizes) for sizes in ([lengths[r] for r in b] for b in batches))
+    assert orders["sequential"] == list(range(70))
+    assert spread["group_by_length"] < 0.8 * spread["random"]
+
+
 # -------------------------------------------------------------------- what must not move
 
 

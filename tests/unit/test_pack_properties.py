@@ -51,6 +51,7 @@ JOBS = {
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             max_grad_norm=0.01,
+            train_sampling_strategy="group_by_length",
             seed=11,
         ),
     )
