@@ -2,17 +2,18 @@
 
 import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import ingress
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.bases import choose_base
+from ray_lora.serving.bases import choose_bases
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.places import absolute
 from ray_lora.store import open_store
@@ -22,31 +23,49 @@ if TYPE_CHECKING:
 
 
 def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: it must be the class, not its name
-    """The Serve application of an endpoint.
+    """The Serve application of an endpoint: a deployment a base; the first one, `Endpoint`, takes HTTP.
 
     Raises:
-        RecipeError, BaseModelError: before anything starts, when the base is not clear.
+        RecipeError, BaseModelError: before anything starts, when the bases are not clear.
     """
     from ray import serve
 
-    from ray_lora.serving.replica import Replica
+    from ray_lora.serving.replica import BaseReplica, Replica
 
     args = _settled(args)
-    threads = str(args.threads)
-    deployment: serve.Deployment = serve.deployment(name="Endpoint")(Replica).options(
-        num_replicas=args.num_replicas,
-        max_ongoing_requests=2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
-        graceful_shutdown_timeout_s=args.deadline_s + 5,
-        health_check_period_s=5,
-        ray_actor_options={
+    first, *more = args.bases
+    others = {
+        base.model: serve.deployment(name=f"Endpoint-{_word(base.model)}-{number}")(BaseReplica)
+        .options(**_options(args.alone(base)))
+        .bind(args.alone(base))
+        for number, base in enumerate(more, start=2)
+    }
+    ingress_args = args.alone(first)
+    return serve.deployment(name="Endpoint")(Replica).options(**_options(ingress_args)).bind(ingress_args, others)
+
+
+def _options(args: AppArgs) -> dict[str, Any]:
+    """What Serve is told of one base's deployment."""
+    count: dict[str, Any] = {"num_replicas": args.num_replicas}
+    if args.autoscaling is not None:  # a replica is busy when its batches are full
+        bounds = args.autoscaling.model_dump()
+        count = {"autoscaling_config": {**bounds, "target_ongoing_requests": args.max_batch_rows}}
+    env = {"OMP_NUM_THREADS": str(args.threads), "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+    return count | {
+        "max_ongoing_requests": 2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
+        "graceful_shutdown_timeout_s": args.deadline_s + 5,
+        "health_check_period_s": 5,
+        "ray_actor_options": {
             "num_cpus": args.num_cpus,
             "num_gpus": args.num_gpus,
-            "runtime_env": {
-                "env_vars": {"OMP_NUM_THREADS": threads, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-            },
+            "runtime_env": {"env_vars": env},
         },
-    )
-    return deployment.bind(args)
+    }
+
+
+def _word(model: str) -> str:
+    """A base's name, for a deployment's."""
+    return re.sub(r"\W+", "_", Path(model).name) or "base"
 
 
 def run(args: AppArgs, block: bool = True) -> str:
@@ -137,13 +156,15 @@ def _initialized() -> bool:
 
 
 def _settled(args: AppArgs) -> AppArgs:
-    """The arguments with folders made absolute and the base decided: a replica runs in another folder, maybe later."""
-    base = choose_base(args, open_store(args.store, args.tracking_uri))
-    base = absolute(base) if Path(base).expanduser().is_dir() else base
+    """The arguments with folders made absolute and the bases decided: a replica runs in another folder, maybe later."""
+    bases = choose_bases(args, open_store(args.store, args.tracking_uri))
+    found = {base.model: absolute(base.model) for base in bases if Path(base.model).expanduser().is_dir()}
+    bases = tuple(base.model_copy(update={"model": found.get(base.model, base.model)}) for base in bases)
     return args.model_copy(
         update={
             "store": absolute(args.store),
-            "base": base,
+            "base": None,
+            "bases": bases,
             "keys": args.keys and absolute(args.keys),
             "results": args.results and absolute(args.results),
         }

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ray_lora.recipe import Spec
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogRequests = Literal["none", "errors", "all"]
 
 
+class Autoscaling(Spec):
+    """Bounds of a deployment's replicas; Serve moves between them with the load."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(ge=1)
+
+
+class BaseArgs(Spec):
+    """One of several bases. What is null here is as the endpoint has it."""
+
+    model: str  # a packaged base, a hub id or a folder
+    dtype: Dtype | None = None
+    device: str | None = None
+    num_replicas: int | None = Field(default=None, ge=1)
+    autoscaling: Autoscaling | None = None
+    num_cpus: float | None = Field(default=None, ge=0)
+    num_gpus: float | None = Field(default=None, ge=0)
+    slots: int | None = Field(default=None, ge=1)
+
+
 class AppArgs(Spec):
-    """One endpoint: a store, its base and its limits."""
+    """One endpoint: a store, its bases and its limits."""
 
     store: str = "./store"  # a folder, s3://bucket/path, gs://bucket/path, or mlflow
     tracking_uri: str | None = None  # MLflow, for store=mlflow (null: MLFLOW_TRACKING_URI) and for results of trials
-    base: str | None = None  # a packaged base, a hub id or a folder; null: the one that the store's adapters name
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    base: str | None = None  # the only one: a packaged base, a hub id or a folder
+    bases: tuple[BaseArgs, ...] = ()  # or several, the first takes HTTP; neither: all that the store's adapters name
+    dtype: Dtype = "auto"
     device: str | None = None  # null: cuda where there is one, else cpu
     threads: int = Field(default=1, ge=1)  # that compute, in each replica
 
@@ -27,8 +49,9 @@ class AppArgs(Spec):
     port: int = Field(default=8000, ge=0, le=65535)
     log_requests: LogRequests = "none"  # of which requests a replica writes a line of JSON
     metrics_port: int | None = Field(default=None, ge=1, le=65535)  # where Ray is started here; null: a free one
-    num_replicas: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1, ge=0)
+    num_replicas: int = Field(default=1, ge=1)  # of each base
+    autoscaling: Autoscaling | None = None  # in place of num_replicas
+    num_cpus: float = Field(default=1, ge=0)  # of a replica
     num_gpus: float = Field(default=0, ge=0)
 
     slots: int = Field(default=32, ge=1)  # adapters in the engine at once
@@ -44,6 +67,26 @@ class AppArgs(Spec):
     max_waiting: int = Field(default=1024, ge=1)  # rows, of all adapters
     max_waiting_per_adapter: int = Field(default=512, ge=1)
     deadline_s: float = Field(default=30, gt=0)  # from arrival to answer
+
+    @field_validator("bases", mode="before")
+    @classmethod
+    def _by_name(cls, bases: object) -> object:
+        """`bases=minilm,smollm2` is how `serve run` and the command line say it."""
+        return [{"model": model} for model in bases.split(",")] if isinstance(bases, str) else bases
+
+    @model_validator(mode="after")
+    def _one_way(self) -> AppArgs:
+        models = [base.model for base in self.bases]
+        if self.base is not None and models:
+            raise ValueError("give base for one base or bases for several, not both")
+        if len(set(models)) < len(models):
+            raise ValueError(f"bases names a base twice: {', '.join(models)}")
+        return self
+
+    def alone(self, base: BaseArgs) -> AppArgs:
+        """The arguments of one base's replicas."""
+        own = {key: value for key, value in base if key != "model" and value is not None}
+        return self.model_copy(update={**own, "base": base.model, "bases": ()})
 
     @property
     def freshness_s(self) -> float:

@@ -1,20 +1,29 @@
-"""Which base an endpoint serves. Imports no torch: it also runs where an endpoint is started from."""
+"""Which bases an endpoint serves. Imports no torch: it also runs where an endpoint is started from."""
 
 from __future__ import annotations
 
 from ray_lora.errors import RecipeError
-from ray_lora.serving.args import AppArgs
+from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.store import Store
 
 
-def choose_base(args: AppArgs, store: Store) -> str:
-    """The base asked for, else the only one that the store's adapters name."""
+def choose_bases(args: AppArgs, store: Store) -> tuple[BaseArgs, ...]:
+    """The bases asked for, else all that the store's adapters name; one that has several names counts once.
+
+    Raises:
+        RecipeError: no base is given, and the store's adapters name none.
+    """
+    if args.bases:
+        return args.bases
     if args.base is not None:
-        return args.base
-    named = sorted({entry.base for entry in store.list() if entry.base})
-    if len(named) == 1:
-        return named[0]
-    found = (
-        f"its adapters name {len(named)} bases ({', '.join(named)})" if named else "it holds no adapter that names one"
-    )
-    raise RecipeError(f"which base to serve is not clear from the store {args.store!r}: {found}; give base=…")
+        return (BaseArgs(model=args.base),)
+    named: dict[str, str] = {}  # by fingerprint, else by name
+    for entry in store.list():
+        if entry.base and entry.base not in named.values():
+            named.setdefault(entry.base_fingerprint or entry.base, entry.base)
+    if not named:
+        raise RecipeError(
+            f"which base to serve is not clear from the store {args.store!r}: it holds no adapter that names one; "
+            "give base=…"
+        )
+    return tuple(BaseArgs(model=model) for model in sorted(named.values()))

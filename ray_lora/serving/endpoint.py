@@ -27,13 +27,15 @@ from ray_lora.serving.cache import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
+from ray_lora.serving.peers import Alone, Peers
 from ray_lora.serving.places import results_folder
 from ray_lora.serving.registry import Registry
+from ray_lora.serving.relay import ElsewhereError
 from ray_lora.serving.results import Results
 from ray_lora.serving.shadows import Shadows
 from ray_lora.serving.tally import Arm, Variant
 from ray_lora.serving.trace import current
-from ray_lora.store import Entry, Store
+from ray_lora.store import Entry, Store, steer
 from ray_lora.tasks import Features, Task
 
 BASE = "base"  # names the bare base in every endpoint
@@ -82,7 +84,8 @@ class Endpoint:
         self.results = Results(results_folder(args.store, store, args.results))
         self.shadows = Shadows(self.results, args.max_batch_rows)
         self.created = int(time.time())
-        self.withdrawn: set[str] = set()  # names that `unload` took away
+        self.peers: Peers = Alone(self)
+        self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     @property
@@ -95,46 +98,71 @@ class Endpoint:
         return ref in (BASE, self.base_id)
 
     async def resolve(self, ref: str) -> Entry:
-        """The entry a ref names now, of an adapter that this endpoint can serve.
+        """The entry a ref names now, of an adapter that this replica can serve.
 
         Raises:
             AdapterNotFoundError: the ref names nothing, or was unloaded.
-            BaseModelError: the adapter belongs to another base.
+            BaseModelError: the adapter belongs to a base that is not served.
+            ElsewhereError: it belongs to another base of this address.
         """
-        if self.names_base(ref):
-            raise DataError(f"{ref!r} is the bare base, which has no task; name an adapter (or ask /v1/embeddings)")
-        entry = await self.registry.resolve(ref)
-        if entry.name in self.withdrawn:
-            raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
-        if not self.fits(entry):
-            raise BaseModelError(
-                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
-                f"holds {self.base_id!r} ({self.machine.base.fingerprint[:12]}…); serve it on its own base"
-            )
+        entry = await self.entry_of(ref)
+        await self._check_home(entry)
         return entry
 
-    def fits(self, entry: Entry) -> bool:
-        """Whether the entry's base, where it says one, is the base here."""
-        return entry.base_fingerprint in (None, self.machine.base.fingerprint)
+    async def entry_of(self, ref: str) -> Entry:
+        """The entry a ref names now, of whichever base."""
+        if self.names_base(ref) or ref in self.peers.bases:
+            raise DataError(f"{ref!r} is a bare base, which has no task; name an adapter (or ask /v1/embeddings)")
+        entry = await self.registry.resolve(ref)
+        if entry.traffic.withdrawn:
+            raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
+        return entry
 
-    async def choose(self, ref: str, user: str | None = None) -> Choice:
-        """The version that answers this request: of a bare name by its split, the same one for the same user.
+    async def home_of(self, entry: Entry) -> str | None:
+        """The id of the base here that the entry's is; None: it is not served. Without a fingerprint the name decides.
 
         Raises:
-            AdapterNotFoundError, AdapterError, BaseModelError: see `resolve`.
+            BaseAwayError: a base that may be the one does not answer.
         """
-        entry = await self.resolve(ref)
+        if entry.base_fingerprint is None:
+            return entry.base if entry.base in self.peers.bases else self.base_id
+        if entry.base_fingerprint == self.machine.base.fingerprint:
+            return self.base_id
+        for base in self.peers.bases:
+            if await self.fingerprint_of(base) == entry.base_fingerprint:
+                return base
+        return None
+
+    async def describe(self) -> str:
+        """The base's fingerprint."""
+        return self.machine.base.fingerprint
+
+    async def fingerprint_of(self, base: str) -> str:
+        """The fingerprint of another base of this address."""
+        if base not in self._fingerprints:
+            self._fingerprints[base] = (await self.peers.tell(base, "describe"))[0]
+        return self._fingerprints[base]
+
+    async def choose(self, ref: str, user: str | None = None, version: int | None = None) -> Choice:
+        """The version that answers this request: of a bare name by its split, the same one for the same user.
+
+        `version` is what the split has chosen already, where another base's replica did so.
+
+        Raises:
+            AdapterNotFoundError, AdapterError, BaseModelError, ElsewhereError: see `resolve`.
+        """
+        entry = await self.entry_of(ref)
         if "@" in ref:
+            await self._check_home(entry)
             return Choice(entry, "explicit")
         traffic = entry.traffic
         shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
-        version = traffic.pick(entry.name, user)
-        if version is None:
-            return Choice(entry, "default", shadow)
-        if version != entry.version:
-            chosen = await self.resolve(f"{entry.name}@{version}")
+        version = traffic.pick(entry.name, user) if version is None else version
+        if version is not None and version != entry.version:
+            chosen = await self.entry_of(f"{entry.name}@{version}")
             entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
-        return Choice(entry, "split", shadow)
+        await self._check_home(entry, version)
+        return Choice(entry, "default" if version is None else "split", shadow)
 
     async def predict(
         self,
@@ -175,7 +203,7 @@ class Endpoint:
         with self.gate.enter(BASE, len(texts)):
             return await self._in_time(self._embed(list(texts)))
 
-    async def prewarm(self, ref: str, pinned: bool = False) -> Entry:
+    async def prewarm(self, ref: str, pinned: bool = False) -> None:
         """Bring an adapter into a slot (and keep it there) before anyone asks for it."""
         entry = await self.resolve(ref)
         if pinned:
@@ -183,27 +211,36 @@ class Endpoint:
         else:
             async with self._lease(entry):
                 pass
-        return entry
 
     async def publish(self, name: str, folder: Path) -> str:
         """Put a PEFT folder of this machine into the store as a new version; returns its ref."""
         entry = await asyncio.to_thread(lambda: self.registry.store.put(Adapter.load(folder), name))
         return entry.ref
 
-    def withdraw(self, entry: Entry) -> None:
-        """Serve this name no longer, until it is loaded again; requests in flight end as they began."""
-        self.withdrawn.add(entry.name)
+    async def withdraw(self, name: str, withdrawn: bool) -> None:
+        """Serve a name no longer, or again, on every replica; requests in flight end as they began.
+
+        The store remembers it, so that a replica that starts later knows too.
+        """
+        await asyncio.to_thread(self.registry.store.point, name, steer.withdraw(withdrawn))
+        await self.peers.tell(None, "renew", name if withdrawn else None)
+
+    async def renew(self, gone: str | None = None) -> None:
+        """Ask the store anew from here on, give what failed another chance, and let go of a name that is gone."""
+        self.registry.refresh()
+        self.cache.forget_failures()
         for resident in self.cache.residents():
-            if resident.entry.name == entry.name:
+            if resident.entry.name == gone:
                 self.cache.drop(resident.entry)
 
-    def status(self) -> dict[str, Json]:
+    async def status(self) -> dict[str, Json]:
         """What is in the slots, what waits, and counters since the start."""
         residents = [
             {"adapter": r.entry.ref, "slot": r.slot, "leases": r.leases, "pinned": r.pinned}
             for r in self.cache.residents()
         ]
         return {
+            "replica": self.results.replica,
             "base": self.base_id,
             "slots": self.args.slots,
             "residents": residents,
@@ -229,6 +266,17 @@ class Endpoint:
         self.registry.close()
         self.machine.close()
         self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+        home = await self.home_of(entry)
+        if home is None:
+            held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
+            raise BaseModelError(
+                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
+                f"holds {held}; serve it on its own base"
+            )
+        if home != self.base_id:
+            raise ElsewhereError(home, version)
 
     def _copy(self, choice: Choice, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> None:
         """Have the shadow, if there is one, answer the same for the record."""

@@ -14,6 +14,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, 
 from ray_lora.serving.endpoint import TooManyInputsError
 from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.keys import KeyMissingError, KeyScopeError
+from ray_lora.serving.relay import BaseAwayError
 from ray_lora.serving.results import UnknownRequestError
 from ray_lora.store import StoreAwayError
 
@@ -45,7 +46,7 @@ def of(error: RayLoraError) -> JSONResponse:
         return fault(401, str(error), "invalid_api_key", headers={"www-authenticate": "Bearer"})
     if isinstance(error, KeyScopeError):
         return fault(403, str(error), "forbidden")
-    if isinstance(error, (StoreAwayError, CapacityError)):
+    if isinstance(error, (StoreAwayError, BaseAwayError, CapacityError)):
         return fault(503, str(error), "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):
         return fault(404, str(error), "model_not_found", "model")

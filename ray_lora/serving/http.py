@@ -13,12 +13,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from ray_lora.adapter import CONFIG
-from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError
+from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
 from ray_lora.recipe import Json
 from ray_lora.serving import faults, schemas
 from ray_lora.serving.endpoint import BASE, Answer, Endpoint
 from ray_lora.serving.limits import BodyLimit
 from ray_lora.serving.page import add_page
+from ray_lora.serving.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.request_id import RequestId
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
@@ -32,6 +33,15 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     faults.install(app)
     app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
     app.add_middleware(RequestId, echo=echo_ids)
+
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ElsewhereError)
+        try:
+            return response_of(await endpoint.peers.ask(error.base, await asked_of(request, error.version)))
+        except RayLoraError as refused:
+            return faults.of(refused)
+
+    app.add_exception_handler(ElsewhereError, elsewhere)
     _add_answers(app, endpoint)
     _add_feedback(app, endpoint)
     _add_models(app, endpoint)
@@ -45,9 +55,10 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
 
     @app.get("/v1/status")
     async def status(request: Request) -> dict[str, Json]:
-        """What is in the slots of the replica that answers, what waits, and counters since its start."""
+        """What is in a replica's slots, what waits, counters since its start: of the one that answers, and `others`."""
         endpoint.keys.of(request.headers).check_admin()
-        return endpoint.status()
+        mine, everyone = await endpoint.status(), await endpoint.peers.tell(None, "status")
+        return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
 
     return app
 
@@ -56,7 +67,8 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/predict", response_model=schemas.PredictResponse)
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        choice = await endpoint.choose(_ref(endpoint, body.model, request), _user(body.user, request))
+        ref = _ref(endpoint, body.model, request)
+        choice = await endpoint.choose(ref, _user(body.user, request), _chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
         content = {
@@ -72,7 +84,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
         inputs = [body.input] if isinstance(body.input, str) else body.input
         ref = _ref(endpoint, body.model, request)
-        choice = await endpoint.choose(ref, _user(body.user, request))
+        choice = await endpoint.choose(ref, _user(body.user, request), _chosen(request))
         entry = choice.entry
         if entry.task is not None and not entry.task.type.endswith("-classification"):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
@@ -91,6 +103,8 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
     async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
         ref = _ref(endpoint, body.model, request)
+        if ref in endpoint.peers.bases:
+            raise ElsewhereError(ref)
         if not endpoint.names_base(ref):
             entry = await endpoint.resolve(ref)
             raise DataError(
@@ -118,13 +132,12 @@ def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
 
 
 def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
-    def card(entry: Entry, name: str, versions: Sequence[int]) -> schemas.ModelCard:
-        fits = endpoint.fits(entry)
+    def card(entry: Entry, name: str, versions: Sequence[int], home: str | None) -> schemas.ModelCard:
         return schemas.ModelCard(
             id=name,
             created=endpoint.created,
             root=entry.ref,
-            parent=endpoint.base_id if fits else entry.base,
+            parent=home or entry.base,
             task=entry.task.type if entry.task else None,
             version=entry.version,
             aliases=list(entry.aliases),
@@ -135,40 +148,38 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             split=entry.traffic.split,
             shadow=entry.traffic.shadow,
             share=None if entry.traffic.shadow is None else entry.traffic.share,
-            served=fits,
+            served=home is not None,
         )
 
-    def base_card() -> schemas.ModelCard:
-        return schemas.ModelCard(
-            id=endpoint.base_id,
-            created=endpoint.created,
-            root=endpoint.base_id,
-            parent=None,
-            sha256=endpoint.machine.base.fingerprint,
-        )
+    def base_card(base: str, fingerprint: str) -> schemas.ModelCard:
+        return schemas.ModelCard(id=base, created=endpoint.created, root=base, parent=None, sha256=fingerprint)
 
     @app.get("/v1/models")
     async def models(request: Request) -> schemas.ModelList:
         key = endpoint.keys.of(request.headers)
         versions: dict[str, list[Entry]] = {}
         for entry in await endpoint.registry.list():
-            if entry.name not in endpoint.withdrawn and key.may_use(entry.name):
+            if not entry.traffic.withdrawn and key.may_use(entry.name):
                 versions.setdefault(entry.name, []).append(entry)
-        cards = [base_card()]
+        cards = [base_card(endpoint.base_id, endpoint.machine.base.fingerprint)]
+        cards += [base_card(base, await endpoint.fingerprint_of(base)) for base in endpoint.peers.bases]
         for name, entries in versions.items():
             default = next((entry for entry in entries if CHAMPION in entry.aliases), entries[-1])
-            cards.append(card(default, name, [entry.version for entry in entries]))
+            home = await endpoint.home_of(default)
+            cards.append(card(default, name, [entry.version for entry in entries], home))
         return schemas.ModelList(data=cards)
 
     @app.get("/v1/models/{ref:path}")
     async def model(ref: str, request: Request) -> schemas.ModelCard:
         key = endpoint.keys.of(request.headers)
         if endpoint.names_base(ref):
-            return base_card()
+            return base_card(endpoint.base_id, endpoint.machine.base.fingerprint)
+        if ref in endpoint.peers.bases:
+            return base_card(ref, await endpoint.fingerprint_of(ref))
         key.check_adapter(ref.partition("@")[0])
         entry = await endpoint.resolve(ref)
         versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
-        return card(entry, ref, versions)
+        return card(entry, ref, versions, endpoint.base_id)
 
 
 def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
@@ -176,31 +187,29 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     async def load_lora_adapter(body: schemas.LoadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
         ref, name = body.lora_name, body.lora_name.partition("@")[0]
-        known = {entry.name for entry in await endpoint.registry.list()}
         if body.lora_path is not None:
             check_name(body.lora_name)
-            if name in known and name not in endpoint.withdrawn and not body.load_inplace:
+            held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
+            if name in held and not body.load_inplace:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
             ref = await endpoint.publish(name, _folder(body.lora_path))
-        endpoint.withdrawn.discard(name)
-        endpoint.registry.refresh()
-        endpoint.cache.forget_failures()
-        entry = await endpoint.prewarm(ref, body.pinned)
+        await endpoint.withdraw(name, False)
+        entry = await endpoint.entry_of(ref)
+        await endpoint.peers.tell(await endpoint.home_of(entry) or endpoint.base_id, "prewarm", ref, body.pinned)
         return f"Success: LoRA adapter '{entry.name}' added successfully."
 
     @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
-        entry = await endpoint.resolve(body.lora_name)
-        endpoint.withdraw(entry)
+        entry = await endpoint.entry_of(body.lora_name)
+        await endpoint.withdraw(entry.name, True)
         return f"Success: LoRA adapter '{entry.name}' removed successfully."
 
     @app.post("/v1/refresh")
     async def refresh(request: Request) -> dict[str, str]:
         """Ask the store anew from here on: what it said before this call is not used for any later request."""
         endpoint.keys.of(request.headers).check_admin()
-        endpoint.registry.refresh()
-        endpoint.cache.forget_failures()
+        await endpoint.peers.tell(None, "renew")
         return {"status": "ok"}
 
 
@@ -217,9 +226,15 @@ def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
     if not named:
         raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
     ref = named.pop()
-    if not endpoint.names_base(ref):
+    if not endpoint.names_base(ref) and ref not in endpoint.peers.bases:
         key.check_adapter(ref.partition("@")[0])
     return ref
+
+
+def _chosen(request: Request) -> int | None:
+    """The version that a split has chosen where this request came in; never a client's word."""
+    chosen: int | None = request.scope["state"].get("version")
+    return chosen
 
 
 def _user(given: str | None, request: Request) -> str | None:

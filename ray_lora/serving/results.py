@@ -44,7 +44,7 @@ class Results:
         self.folder = folder
         self.on_saved: Callable[[], None] = lambda: None  # called in a thread whenever the counts were written
         self.on_closed: Callable[[], None] = lambda: None  # and at the end
-        self._replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.replica = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._tallies: OrderedDict[Arm, Tally] = OrderedDict()
         self._ids: OrderedDict[str, Arm] = OrderedDict()
         self._log: IO[str] | None = None
@@ -124,20 +124,20 @@ class Results:
     def _write(self, text: str) -> None:
         def replace() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".{self._replica}.new"
+            temporary = self.folder / f".{self.replica}.new"
             temporary.write_text(text)
-            temporary.replace(self.folder / f"{self._replica}.jsonl")
+            temporary.replace(self.folder / f"{self.replica}.jsonl")
 
         self._try(replace)
         self.on_saved()
 
     def _append(self, line: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{self._replica}.feedback.jsonl").open("a") as file:
+        with (self.folder / f"{self.replica}.feedback.jsonl").open("a") as file:
             file.write(line)
 
     def _note(self, request_id: str, arm: Arm) -> None:
-        path = self.folder / f"{self._replica}.ids"
+        path = self.folder / f"{self.replica}.ids"
         if self._log is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             _tidy(self.folder)

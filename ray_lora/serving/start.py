@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ray_lora.base import load_base
+from ray_lora.errors import RecipeError
 from ray_lora.recipe import BaseSpec
 from ray_lora.serving.ab_runs import AbRuns
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.bases import choose_base
+from ray_lora.serving.bases import choose_bases
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.machine import Machine, pick_device
 from ray_lora.store import open_store
@@ -19,13 +20,18 @@ def start_endpoint(args: AppArgs) -> Endpoint:
     """Load the base and be ready for requests.
 
     Raises:
-        RecipeError: no base is given and the store's adapters do not agree on one; MLflow's address cannot be one.
+        RecipeError: no base is given and the store's adapters name none or several; MLflow's address cannot be one.
         BaseModelError: the base cannot be loaded.
     """
     torch.set_num_threads(args.threads)
     store = open_store(args.store, args.tracking_uri)
     uri = getattr(store, "tracking_uri", None) or (args.tracking_uri and address(args.tracking_uri))
-    base = load_base(BaseSpec(model=choose_base(args, store), dtype=args.dtype), pick_device(args.device))
+    bases = choose_bases(args, store)
+    if len(bases) > 1:
+        named = ", ".join(base.model for base in bases)
+        raise RecipeError(f"one process holds one base, and these are several: {named}; give base=… or use build_app")
+    args = args.alone(bases[0])
+    base = load_base(BaseSpec(model=bases[0].model, dtype=args.dtype), pick_device(args.device))
     machine = Machine(base, store, slots=args.slots, max_rank=args.max_rank, embeddings=args.embeddings)
     endpoint = Endpoint(machine, store, args)
     if uri is not None:

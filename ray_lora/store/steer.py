@@ -78,6 +78,11 @@ def promote(version: int) -> Change:
     return change
 
 
+def withdraw(withdrawn: bool) -> Change:
+    """Have endpoints serve the name no longer, or again."""
+    return lambda held: replace(held, traffic=held.traffic.model_copy(update={"withdrawn": withdrawn}))
+
+
 def rollback(held: Pointers) -> Pointers:
     """Make that version the champion which answered before the last promotion, and end the split.
 

@@ -24,6 +24,7 @@ class Traffic(Spec):
     shadow: int | None = None  # a version that answers a copy of the requests, for the record only
     share: float = Field(default=1.0, gt=0, le=1)  # of the requests that are copied to the shadow
     began: str = ""  # when these versions were put on trial, ISO 8601 in UTC; names the trial
+    withdrawn: bool = False  # unloaded: endpoints do not serve the name until it is loaded again
     previous: tuple[int, ...] = ()  # what answered before each promotion, the last one last
 
     @field_validator("split")

@@ -1,0 +1,96 @@
+"""One HTTP request handed from the process that got it to the one whose base it is for. Knows no Ray and no routes.
+
+Whoever finds that another base is to answer raises ElsewhereError; the app then relays the request as it came, and the
+answer as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message
+
+from ray_lora.errors import RayLoraError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class ElsewhereError(RayLoraError):
+    """Another base of this address is to answer, with this version where a split has chosen one."""
+
+    def __init__(self, base: str, version: int | None = None) -> None:
+        super().__init__(base, version)
+        self.base, self.version = base, version
+
+
+class BaseAwayError(RayLoraError, ConnectionError):
+    """A base of this address does not answer now. Trying again later may help."""
+
+
+class Asked(NamedTuple):
+    """A request."""
+
+    method: str
+    path: bytes
+    query: bytes
+    headers: Headers
+    body: bytes
+    version: int | None  # of a name that is split: the version that was chosen
+
+
+class Told(NamedTuple):
+    """An answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+async def asked_of(request: Request, version: int | None) -> Asked:
+    """The request, to be sent on; with the id that it has here."""
+    scope = request.scope
+    identity = (b"x-request-id", request.state.request_id.encode())
+    headers = [*(header for header in scope["headers"] if header[0] != identity[0]), identity]
+    path = scope.get("raw_path") or scope["path"].encode()
+    return Asked(scope["method"], path, scope["query_string"], headers, await request.body(), version)
+
+
+async def ask(app: ASGIApp, asked: Asked) -> Told:
+    """What an app of this process answers."""
+    told: list[Message] = []
+    bodies = [asked.body]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bodies.pop()} if bodies else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "method": asked.method,
+        "path": asked.path.decode("utf-8", "replace"),
+        "raw_path": asked.path,
+        "root_path": "",
+        "query_string": asked.query,
+        "headers": list(asked.headers),
+        "client": None,
+        "server": None,
+        "state": {"version": asked.version},
+    }
+    await app(scope, receive, send)
+    start, *rest = told
+    return Told(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
+
+
+def response_of(told: Told) -> Response:
+    """The answer, as it came."""
+    response = Response(told.body, told.status)
+    response.raw_headers = [(key, value) for key, value in told.headers if key != b"x-request-id"]
+    return response
