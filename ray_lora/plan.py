@@ -25,8 +25,9 @@ from ray_lora.errors import CapacityError, RecipeError
 from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec
 from ray_lora.tasks import build_task
 
-_MAX_SLOTS = {"cpu": 16, "cuda": 64}
-_MAX_ROWS = {"cpu": 64, "cuda": 512}
+_MAX_SLOTS = 64
+_MAX_ROWS = {"cpu": 64, "cuda": 512}  # of one pass: more fill the device no better
+_BATCH = "training.per_device_train_batch_size"
 _SHARE = 0.8  # of the free memory that a plan may use
 
 
@@ -90,7 +91,9 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     pass_bytes = _activations(base, task, _MAX_ROWS[device]) * width
     free = _free_memory(device)
     fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
-    wanted = recipe.scaling.slots or min(_MAX_SLOTS[device], most_slots or _MAX_SLOTS[device])
+    batch = min([recipe.training.per_device_train_batch_size, *choices(recipe, _BATCH)])
+    filling = -(-_MAX_ROWS[device] // batch)  # adapters whose batches fill a pass
+    wanted = recipe.scaling.slots or min(filling, _MAX_SLOTS, most_slots or _MAX_SLOTS)
     if fits < (recipe.scaling.slots or 1):
         least = recipe.scaling.slots or 1
         needed = base_bytes + pass_bytes + least * slot_bytes
