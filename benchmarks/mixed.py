@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name:36s} {value:8.2f}")
     print(drift)
     result = {"threads": asked.threads, "milliseconds": ms, "ratios": ratios, "drift": drift}
-    print(write("mixed", {"what": __doc__, **result}))
+    print(write("mixed" if asked.threads == 1 else f"mixed-{asked.threads}-threads", {"what": __doc__, **result}))
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -4,9 +4,9 @@
 
 Both sides: MiniLM, the same rows in the same order, two epochs, batch 16, linear schedule with 10% warm-up, AdamW,
 float32, one thread. LoRA at the default rate 1e-3, rank 8 on all linear layers; full fine-tuning at the better of two
-rates, chosen on the validation rows of tweets with seed 0. All seeds of one domain's LoRA train in one pack; `seconds_alone` is one
-adapter by itself. Seconds are processor seconds of the one thread. Scores are accuracy on test rows. A killed run goes
-on with the domains that are missing.
+rates, chosen on the validation rows of tweets with seed 0. All seeds of one domain's LoRA train in one pack;
+`seconds_alone` is one adapter by itself. Seconds are processor seconds of the one thread. Scores are accuracy on test
+rows. A killed run goes on with the domains that are missing.
 """
 
 from __future__ import annotations
