@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -33,13 +35,14 @@ class Served:
         self.args = AppArgs(
             store=str(root / "store"), dtype="float32", slots=2, max_rank=8, port=0, num_replicas=2, num_cpus=0.5
         )
+        self.folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")  # of its Ray; sockets need a short one
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.ray.served", self.args.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            env={n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"} | {"RAY_TMPDIR": self.folder},
         )
         self.address = self.said()
 
@@ -76,6 +79,7 @@ class Served:
 
     def close(self) -> None:
         self.process.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Load:
