@@ -10,15 +10,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.endpoint import NAMES, write_store
 from benchmarks.machine import write
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
-from ray_lora.recipe import BaseSpec
 from ray_lora.serving import AppArgs
 from ray_lora.serving.ingress import SETTINGS, free_port
 
@@ -34,30 +33,10 @@ function zipf()
 end
 wrk.headers["content-type"] = "application/json"
 function request()
-  local body = string.format('{"model": "a%%d", "inputs": "what a lovely day to go to the cinema"}', %s)
+  local body = string.format('{"model": "a%%04d", "inputs": "what a lovely day to go to the cinema"}', %s - 1)
   return wrk.format("POST", "/v1/predict", nil, body)
 end
 """
-
-
-def make_store(folder: Path) -> None:
-    """Random adapters of rank 8 on all linear layers of MiniLM, two labels each."""
-    import torch
-
-    from ray_lora.engine import AdapterEngine, HeadSpec
-    from ray_lora.recipe import LoraSpec
-
-    base = load_base(BaseSpec(model="minilm"))
-    engine = AdapterEngine(base, slots=1, train=True)
-    head = HeadSpec("AutoModelForSequenceClassification", 2)
-    for number in range(1, ADAPTERS + 1):
-        slot = engine.init(LoraSpec(r=8, target_modules="all-linear"), head, seed=number, peft_type="SEQ_CLS")
-        draw = torch.Generator().manual_seed(number)
-        values = {key: 0.05 * torch.randn(value.shape, generator=draw) for key, value in engine.read(slot).items()}
-        engine.write(slot, values)
-        adapter: Adapter = engine.export(slot)
-        adapter.save(folder / f"a{number}")
-        engine.evict(slot)
 
 
 def measure(store: Path, balance: str, draw: str) -> dict[str, Any]:
@@ -97,8 +76,6 @@ def measure(store: Path, balance: str, draw: str) -> dict[str, Any]:
 
 def counters(port: int) -> dict[str, float]:
     """Sums over replicas; waits until what was counted stands on the page."""
-    import time
-
     time.sleep(15)
     page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     return {
@@ -109,7 +86,7 @@ def counters(port: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        make_store(Path(folder))
+        write_store(Path(folder), NAMES[:ADAPTERS])
         results = {
             traffic: {name: measure(Path(folder), balance, draw) for name, balance in BALANCE.items()}
             for traffic, draw in TRAFFIC.items()
