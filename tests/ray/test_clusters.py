@@ -110,23 +110,20 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     nodes = Nodes(root)
     try:
         nodes.deploy(2)
-        with httpx.Client(base_url=nodes.address, timeout=None) as client:
-            while len(residents(client)) < 2:
-                assert all(process.poll() is None for process in nodes.processes)
+        known: set[str] = set()
+        while len(known) < 2:  # HAProxy gives requests without a body to the replicas in turn, once it knows both
+            assert all(process.poll() is None for process in nodes.processes)
+            with contextlib.suppress(httpx.TransportError):
+                response = httpx.get(f"{nodes.address}/v1/status", timeout=None)
+                known |= {response.json()["replica"]} if response.status_code == 200 else set()
         yield nodes
     finally:
         nodes.close()
 
 
 def residents(client: httpx.Client) -> dict[str, set[str]]:
-    """The adapters in the slots of each replica; nothing while none answers."""
-    try:
-        response = client.get("/v1/status")
-    except httpx.TransportError:
-        return {}
-    if response.status_code != 200:
-        return {}
-    status = response.json()
+    """The adapters in the slots of each replica."""
+    status = client.get("/v1/status").json()
     return {
         told["replica"]: {resident["adapter"] for resident in told["residents"]} for told in (status, *status["others"])
     }
