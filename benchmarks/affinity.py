@@ -67,8 +67,8 @@ def measure(store: Path, balance: str, draw: str) -> dict[str, Any]:
     asked = counted["hits"] + counted["misses"]
     return {
         "requests_per_s": float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0]),
-        "p50": re.findall(r"50%\s+(\S+)", said)[0],
-        "p99": re.findall(r"99%\s+(\S+)", said)[0],
+        "p50": re.findall(r"^\s+50%\s+(\S+)", said, re.M)[0],
+        "p99": re.findall(r"^\s+99%\s+(\S+)", said, re.M)[0],
         "errors": re.findall(r"Non-2xx or 3xx responses: (\d+)", said),
         "missed_slots": round(counted["misses"] / asked, 4),
     }
