@@ -198,6 +198,24 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(world: Path, tab: Any, tmp_p
         expect(tab.get_by_role("dialog")).to_be_visible()  # forgotten
 
 
+def test_every_replica_s_cache_is_shown(world: Path, tab: Any) -> None:
+    from playwright.sync_api import expect
+
+    def two(route: Any) -> None:
+        mine = route.fetch().json()
+        resident = {"adapter": "elsewhere@7", "slot": 1, "leases": 2, "pinned": False}
+        route.fulfill(json=mine | {"others": [mine | {"replica": "other-one", "residents": [resident]}]})
+
+    with serving(world) as address:
+        tab.route("**/v1/status", two)
+        tab.goto(address)
+        expect(tab.locator("#cache-note")).to_have_text("2 replicas")
+        expect(tab.get_by_role("region", name="Adapters in slots of replica other-one")).to_contain_text("elsewhere@7")
+        expect(tab.locator("#cache .slots li.busy")).to_have_count(1)
+        tab.unroute_all()
+    assert tab.wrong == []
+
+
 def test_the_keyboard_reaches_everything_and_everything_has_a_name(world: Path, tab: Any) -> None:
     from playwright.sync_api import expect
 
