@@ -67,6 +67,7 @@ class Coordinator:
         self._saves: set[str] = set()
         self._closing = False
         self._error: str | None = None
+        self._seconds: dict[str, float] = {}
 
     # ---------------------------------------------------------------- for trainers and trials
 
@@ -117,6 +118,10 @@ class Coordinator:
         """All records, the log lines after cursor `after`, and the new cursor."""
         return list(self.records.values()), self._logs[after:], len(self._logs)
 
+    async def seconds(self) -> dict[str, float]:
+        """Seconds that the packs' first workers spent, by what on; of packs that have ended."""
+        return self._seconds
+
     # ---------------------------------------------------------------- for packs
 
     async def sync(self, pack: str, reports: Sequence[Report], held: dict[str, int], free: int) -> Orders:
@@ -143,6 +148,11 @@ class Coordinator:
         """These jobs' states were written on request."""
         self._saves -= set(names)
         await self._notify()
+
+    async def spent(self, seconds: dict[str, float]) -> None:
+        """What a pack that ends has spent its time on."""
+        for what, value in seconds.items():
+            self._seconds[what] = self._seconds.get(what, 0.0) + value
 
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]

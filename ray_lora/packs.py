@@ -177,6 +177,7 @@ class PackRun:
         self._watch.join()
         if self.error is not None:
             raise self.error
+        self.seconds = ray.get(self.coordinator.seconds.remote())
         return self.records
 
     def _run(self, number: int) -> None:
@@ -199,10 +200,7 @@ class PackRun:
             run_config=self._ray_config(number),
         )
         try:
-            result = trainer.fit()
-            for name, value in (result.metrics or {}).items():
-                name = name.removeprefix("seconds_")
-                self.seconds[name] = self.seconds.get(name, 0.0) + float(value)
+            trainer.fit()
         except Exception as error:  # the thread hands it to finish(); trials that wait must learn of it now
             self.error = error
             ray.get(self.coordinator.fail.remote(f"pack {number} failed: {error}"))

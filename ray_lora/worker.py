@@ -70,7 +70,8 @@ def run_worker(config: dict[str, PackConfig]) -> None:
         if pack.members:
             reports += pack.step()
         seconds["step"] += time.perf_counter() - at
-    ray.train.report({f"seconds_{name}": value for name, value in (seconds | pack.seconds).items()})
+    if rank == 0:
+        ray.get(told.coordinator.spent.remote(seconds | pack.seconds))
 
 
 def _orders(told: PackConfig, pack: Pack, reports: list[Report]) -> Orders:

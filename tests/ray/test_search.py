@@ -48,6 +48,7 @@ def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_
     assert len(tuner.summary.plots) == 2
     assert tuner.summary.best is not None
     assert tuner.summary.best.metrics["accuracy"] > 0.5
+    assert all(tuner.costs[what] > 0 for what in ("load", "wait", "forward", "backward", "optimizer", "evaluate"))
 
 
 @pytest.mark.usefixtures("cluster")
