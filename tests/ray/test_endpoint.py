@@ -123,10 +123,11 @@ def test_the_builder_takes_what_serve_run_gives_it(world: Path) -> None:
         build_app(AppArgs(store=str(world / "nothing")))
 
 
-def test_the_yaml_fits_serve_s_schema_and_our_arguments() -> None:
+@pytest.mark.parametrize("name", ["endpoint.yaml", "bases.yaml"])
+def test_the_yaml_fits_serve_s_schema_and_our_arguments(name: str) -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    tree = yaml.safe_load((Path(__file__).parents[2] / "serve_apps" / "endpoint.yaml").read_text())
+    tree = yaml.safe_load((Path(__file__).parents[2] / "serve_apps" / name).read_text())
     application = ServeDeploySchema.model_validate(tree).applications[0]
     AppArgs.model_validate(application.args)
     module, _, builder = application.import_path.partition(":")
