@@ -69,7 +69,8 @@ class Expert:
             texts, names, futures = zip(*batch, strict=True)
             rows = await loop.run_in_executor(self.thread, self.compute, list(texts), list(names))
             for future, row in zip(futures, rows, strict=True):
-                future.set_result(row)
+                if not future.done():  # else its client has gone
+                    future.set_result(row)
 
     def compute(self, texts: list[str], names: list[str]) -> Any:
         import torch
