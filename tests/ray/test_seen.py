@@ -19,7 +19,7 @@ from tests.unit.serving_world import make_adapter, make_base
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(fresh_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ray import serve
 
     root = tmp_path_factory.mktemp("seen")
