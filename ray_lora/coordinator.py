@@ -44,6 +44,8 @@ class Record:
     ended: float | None = None
     steps_at_start: int = 0
     inbox: deque[dict[str, Any]] = field(default_factory=deque)  # evaluations that nobody has fetched yet
+    followed: bool = False  # somebody decides after each evaluation whether the job goes on
+    held: bool = False  # it has reported and nobody has asked for more yet
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ class Orders:
     join: tuple[Job, ...] = ()
     leave: tuple[str, ...] = ()
     save: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()  # members that make no step until somebody has decided on their last evaluation
     close: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do but steps."""
+        return not (self.join or self.leave or self.save or self.close)
 
 
 class Coordinator:
@@ -71,17 +79,24 @@ class Coordinator:
 
     # ---------------------------------------------------------------- for trainers and trials
 
-    async def submit(self, job: Job, config: dict[str, Any]) -> None:
-        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint."""
+    async def submit(self, job: Job, config: dict[str, Any], followed: bool = False) -> None:
+        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint.
+
+        Args:
+            followed: after each evaluation the job makes no step until `next_evaluation` is asked for again.
+        """
         record = self.records.get(job.name)
         if record is not None and record.status in ("waiting", "running"):
             raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
-        self.records[job.name] = Record(job, config)
+        self.records[job.name] = Record(job, config, followed=followed)
         await self._notify()
 
     async def next_evaluation(self, name: str) -> dict[str, Any]:
         """The job's next evaluation; waits for it. `{"error": ...}` once the job has failed."""
         record = self.records[name]
+        if record.held and not record.inbox:  # what it reported was looked at, and it may go on
+            record.held = False
+            await self._notify()
         await self._until(
             lambda: bool(record.inbox) or record.status not in ("waiting", "running") or self._error is not None
         )
@@ -134,9 +149,9 @@ class Coordinator:
         if reports:
             await self._notify()
         orders = self._orders(pack, held, free)
-        if not held and orders == Orders():
+        if orders.idle and set(held) == set(orders.hold):
             with contextlib.suppress(asyncio.TimeoutError):  # an idle pack asks again
-                await asyncio.wait_for(self._until(lambda: self._orders(pack, held, free) != Orders()), _IDLE_S)
+                await asyncio.wait_for(self._until(lambda: self._orders(pack, held, free) != orders), _IDLE_S)
             orders = self._orders(pack, held, free)
         for job in orders.join:
             record = self.records[job.name]
@@ -163,7 +178,8 @@ class Coordinator:
         join += waiting[: min(share, free + len(leave) - len(join))]
         save = tuple(name for name in held if name in self._saves and name not in leave)
         close = self._closing and not join and not waiting and not (set(held) - set(leave))
-        return Orders(tuple(join), leave, save, close)
+        hold = tuple(name for name in held if name not in leave and self.records[name].held)
+        return Orders(tuple(join), leave, save, hold, close)
 
     def _take(self, report: Report) -> None:
         record = self.records.get(report.job)
@@ -179,6 +195,7 @@ class Coordinator:
             self._logs.append({"job": report.job, "step": report.step, "time": time.time(), "metrics": metrics})
         if report.metrics is not None or (report.done and not record.metrics):
             record.metrics = report.metrics or {}
+            record.held = record.followed
             record.inbox.append(
                 metrics | {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
             )

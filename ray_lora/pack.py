@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,9 +129,13 @@ class Pack:
 
     # ---------------------------------------------------------------- one step for all
 
-    def step(self) -> list[Report]:
-        """Train every member one optimizer step on its own next batch; evaluate and save those that are due."""
-        members = list(self.members.values())
+    def step(self, hold: Collection[str] = ()) -> list[Report]:
+        """Train every member one optimizer step on its own next batch; evaluate and save those that are due.
+
+        Args:
+            hold: names of members that make no step this time.
+        """
+        members = [member for name, member in self.members.items() if name not in hold]
         rates = {member.slot: self.optimizer.rate(member.slot) for member in members}
         # a job whose last checkpoint was its last step has only its evaluation left
         training = [member for member in members if member.step < member.total]

@@ -74,7 +74,7 @@ class PackTrial(Trainable):
 
     def _join(self, config: Mapping[str, Any]) -> None:
         job = job_of(self.trial_id, self._recipe, config, self._task)
-        ray.get(self._coordinator.submit.remote(job, flat(config)))
+        ray.get(self._coordinator.submit.remote(job, flat(config), followed=True))
         self._joined = job.name
 
 

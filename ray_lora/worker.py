@@ -67,8 +67,8 @@ def run_worker(config: dict[str, PackConfig]) -> None:
         reports = _follow(told, pack, orders)
         seconds["join"] += time.perf_counter() - at
         at = time.perf_counter()
-        if pack.members:
-            reports += pack.step()
+        if len(pack.members) > len(orders.hold):
+            reports += pack.step(orders.hold)
         seconds["step"] += time.perf_counter() - at
     if rank == 0:
         ray.get(told.coordinator.spent.remote(seconds | pack.seconds))

@@ -30,9 +30,9 @@ def test_two_workers_on_shards_give_the_losses_of_one(tiny_bert_folder: Path, tm
     one = tiny_recipe(tiny_bert_folder, tmp_path, training__train_sampling_strategy="group_by_length")
     two = one.override({"name": "two", "training.per_device_train_batch_size": 4})
     LoraTrainer(two, scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}), quiet=True).fit()
-    single, _ = alone(one, tmp_path / "alone")
+    single, adapter = alone(one, tmp_path / "alone")
     assert len(single) == 24
-    assert single[-1] < single[0]
+    assert all(tensor.abs().max() > 1e-3 for name, tensor in adapter.tensors.items() if "lora_B" in name)  # it trained
     assert losses(tmp_path / "runs/two", "two") == pytest.approx(single, abs=1e-4)
 
 
