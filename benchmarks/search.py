@@ -1,15 +1,18 @@
 """Makespan of a 16-configuration search on two cores, against plain Ray Tune with one PEFT + HF Trainer trial a
 process.
 
-    python -m benchmarks.search [--side both|ours|plain] [--asha]
+    python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha]
 
 MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4,
 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last
 trial's end.
 
-The other side is written as Ray's and PEFT's documentation have it, with what is fastest for it here: one CPU a trial
-and two at a time, one thread each, dynamic padding, bf16 autocast. Both sides read the same files and draw batches of
-like lengths (`group_by_length`).
+The other side is written as Ray's and PEFT's documentation have it: one CPU a trial and two at a time, one thread each,
+dynamic padding, bf16 autocast. With `--order grouped` both sides draw batches of like lengths (`group_by_length`), which
+is the fastest setting the other side has; with `--order random` both draw them as Trainer does by default.
+
+`cost` is where our seconds went: of the packs' first workers by what they did (`packs`), and processor seconds of every
+process (`processors`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import ray
 from ray import tune
 
 from benchmarks.machine import RESULTS, write
+from benchmarks.processes import ProcessorTime
 from ray_lora.base import locate
 from ray_lora.recipe import Recipe
 
@@ -39,16 +43,18 @@ LABELS = ("negative", "positive")
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--side", choices=("both", "ours", "plain"), default="both")
+    options.add_argument("--order", choices=("grouped", "random"), default="grouped")
     options.add_argument("--asha", action="store_true")
     asked = options.parse_args()
-    name = "search-asha" if asked.asha else "search"
+    order = "group_by_length" if asked.order == "grouped" else "random"
+    name = "search" + ("-random" if order == "random" else "") + ("-asha" if asked.asha else "")
     path = RESULTS / f"{name}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() and asked.side != "both" else {}
     result.pop("machine", None)
     for side, measure in (("ours", ours), ("plain", plain)):
         if asked.side in ("both", side):
             ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-            result[side] = measure(asked.asha)
+            result[side] = measure(asked.asha, order)
             ray.shutdown()
             print(side, round(result[side]["seconds"], 1), "s", flush=True)
     if "ours" in result and "plain" in result:
@@ -57,7 +63,7 @@ def main() -> None:
     print(write(name, {"what": __doc__, **result}))
 
 
-def ours(asha: bool) -> dict[str, Any]:
+def ours(asha: bool, order: str) -> dict[str, Any]:
     from ray_lora.search import LoraTuner
 
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +72,7 @@ def ours(asha: bool) -> dict[str, Any]:
                 "name": "benchmark",
                 "task": {"labels": list(LABELS), "max_length": 128},
                 "data": {"train": TRAIN, "validation": VALIDATION},
-                "training": {"train_sampling_strategy": "group_by_length"},
+                "training": {"train_sampling_strategy": order},
                 "search": {"scheduler": "asha" if asha else "fifo"},
                 "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
                 "output_dir": folder,
@@ -74,19 +80,20 @@ def ours(asha: bool) -> dict[str, Any]:
         )
         space = {"lora.r": tune.grid_search(list(RANKS)), "training.learning_rate": tune.grid_search(list(RATES))}
         tuner = LoraTuner(recipe, param_space=space, quiet=True)
-        tuner.fit()
+        with ProcessorTime() as used:
+            tuner.fit()
         trials = [
             {"r": t.config["lora.r"], "learning_rate": t.config["training.learning_rate"], **scores(t.metrics)}
             for t in tuner.summary.trials
         ]
-        return {"seconds": tuner.seconds, "cost": tuner.costs, "trials": trials}
+        return {"seconds": tuner.seconds, "cost": {"packs": tuner.costs, "processors": used.seconds}, "trials": trials}
 
 
 def scores(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics.get(name) for name in ("accuracy", "epoch")}
 
 
-def plain(asha: bool) -> dict[str, Any]:
+def plain(asha: bool, order: str) -> dict[str, Any]:
     started = time.perf_counter()
     scheduler = tune.schedulers.ASHAScheduler(max_t=10_000, grace_period=1) if asha else None
     tuner = tune.Tuner(
@@ -95,6 +102,7 @@ def plain(asha: bool) -> dict[str, Any]:
             "r": tune.grid_search(list(RANKS)),
             "learning_rate": tune.grid_search(list(RATES)),
             "base": str(locate("minilm")),
+            "order": order,
             "train": str(Path(TRAIN).resolve()),
             "validation": str(Path(VALIDATION).resolve()),
         },
@@ -159,7 +167,7 @@ def plain_trial(config: dict[str, Any]) -> None:
             report_to="none",
             use_cpu=True,
             bf16=True,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy=config["order"],
             disable_tqdm=True,
         ),
         train_dataset=encoded["train"],

@@ -21,7 +21,8 @@ from ray_lora.errors import CapacityError
 from ray_lora.job import Job, Report
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
-_IDLE_S = 1.0  # how long an idle pack waits in one sync
+_IDLE_S = 1.0  # how long a pack without work waits in one sync
+_GATHER_S = 1.0  # how long one with work waits for members on hold and for jobs to come, to step with all together
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Coordinator:
         self.records: dict[str, Record] = {}
         self._changed = asyncio.Condition()
         self._logs: list[dict[str, Any]] = []
-        self._packs: dict[str, float] = {}  # pack -> when it last synced
+        self._packs: dict[str, float] = {}  # pack -> when one of its jobs last ended, 0.0 at first
         self._saves: set[str] = set()
         self._closing = False
         self._error: str | None = None
@@ -108,7 +109,7 @@ class Coordinator:
         """Take a job out; its slot goes to the next one. Nothing happens when it has ended."""
         record = self.records.get(name)
         if record is not None and record.status in ("waiting", "running"):
-            record.status, record.ended = "stopped", time.time()
+            self._end(record, "stopped")
             await self._notify()
 
     async def checkpoint(self, name: str) -> int:
@@ -141,18 +142,15 @@ class Coordinator:
 
     async def sync(self, pack: str, reports: Sequence[Report], held: dict[str, int], free: int) -> Orders:
         """Bring a step's reports and what the pack holds (job -> slot); take away what to do next."""
-        self._packs[pack] = time.time()
+        self._packs.setdefault(pack, 0.0)
         for report in reports:
             self._take(report)
         for name, slot in held.items():
             self.records[name].slot = slot
         if reports:
             await self._notify()
+        await self._gather(pack, held, free)
         orders = self._orders(pack, held, free)
-        if orders.idle and set(held) == set(orders.hold):
-            with contextlib.suppress(asyncio.TimeoutError):  # an idle pack asks again
-                await asyncio.wait_for(self._until(lambda: self._orders(pack, held, free) != orders), _IDLE_S)
-            orders = self._orders(pack, held, free)
         for job in orders.join:
             record = self.records[job.name]
             record.status, record.pack = "running", pack
@@ -168,6 +166,28 @@ class Coordinator:
         """What a pack that ends has spent its time on."""
         for what, value in seconds.items():
             self._seconds[what] = self._seconds.get(what, 0.0) + value
+
+    async def _gather(self, pack: str, held: dict[str, int], free: int) -> None:
+        """Wait, for a moment, until the pack's next step is worth taking.
+
+        Members of one pace fill a pass best, so a pack waits for those on hold, and for the jobs that follow on those
+        that have just ended. Without anything to do it waits for something.
+        """
+        orders = self._orders(pack, held, free)
+        works = len(held) > len(orders.hold) or bool(orders.join)
+
+        def ready() -> bool:
+            now = self._orders(pack, held, free)
+            if now.leave or now.save or now.close:
+                return True
+            if not held and not now.join:
+                return False
+            vacant = free > len(now.join) and not self._closing
+            lately = time.monotonic() - self._packs[pack] < _GATHER_S
+            return not now.hold and not (vacant and lately)
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until(ready), _GATHER_S if works else _IDLE_S)
 
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]
@@ -200,9 +220,15 @@ class Coordinator:
                 metrics | {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
             )
         if report.error is not None:
-            record.status, record.error, record.ended = "failed", report.error, time.time()
+            record.error = report.error
+            self._end(record, "failed")
         elif report.done:
-            record.status, record.ended = "finished", time.time()
+            self._end(record, "finished")
+
+    def _end(self, record: Record, status: Status) -> None:
+        record.status, record.ended = status, time.time()
+        if record.pack is not None:
+            self._packs[record.pack] = time.monotonic()
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         async with self._changed:

@@ -1,0 +1,130 @@
+"""What a pack is told to do: whom to take, whom to wait for, and that nothing of it outlives a killed pack."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from ray_lora import coordinator as module
+from ray_lora.coordinator import Coordinator, Orders
+from ray_lora.errors import CapacityError
+from ray_lora.job import Job, Report
+from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+
+
+def job(name: str) -> Job:
+    return Job(name, "data", TaskSpec(labels=("no", "yes")), LoraSpec(), TrainingSpec())
+
+
+def evaluated(name: str, step: int, done: bool = False) -> Report:
+    return Report(name, step, 10, step / 5, loss=0.5, metrics={"accuracy": 0.5}, saved=True, done=done)
+
+
+def asynchronous(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    @wraps(test)
+    def run() -> None:
+        asyncio.run(test())  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_IDLE_S", 0.05)
+    monkeypatch.setattr(module, "_GATHER_S", 0.2)
+
+
+async def started(*names: str, followed: bool = True) -> Coordinator:
+    """A coordinator whose pack holds these jobs in slots 1, 2, …"""
+    made = Coordinator()
+    for name in names:
+        await made.submit(job(name), {}, followed=followed)
+    orders = await made.sync("pack-0", [], {}, len(names))
+    assert [joined.name for joined in orders.join] == list(names)
+    return made
+
+
+@asynchronous
+async def test_a_followed_job_makes_no_step_until_it_is_asked_for_more() -> None:
+    made = await started("a")
+    first = asyncio.create_task(made.next_evaluation("a"))
+    for _ in range(3):
+        assert await made.sync("pack-0", [evaluated("a", 5)] if not first.done() else [], {"a": 1}, 0) == Orders(
+            hold=("a",)
+        )
+    assert (await first)["step"] == 5
+    second = asyncio.create_task(made.next_evaluation("a"))
+    assert await made.sync("pack-0", [], {"a": 1}, 0) == Orders()
+    await made.stop("a")
+    assert await made.sync("pack-0", [], {"a": 1}, 0) == Orders(leave=("a",))
+    assert "stopped" in (await second)["error"]
+
+
+@asynchronous
+async def test_an_evaluation_that_came_early_is_fetched_before_the_job_goes_on() -> None:
+    made = await started("a")
+    await made.sync("pack-0", [evaluated("a", 5)], {"a": 1}, 0)
+    assert (await made.next_evaluation("a"))["step"] == 5
+    assert (await made.sync("pack-0", [], {"a": 1}, 0)).hold == ("a",)
+
+
+@asynchronous
+async def test_jobs_that_nobody_follows_are_never_on_hold() -> None:
+    made = await started("a", followed=False)
+    assert await made.sync("pack-0", [evaluated("a", 5)], {"a": 1}, 0) == Orders()
+
+
+@asynchronous
+async def test_a_pack_waits_for_members_on_hold_but_not_for_ever() -> None:
+    made = await started("a", "b")
+    held = {"a": 1, "b": 2}
+    syncing = asyncio.create_task(made.sync("pack-0", [evaluated("a", 5), evaluated("b", 5)], held, 0))
+    for name in held:
+        await made.next_evaluation(name)
+    waiting: list[asyncio.Task[Any]] = []
+    for name in held:  # the second is asked for while the pack waits
+        waiting.append(asyncio.create_task(made.next_evaluation(name)))
+        await asyncio.sleep(0.01)
+    assert await syncing == Orders()
+    begun = time.monotonic()
+    assert await made.sync("pack-0", [evaluated("b", 10)], held, 0) == Orders(hold=("b",))
+    assert time.monotonic() - begun >= 0.2
+    for task in waiting:
+        task.cancel()
+
+
+@asynchronous
+async def test_jobs_that_follow_on_ended_ones_join_together() -> None:
+    made = await started("a", "b")
+    reports = [evaluated("a", 10, done=True), evaluated("b", 10, done=True)]
+    syncing = asyncio.create_task(made.sync("pack-0", reports, {}, 2))
+    for name in ("c", "d"):
+        await asyncio.sleep(0.02)
+        await made.submit(job(name), {}, followed=True)
+    assert [joined.name for joined in (await syncing).join] == ["c", "d"]
+
+
+@asynchronous
+async def test_a_killed_pack_is_given_its_jobs_again_and_packs_share_what_waits() -> None:
+    made = await started("a", "b")
+    assert [joined.name for joined in (await made.sync("pack-0", [], {}, 2)).join] == ["a", "b"]
+    await made.sync("pack-1", [], {}, 4)
+    for name in "cdef":
+        await made.submit(job(name), {})
+    assert [joined.name for joined in (await made.sync("pack-1", [], {}, 4)).join] == ["c", "d"]
+    with pytest.raises(CapacityError, match="already in this search"):
+        await made.submit(job("c"), {})
+
+
+@asynchronous
+async def test_a_failed_job_says_why_and_a_closed_pack_ends() -> None:
+    made = await started("a")
+    await made.sync("pack-0", [Report("a", 2, 10, 0.1, error="diverged at step 2")], {}, 1)
+    assert await made.next_evaluation("a") == {"error": "diverged at step 2"}
+    await made.close()
+    assert (await made.sync("pack-0", [], {}, 1)).close
