@@ -8,8 +8,8 @@ MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, bat
 trial's end.
 
 The other side is written as Ray's and PEFT's documentation have it: one CPU a trial and two at a time, one thread each,
-dynamic padding, bf16 autocast. With `--order grouped` both sides draw batches of like lengths (`group_by_length`), which
-is the fastest setting the other side has; with `--order random` both draw them as Trainer does by default.
+dynamic padding, bf16 autocast. With `--order grouped` both sides draw batches of like lengths (`group_by_length`),
+which is the fastest setting the other side has; with `--order random` both draw them as Trainer does by default.
 
 `cost` is where our seconds went: of the packs' first workers by what they did (`packs`), and processor seconds of every
 process (`processors`).

@@ -22,7 +22,7 @@ from ray_lora.job import Job, Report
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 _IDLE_S = 1.0  # how long a pack without work waits in one sync
-_GATHER_S = 1.0  # how long one with work waits for members on hold and for jobs to come, to step with all together
+_GATHER_S = 3.0  # how long one with work waits for members on hold and for jobs to come, to step with all together
 
 
 @dataclass
@@ -66,9 +66,15 @@ class Orders:
 
 
 class Coordinator:
-    """See the module. Use as `ray.remote(Coordinator).options(num_cpus=0).remote(...)`."""
+    """See the module. Use as `ray.remote(Coordinator).options(num_cpus=0).remote(...)`.
 
-    def __init__(self) -> None:
+    Args:
+        expected: jobs that will probably be submitted; while there are fewer, a pack whose slot falls free waits a
+            moment for the next one.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        self.expected = expected
         self.records: dict[str, Record] = {}
         self._changed = asyncio.Condition()
         self._logs: list[dict[str, Any]] = []
@@ -182,7 +188,7 @@ class Coordinator:
                 return True
             if not held and not now.join:
                 return False
-            vacant = free > len(now.join) and not self._closing
+            vacant = free > len(now.join) and len(self.records) < self.expected and not self._closing
             lately = time.monotonic() - self._packs[pack] < _GATHER_S
             return not now.hold and not (vacant and lately)
 

@@ -6,24 +6,26 @@ and a `TorchTrainer` for each pack, and passes on what the packs report to the t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 from filelock import FileLock, Timeout
+from ray import tune
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_lora.base import Base, describe_base
 from ray_lora.coordinator import Coordinator, Record
 from ray_lora.data import Source, prepare
-from ray_lora.errors import RecipeError
+from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.history import read_history
 from ray_lora.job import Job
 from ray_lora.plan import Plan, make_plan, targets_embeddings
@@ -47,6 +49,12 @@ _ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3",  # what a killed search may forget of its finished trials
+}
+_MEMORY = {  # glibc's: keep what was freed. Steps of ever other sizes spend an eighth of their time on asking for it again
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
 _MAX_FAILURES = 3  # times a pack's workers are started again unless RunConfig says otherwise
 
@@ -128,6 +136,7 @@ class PackRun:
         scaling_config, run_config: Ray's, for each pack; None for the recipe's own.
         tracker: where records go.
         packs: how many packs.
+        jobs: how many jobs will probably be submitted.
     """
 
     def __init__(
@@ -138,14 +147,15 @@ class PackRun:
         *,
         title: str,
         scaling_config: ScalingConfig | None = None,
-        run_config: RunConfig | None = None,
+        run_config: RunConfig | tune.RunConfig | None = None,
         packs: int = 1,
+        jobs: int = 0,
         quiet: bool = False,
     ) -> None:
         self.prepared, self.output, self.tracker = prepared, output, tracker
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
-        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote()
+        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs)
         self.progress = Progress(title, TASKS[prepared.recipe.task.type].metric, quiet)
         self.records: list[Record] = []
         self.seconds: dict[str, float] = {}
@@ -153,8 +163,11 @@ class PackRun:
         self._cursor = 0
         self._tracked: dict[str, str] = {}
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(packs)]
-        self._watch = threading.Thread(target=self._watcher, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"pack-{number}", daemon=True)
+            for number in range(packs)
+        ]
+        self._watch = threading.Thread(target=self._watcher, name="watcher", daemon=True)
 
     def start(self) -> None:
         """Start the packs; they wait for jobs."""
@@ -169,15 +182,26 @@ class PackRun:
         ray.get(self.coordinator.submit.remote(job, config))
 
     def finish(self) -> list[Record]:
-        """Wait until every job has ended; returns what became of them."""
-        ray.get(self.coordinator.close.remote())
+        """Wait until every job has ended; returns what became of them.
+
+        Raises:
+            RayLoraError: the coordinator died, and the packs with it.
+            Exception: what a pack failed with, once Ray Train has given it up.
+        """
+        with contextlib.suppress(RayActorError):
+            ray.get(self.coordinator.close.remote())
         for thread in self._threads:
             thread.join()
         self._ended.set()
         self._watch.join()
         if self.error is not None:
             raise self.error
-        self.seconds = ray.get(self.coordinator.seconds.remote())
+        try:
+            self.seconds = ray.get(self.coordinator.seconds.remote())
+        except RayActorError:
+            raise RayLoraError(
+                "the run's coordinator has died; give the same command again: it goes on from the last checkpoints"
+            ) from None
         return self.records
 
     def _run(self, number: int) -> None:
@@ -203,15 +227,17 @@ class PackRun:
             trainer.fit()
         except Exception as error:  # the thread hands it to finish(); trials that wait must learn of it now
             self.error = error
-            ray.get(self.coordinator.fail.remote(f"pack {number} failed: {error}"))
+            with contextlib.suppress(RayActorError):
+                ray.get(self.coordinator.fail.remote(f"pack {number} failed: {error}"))
 
     def _ray_config(self, number: int) -> RunConfig:
-        given = self.run_config
+        given = None if isinstance(self.run_config, tune.RunConfig) else self.run_config  # that one is for the trials
         return RunConfig(
             name=f"pack-{number}",
             storage_path=str((self.output / "ray").resolve()),
             failure_config=(given.failure_config if given else None) or FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=given.callbacks if given else None,
+            worker_runtime_env={"env_vars": _MEMORY},
         )
 
     # ---------------------------------------------------------------- what is told to the table and the tracker
@@ -272,7 +298,7 @@ def params(job: Job) -> dict[str, Any]:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def claimed(recipe: Recipe, kind: str, text: str) -> Iterator[Path]:
     """The run's folder, `<output_dir>/<name>`, for this process alone; the same command goes on where it was killed.
 

@@ -10,11 +10,10 @@ it was killed and repeats no finished trial.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -23,28 +22,26 @@ from ray.tune import ResultGrid, TuneConfig, Tuner
 
 from ray_lora import report
 from ray_lora.adapter import Adapter
-from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
+from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.packs import PackRun, Prepared, check, claimed, scaling_of, spread
-from ray_lora.recipe import Json, Recipe, check_key
+from ray_lora.recipe import Json, Recipe
+from ray_lora.space import (
+    DEFAULT_SPACE,
+    check_space,
+    configured,
+    count_trials,
+    sampled,
+    scored_by,
+    values_of,
+    with_bounds,
+)
 from ray_lora.store import open_store, put_once
-from ray_lora.tasks import TASKS
 from ray_lora.tracking import Tracker
 from ray_lora.train import located, start_ray
-from ray_lora.trial import PackTrial, flat, job_of
+from ray_lora.trial import PackTrial, flat
 
 if TYPE_CHECKING:
     import ray.data
-
-_SAMPLERS = {
-    "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
-}  # fmt: skip
-
-# For people who have no space: rates first. LoRA's best rate is about ten times full fine-tuning's and hardly depends
-# on the rank (Schulman et al., "LoRA Without Regret", 2025), so three decades around 1e-3 are covered before ranks are.
-DEFAULT_SPACE: dict[str, dict[str, Json]] = {
-    "training.learning_rate": {"grid_search": [1e-4, 3e-4, 1e-3, 3e-3]},
-    "lora.r": {"grid_search": [2, 8, 32]},
-}
 
 
 class LoraTuner:
@@ -54,7 +51,8 @@ class LoraTuner:
         recipe: what all configurations have in common.
         param_space: Ray's own, over recipe keys (`"lora.r"`, `"training.learning_rate"`); None for the recipe's.
         tune_config: Ray's own; None for the recipe's `search`.
-        datasets, scaling_config, run_config: as `LoraTrainer`.
+        datasets, scaling_config: as `LoraTrainer`.
+        run_config: Ray Tune's for the trials (name, storage path, stoppers, callbacks), or Ray Train's for the packs.
         quiet: show no progress.
     """
 
@@ -66,7 +64,7 @@ class LoraTuner:
         tune_config: TuneConfig | None = None,
         datasets: Mapping[str, ray.data.Dataset] | None = None,
         scaling_config: ScalingConfig | None = None,
-        run_config: RunConfig | None = None,
+        run_config: RunConfig | tune.RunConfig | None = None,
         quiet: bool = False,
     ) -> None:
         if param_space is None and recipe.search.space is None:
@@ -77,7 +75,7 @@ class LoraTuner:
         self.datasets, self.scaling_config, self.run_config, self.quiet = datasets, scaling_config, run_config, quiet
         self.seconds = 0.0
         self.folder: Path | None = None
-        _check_space(self.space, recipe)
+        check_space(self.space, recipe)
 
     def fit(self) -> ResultGrid:
         """Run the search; Ray's own ResultGrid, in which a result's path holds the trial's adapter folder.
@@ -93,7 +91,7 @@ class LoraTuner:
         if not prepared.sources[recipe.name].validation:
             raise RecipeError("a search compares scores on validation rows; set data.validation")
         located_at = located(self.recipe, self.run_config)
-        text = self.recipe.model_dump_json() + repr(sorted((key, _values(s)) for key, s in self.space.items()))
+        text = self.recipe.model_dump_json() + repr(sorted((key, values_of(s)) for key, s in self.space.items()))
         with claimed(located_at, "search", text) as output:
             self.folder = output
             return self._search(prepared, trials, output, metric, mode)
@@ -114,15 +112,20 @@ class LoraTuner:
             scaling_config=self.scaling_config,
             run_config=self.run_config,
             packs=packs,
+            jobs=trials - len(list(output.glob("jobs/*/adapter"))),
             quiet=self.quiet,
         )
         run.start()
         tuner = self._tuner(prepared, run, output, metric, mode, packs)
         try:
-            grid = tuner.fit()
-            self.seconds = time.perf_counter() - started
-        finally:
-            run.finish()
+            try:
+                grid = tuner.fit()
+                self.seconds = time.perf_counter() - started
+            finally:
+                run.finish()
+        except BaseException:
+            tracker.close()  # its runs stay open: the same command goes on in them
+            raise
         self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         rows = sum(block.rows for block in prepared.sources[recipe.name].validation)
         summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
@@ -194,120 +197,3 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
         "advice": tuner.summary.advice,
         "link": tuner.link,
     }
-
-
-def check_search(recipe: Recipe) -> None:
-    """Raise RecipeError for a `search` section that could not run; nothing is started."""
-    scored_by(recipe, TuneConfig())
-    if recipe.search.space is not None:
-        _check_space(sampled(recipe), recipe)
-
-
-# -------------------------------------------------------------------- a recipe's search in Ray Tune's words
-
-
-def sampled(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's space as Ray Tune samplers.
-
-    Raises:
-        RecipeError: a sampler or its arguments are wrong.
-    """
-    space = {}
-    for key, sampler in (recipe.search.space or {}).items():
-        if len(sampler) != 1:
-            raise RecipeError(f"search.space.{key} needs one sampler such as {{grid_search: [2, 4]}}; got {sampler}")
-        ((name, arguments),) = sampler.items()
-        if name not in _SAMPLERS:
-            raise RecipeError(
-                f"search.space.{key}: unknown sampler {name!r}; one of {', '.join(sorted(_SAMPLERS))}"
-                f"{did_you_mean(name, _SAMPLERS)}"
-            )
-        if not isinstance(arguments, list) or not arguments:
-            raise RecipeError(f"search.space.{key}.{name} has nothing to try; give a list, for example [2, 4, 8]")
-        try:
-            space[key] = getattr(tune, name)(*([arguments] if name in ("grid_search", "choice") else arguments))
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"search.space.{key}.{name}: {arguments} does not fit: {error}") from None
-    return space
-
-
-def configured(recipe: Recipe) -> TuneConfig:
-    """The recipe's `search` as Ray's TuneConfig."""
-    search = recipe.search
-    metric, mode = scored_by(recipe, TuneConfig())
-    scheduler: Any = None
-    if search.scheduler == "asha":
-        scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", max_t=10_000, grace_period=1)
-    elif search.scheduler == "median":
-        scheduler = tune.schedulers.MedianStoppingRule(time_attr="training_iteration", grace_period=1)
-    searcher: Any = None
-    if search.searcher == "optuna":
-        from ray.tune.search.optuna import OptunaSearch
-
-        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed)
-    return TuneConfig(
-        search_alg=searcher,
-        scheduler=scheduler,
-        num_samples=search.num_samples,
-        max_concurrent_trials=search.max_concurrent_trials,
-        time_budget_s=search.time_budget_s,
-    )
-
-
-def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
-    """The metric that decides, and whether more is better."""
-    metrics = dict(TASKS[recipe.task.type].metrics) | {"loss": "min"}
-    metric = config.metric or recipe.search.metric or TASKS[recipe.task.type].metric
-    if metric not in metrics:
-        raise RecipeError(
-            f"unknown metric {metric!r}; {recipe.task.type} reports {', '.join(metrics)}{did_you_mean(metric, metrics)}"
-        )
-    mode = config.mode or recipe.search.mode or metrics[metric]
-    return metric, mode  # type: ignore[return-value]
-
-
-def _check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
-    if not space:
-        raise RecipeError("the search space is empty; give search.space at least one recipe key to try")
-    for key, sampler in space.items():
-        check_key(key)
-        for value in grid_of(sampler) or []:
-            job_of("check", recipe, {key: value}, recipe.task)
-
-
-def _values(sampler: Any) -> list[Any]:
-    """What a sampler can give, as far as it says so."""
-    return grid_of(sampler) or [
-        type(sampler).__name__,
-        getattr(sampler, "lower", None),
-        getattr(sampler, "upper", None),
-    ]
-
-
-def grid_of(sampler: Any) -> list[Any] | None:
-    """The values of a grid or a choice; None for a range."""
-    if isinstance(sampler, Mapping) and "grid_search" in sampler:
-        return list(sampler["grid_search"])
-    return list(sampler.categories) if hasattr(sampler, "categories") else None
-
-
-def count_trials(space: Mapping[str, Any], num_samples: int) -> int:
-    """Trials a basic search will start: grids times samples."""
-    grids = [
-        len(sampler["grid_search"])
-        for sampler in space.values()
-        if isinstance(sampler, Mapping) and "grid_search" in sampler
-    ]
-    return math.prod(grids) * max(1, num_samples)
-
-
-def with_bounds(recipe: Recipe, space: Mapping[str, Any]) -> Recipe:
-    """The recipe with the values a Python `param_space` names written into its `search.space`, for the plan."""
-    named: dict[str, Any] = {}
-    for key, sampler in space.items():
-        values = grid_of(sampler)
-        if values is None and hasattr(sampler, "lower"):
-            values = [sampler.lower, sampler.upper - 1] if key == "lora.r" else None
-        if values:
-            named[key] = {"choice": values}
-    return recipe.override({"search.space": named})

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
+from ray import tune
 from ray.train import Checkpoint, Result, RunConfig, ScalingConfig
 
 from ray_lora.adapter import Adapter
@@ -139,7 +140,7 @@ def start_ray() -> None:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
 
 
-def located(recipe: Recipe, run_config: RunConfig | None) -> Recipe:
+def located(recipe: Recipe, run_config: RunConfig | tune.RunConfig | None) -> Recipe:
     """The recipe under RunConfig's name and storage path, where those are given."""
     given = {"name": getattr(run_config, "name", None), "output_dir": getattr(run_config, "storage_path", None)}
     return recipe.override({key: str(value) for key, value in given.items() if value})

@@ -5,6 +5,7 @@ All workers of a pack make the same calls in the same order; only the first one 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_lora.base import load_base
@@ -71,7 +73,8 @@ def run_worker(config: dict[str, PackConfig]) -> None:
             reports += pack.step(orders.hold)
         seconds["step"] += time.perf_counter() - at
     if rank == 0:
-        ray.get(told.coordinator.spent.remote(seconds | pack.seconds))
+        with contextlib.suppress(RayActorError):
+            ray.get(told.coordinator.spent.remote(seconds | pack.seconds))
 
 
 def _orders(told: PackConfig, pack: Pack, reports: list[Report]) -> Orders:
@@ -80,7 +83,10 @@ def _orders(told: PackConfig, pack: Pack, reports: list[Report]) -> Orders:
     if pack.group.rank == 0:
         held = {name: member.slot for name, member in pack.members.items()}
         free = len(pack.engine.free_slots)
-        box = [ray.get(told.coordinator.sync.remote(told.pack, reports, held, free))]
+        try:
+            box = [ray.get(told.coordinator.sync.remote(told.pack, reports, held, free))]
+        except RayActorError:  # it died, and with it everyone who could ask for anything; the driver says so
+            box = [Orders(close=True)]
     if pack.group.world > 1:
         dist.broadcast_object_list(box, src=0)
     assert box[0] is not None

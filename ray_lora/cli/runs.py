@@ -40,7 +40,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag 
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
         from ray_lora.plan import plan_recipe, show
-        from ray_lora.search import check_search
+        from ray_lora.space import check_search
 
         check_search(read)
         result = plan_recipe(read)

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from ray import tune
+from ray.tune.search.optuna import OptunaSearch
 
 from ray_lora.adapter import Adapter
-from ray_lora.errors import RecipeError
+from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.history import read_history
 from ray_lora.packs import claimed
 from ray_lora.search import LoraTuner
@@ -116,6 +120,109 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     runs = client.search_runs([experiment.experiment_id])
     assert len(runs) == 1 + 6
     assert all(found.info.status == "FINISHED" for found in runs)
+
+
+class Heard(tune.Callback):
+    """Counts what Tune tells its callbacks."""
+
+    def __init__(self) -> None:
+        self.results: list[int] = []
+        self.ended = 0
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self.results.append(result["step"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.ended += 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_optuna_a_stopper_and_callbacks_work_as_they_are(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """A trial that Tune stops at its second evaluation has trained not one step beyond it."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, name="optuna", scaling__slots=2, scaling__packs=1)
+    space = {"lora.r": tune.randint(1, 9), "training.learning_rate": tune.loguniform(1e-4, 1e-2)}
+    heard = Heard()
+    tuner = LoraTuner(
+        recipe,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearch(metric="accuracy", mode="max", seed=0),
+            scheduler=tune.schedulers.MedianStoppingRule(time_attr="training_iteration", grace_period=5),
+            num_samples=4,
+            max_concurrent_trials=2,
+        ),
+        run_config=tune.RunConfig(stop=tune.stopper.MaximumIterationStopper(2), callbacks=[heard]),
+        quiet=True,
+    )
+    grid = tuner.fit()
+    assert len(grid) == 4
+    assert not grid.errors
+    assert len({tuple(sorted(result.config.items())) for result in grid}) == 4
+    assert sorted(heard.results) == [6, 6, 6, 6, 12, 12, 12, 12]
+    assert heard.ended == 4
+    assert {trial.status for trial in tuner.summary.trials} == {"stopped"}
+    assert {max(steps) for steps in history(tmp_path / "runs/optuna").values()} == {12}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_population_based_training_clones_and_perturbs(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """A bad trial goes on from a good one's state with another rate, which `save` and `restore` of a trial carry."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, name="pbt", scaling__slots=2, scaling__packs=1)
+    scheduler = tune.schedulers.PopulationBasedTraining(
+        time_attr="training_iteration",
+        perturbation_interval=1,
+        quantile_fraction=0.5,
+        hyperparam_mutations={"training.learning_rate": [2e-2, 5e-3]},
+        synch=True,
+    )
+    space = {"training.learning_rate": tune.grid_search([1e-2, 1e-9])}
+    config = tune.TuneConfig(scheduler=scheduler, metric="loss", mode="min")
+    grid = LoraTuner(recipe, param_space=space, tune_config=config, quiet=True).fit()
+    assert not grid.errors
+    rates = {result.config["training.learning_rate"] for result in grid}
+    assert 1e-9 not in rates  # the one that could not learn was replaced
+    assert all(result.metrics["step"] == 24 for result in grid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_same_search_goes_on_after_a_killed_coordinator(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(
+        tiny_bert_folder,
+        tmp_path,
+        name="orphaned",
+        scaling__slots=2,
+        scaling__packs=1,
+        training__num_train_epochs=12,
+        training__eval_steps=24,
+        search__space={"lora.r": {"grid_search": [1, 4, 16]}},
+    )
+    jobs, killed = tmp_path / "runs/orphaned/jobs", []
+
+    def kill() -> None:
+        while not list(jobs.glob("*/adapter")):
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            if "ray::Coordinator" in " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(RayLoraError, match="coordinator has died; give the same command again"):
+        LoraTuner(recipe, quiet=True).fit()
+    killer.join()
+    assert len(killed) == 1
+    finished = {path.parent.name: Adapter.load(path).sha256 for path in jobs.glob("*/adapter")}
+    again = LoraTuner(recipe, quiet=True)
+    again.fit()
+    assert {trial.status for trial in again.summary.trials} == {"finished"}
+    assert len(again.summary.trials) == 3
+    for name, sha256 in finished.items():
+        assert Adapter.load(jobs / name / "adapter").sha256 == sha256
+    for trial in again.summary.trials:
+        steps = [line["step"] for line in read_history(jobs / trial.name) if "loss" in line["metrics"]]
+        assert sorted(set(steps)) == list(range(1, 145))
+        assert len(steps) - len(set(steps)) <= recipe.training.save_steps
 
 
 def test_a_space_that_cannot_be_searched_is_refused(tiny_bert_folder: Path, tmp_path: Path) -> None:

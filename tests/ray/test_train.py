@@ -68,8 +68,8 @@ def test_a_killed_worker_costs_at_most_one_save_interval(tiny_bert_folder: Path,
             time.sleep(0.02)
             steps = max(history(run).get("shaken") or {0: {}})
             if steps >= 20:
-                for process in psutil.process_iter(["cmdline"]):
-                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
                         os.kill(process.pid, signal.SIGKILL)
                         killed.append(steps)
 

@@ -39,9 +39,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_GATHER_S", 0.2)
 
 
-async def started(*names: str, followed: bool = True) -> Coordinator:
+async def started(*names: str, followed: bool = True, expected: int = 0) -> Coordinator:
     """A coordinator whose pack holds these jobs in slots 1, 2, …"""
-    made = Coordinator()
+    made = Coordinator(expected)
     for name in names:
         await made.submit(job(name), {}, followed=followed)
     orders = await made.sync("pack-0", [], {}, len(names))
@@ -100,13 +100,21 @@ async def test_a_pack_waits_for_members_on_hold_but_not_for_ever() -> None:
 
 @asynchronous
 async def test_jobs_that_follow_on_ended_ones_join_together() -> None:
-    made = await started("a", "b")
+    made = await started("a", "b", expected=5)
     reports = [evaluated("a", 10, done=True), evaluated("b", 10, done=True)]
     syncing = asyncio.create_task(made.sync("pack-0", reports, {}, 2))
     for name in ("c", "d"):
         await asyncio.sleep(0.02)
         await made.submit(job(name), {}, followed=True)
     assert [joined.name for joined in (await syncing).join] == ["c", "d"]
+
+
+@asynchronous
+async def test_a_slot_is_not_kept_free_for_jobs_that_nobody_expects() -> None:
+    made = await started("a", "b", expected=2)
+    begun = time.monotonic()
+    assert await made.sync("pack-0", [evaluated("a", 10, done=True)], {"b": 2}, 1) == Orders()
+    assert time.monotonic() - begun < 0.2
 
 
 @asynchronous

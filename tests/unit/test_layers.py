@@ -18,7 +18,7 @@ LAYERS = [
     {"infer", "shards", "member", "pack"},
     {"data", "tracking", "coordinator", "worker", "packs", "progress", "plan"}
     | {"train", "evaluate", "pyfunc", "baseline"},
-    {"trial", "report", "search", "serving"},
+    {"trial", "report", "space", "search", "serving"},
     {"cli", "__main__"},
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -38,7 +38,8 @@ BESIDE = {  # imports inside a layer; all others go strictly down
     "train": {"coordinator", "packs", "tracking"},
     "evaluate": {"data"},
     "pyfunc": {"evaluate"},
-    "search": {"report", "trial"},
+    "search": {"report", "space", "trial"},
+    "space": {"trial"},
     "__main__": {"cli"},
 }
 RAY_FROM = 3
