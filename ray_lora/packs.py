@@ -232,12 +232,13 @@ class PackRun:
 
     def _ray_config(self, number: int) -> RunConfig:
         given = None if isinstance(self.run_config, tune.RunConfig) else self.run_config  # that one is for the trials
+        asked = given is not None and given.failure_config != FailureConfig()  # Ray fills in one that never tries again
         return RunConfig(
             name=f"pack-{number}",
             storage_path=str((self.output / "ray").resolve()),
-            failure_config=(given.failure_config if given else None) or FailureConfig(max_failures=_MAX_FAILURES),
+            failure_config=given.failure_config if given and asked else FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=given.callbacks if given else None,
-            worker_runtime_env={"env_vars": _MEMORY},
+            worker_runtime_env={"env_vars": _MEMORY},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
 
     # ---------------------------------------------------------------- what is told to the table and the tracker

@@ -141,8 +141,16 @@ def start_ray() -> None:
 
 
 def located(recipe: Recipe, run_config: RunConfig | tune.RunConfig | None) -> Recipe:
-    """The recipe under RunConfig's name and storage path, where those are given."""
-    given = {"name": getattr(run_config, "name", None), "output_dir": getattr(run_config, "storage_path", None)}
+    """The recipe under RunConfig's name and storage path, where those are given.
+
+    What Ray fills in (a name that holds the time, a folder in the home) is not what somebody gave: with it, the same
+    command would not find its own run again.
+    """
+    if run_config is None:
+        return recipe
+    named = run_config.name is not None and not run_config.name.startswith("ray_train_run-")
+    placed = run_config.storage_path != RunConfig().storage_path
+    given = {"name": named and run_config.name, "output_dir": placed and run_config.storage_path}
     return recipe.override({key: str(value) for key, value in given.items() if value})
 
 

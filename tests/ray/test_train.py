@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from ray.train import Result, ScalingConfig
+from ray import tune
+from ray.train import Result, RunConfig, ScalingConfig
 
 from ray_lora.adapter import Adapter
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.history import read_history
-from ray_lora.train import LoraTrainer, train_recipe
+from ray_lora.train import LoraTrainer, located, train_recipe
 from tests.ray.rows import alone, history, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -95,6 +96,15 @@ def test_train_recipe_puts_the_adapter_into_the_store(tiny_bert_folder: Path, tm
     assert Adapter.load(Path(answer["adapter"])).card.task == recipe.task
     with pytest.raises(RecipeError, match="holds another run"):
         LoraTrainer(recipe.override({"lora.r": 2}), quiet=True).fit()
+
+
+def test_what_ray_fills_into_a_run_config_is_not_what_was_given(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """Else the same command would not find its own run again."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    assert located(recipe, RunConfig()) == recipe
+    assert located(recipe, tune.RunConfig(stop={"step": 3})) == recipe
+    there = located(recipe, RunConfig(name="mine", storage_path=str(tmp_path / "there")))
+    assert (there.name, there.output_dir) == ("mine", str(tmp_path / "there"))
 
 
 def test_what_is_wrong_is_said_before_any_worker_starts(tiny_bert_folder: Path, tmp_path: Path) -> None:
