@@ -202,6 +202,10 @@ class Server:
         """Proportional set size of all the server's processes, in bytes."""
         return sum(p.memory_full_info().pss for p in psutil.Process(self._process.pid).children(recursive=True))
 
+    def processor_seconds(self) -> float:
+        """Processor seconds that all the server's processes have used."""
+        return sum(sum(p.cpu_times()[:2]) for p in psutil.Process(self._process.pid).children(recursive=True))
+
 
 def serve(side: str, store: str) -> None:
     """Run one side until an interrupt; prints its address."""

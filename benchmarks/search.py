@@ -57,6 +57,7 @@ def main() -> None:
             result[side] = measure(asked.asha, order)
             ray.shutdown()
             print(side, round(result[side]["seconds"], 1), "s", flush=True)
+            write(name, {"what": __doc__, **result})
     if "ours" in result and "plain" in result:
         result["ratio"] = result["plain"]["seconds"] / result["ours"]["seconds"]
         print("ratio", round(result["ratio"], 2))

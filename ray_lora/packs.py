@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ray_lora.allocator import KEEP_FREED
 from ray_lora.base import Base, describe_base
 from ray_lora.coordinator import Coordinator, Record
 from ray_lora.data import Source, prepare
@@ -49,12 +50,6 @@ _ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3",  # what a killed search may forget of its finished trials
-}
-_MEMORY = {  # glibc's: keep what was freed. Steps of ever other sizes spend an eighth of their time on asking for it again
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
 _MAX_FAILURES = 3  # times a pack's workers are started again unless RunConfig says otherwise
 
@@ -238,7 +233,7 @@ class PackRun:
             storage_path=str((self.output / "ray").resolve()),
             failure_config=given.failure_config if given and asked else FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=given.callbacks if given else None,
-            worker_runtime_env={"env_vars": _MEMORY},  # type: ignore[call-arg]  # mypy sees the class of Train v1
+            worker_runtime_env={"env_vars": KEEP_FREED},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
 
     # ---------------------------------------------------------------- what is told to the table and the tracker

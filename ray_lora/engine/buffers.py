@@ -117,11 +117,16 @@ class Buffers:
         return views
 
     def _pair(self, layer: TargetLayer, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Views A [slots, max_rank, *a] and B [slots, out, max_rank] of one layer."""
+        """Views A [slots, max_rank, *a] and B [slots, out, max_rank] of one layer.
+
+        B lies transposed, so that the first ranks of a slot, which are all that most passes need, are one stretch of
+        memory.
+        """
         begin, rank, shape = self._offsets[layer.name], self._max_rank, layer.shape
         middle = begin + rank * math.prod(shape.a)
         end = middle + rank * shape.b
-        return flat[:, begin:middle].view(-1, rank, *shape.a), flat[:, middle:end].view(-1, shape.b, rank)
+        b = flat[:, middle:end].view(-1, rank, shape.b).transpose(1, 2)
+        return flat[:, begin:middle].view(-1, rank, *shape.a), b
 
 
 def _offsets(layers: Mapping[str, TargetLayer], max_rank: int) -> tuple[dict[str, int], int]:

@@ -264,7 +264,8 @@ class AdapterEngine:
         Args:
             flats: other buffers of the same layout (an optimizer's moments).
         """
-        return {key: view.detach().clone() for key, view in self._views(slot, flats).items()}
+        views = self._views(slot, flats)
+        return {key: view.detach().clone(memory_format=torch.contiguous_format) for key, view in views.items()}
 
     def write(self, slot: int, tensors: Mapping[str, Tensor], flats: Sequence[Tensor] | None = None) -> None:
         """Set the slot's tensors from PEFT's keys; keys and shapes must be exactly those `read` gives."""

@@ -62,12 +62,12 @@ def lora_add(
         a: [slots, max_rank, in]. b: [slots, out, max_rank]. scaling: [slots]. mask: dropout mask like x.
     """
     a_rows = select(a[:, : routing.rank], routing)
-    b_rows = select(b[:, :, : routing.rank], routing)
+    b_rows = select(b.transpose(1, 2)[:, : routing.rank], routing)  # [blocks, rank, out], as the stack lies
     scale = _scale(scaling, routing).to(x.dtype)
     h = torch.bmm(blocked(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
     rows = y.view(*h.shape[:2], -1)
     with torch.no_grad():
-        rows.baddbmm_(h, b_rows.transpose(1, 2))
+        rows.baddbmm_(h, b_rows)
     return y, h, a_rows, b_rows, scale
 
 
@@ -100,9 +100,9 @@ class LoraTerm(torch.autograd.Function):
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
         g_rows = g.reshape(*h.shape[:2], -1)
-        gh = torch.bmm(g_rows, b_rows) * scale  # [blocks, m', rank]
+        gh = torch.bmm(g_rows, b_rows.transpose(1, 2)) * scale  # [blocks, m', rank]
         inputs = blocked(x if mask is None else x * mask, routing)
-        accumulate(grad_b[:, :, : routing.rank], routing, torch.bmm(g_rows.transpose(1, 2), h))
+        accumulate(grad_b.transpose(1, 2)[:, : routing.rank], routing, torch.bmm(h.transpose(1, 2), g_rows))
         accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
         dx = None
         if ctx.needs_input_grad[0]:

@@ -13,7 +13,7 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "recipe"},
+    {"allocator", "errors", "recipe"},
     {"packaged", "base", "adapter", "store", "engine", "tasks", "job", "state", "history"},
     {"infer", "shards", "member", "pack"},
     {"data", "tracking", "coordinator", "worker", "packs", "progress", "plan"}
@@ -44,7 +44,7 @@ BESIDE = {  # imports inside a layer; all others go strictly down
 }
 RAY_FROM = 3
 MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "pyfunc")
-TORCH_FREE = {"errors", "recipe", "job", "cli"}
+TORCH_FREE = {"allocator", "errors", "recipe", "job", "cli"}
 
 
 def modules() -> list[str]:
