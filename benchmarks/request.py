@@ -5,7 +5,7 @@
 `ray-lora serve` with one replica behind HAProxy, MiniLM in its best dtype, 64 adapters of rank 8 in their slots, one
 short tweet a request.
 
-    alone       one client that waits for each answer: milliseconds of a request at the median. `http` is a GET of /health,
+    alone       one client that waits for each answer: milliseconds at the median. `http` is a GET of /health,
                 `queue` and `compute` are what the replica says in `server-timing`, `rest` is what is left: the body,
                 the adapter's entry in the store, its lease, tokenisation, the answer.
     processor   milliseconds of one core for a row, in passes of 1, 8, 16 and 32 rows of as many adapters
