@@ -56,7 +56,7 @@ def serving(world: Path, **options: Any) -> Iterator[str]:
             await super().shutdown(sockets)
             await endpoint.close()
 
-    server = Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    server = Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     started.wait()
