@@ -27,7 +27,7 @@ demo: .venv/installed
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --durations=20
 
 lint: .venv/installed-test
 	@echo "== ruff"
