@@ -27,7 +27,7 @@ demo: .venv/installed
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+	@$(BIN)/python -m pytest -n 2 --durations=20
 
 lint: .venv/installed-test
 	@echo "== ruff"

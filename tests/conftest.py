@@ -22,12 +22,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 WORDS = """
 the a an is was very not so too film movie tweet book phone day news story actor plot song word
 good bad great awful lovely boring happy sad love hate fine poor nice dull warm cold best worst
 fun slow fast bright dark old new big small
 """.split()
+
+
+class OneCluster(LoadScopeScheduling):
+    """With `-n 2` all tests on the cluster run in one process and all others, file by file, beside them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "cluster" if nodeid.startswith("tests/ray/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneCluster:
+    return OneCluster(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

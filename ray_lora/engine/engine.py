@@ -22,6 +22,7 @@ from ray_lora.engine import narrow, targets
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
+from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
@@ -33,7 +34,7 @@ class AdapterEngine:
     """A base with `slots` places for adapters of ranks up to `max_rank`. A base has one engine until it is closed.
 
     Args:
-        base: the loaded base; its modules get forward hooks and are otherwise untouched.
+        base: the loaded base; its modules get forward hooks, and its linear layers' weights lie packed meanwhile.
         slots: adapters that can be resident at once, beside the bare base in slot 0.
         max_rank: the largest rank a slot can hold.
         train: keep gradient buffers.
@@ -62,12 +63,14 @@ class AdapterEngine:
         self._first_token = False  # whether the pass's heads read nothing else
         self._hooks = [layer.attach(lambda: self._routing) for layer in self.layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._first_token)
+        self._packing = Packing(base.backbone, train)
         setattr(base.backbone, _HELD, True)
 
     def close(self) -> None:
-        """Take the hooks off the base."""
+        """Take the hooks off the base and give it its plain weights back."""
         for hook in self._hooks:
             hook.remove()
+        self._packing.undo()
         setattr(self.base.backbone, _HELD, False)
 
     # ---------------------------------------------------------------- what a pass computes

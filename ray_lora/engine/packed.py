@@ -1,0 +1,108 @@
+"""Packed weights: frozen linear layers laid out once as the processor's matrix products read them.
+
+A plain product lays its weight out anew in every call, which costs as much as the product itself when the rows are few.
+A frozen weight is the same for ever, so it is packed once (oneDNN, through the operators that torch.compile uses), and
+its plain copy is given back: a packed base is no larger. It knows linear layers, not slots.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLinear:
+    """What a frozen Linear or Conv1D computes, from packed weights; takes the place of the module's `forward`.
+
+    Args:
+        weight: [out, in].
+        train: pack the transpose too, for gradients of the inputs.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, train: bool) -> None:
+        self.bias = bias
+        self.packed = _pack(weight)
+        self.transpose = _pack(weight.t().contiguous()) if train else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return Product.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+        return _product(x, self.packed, self.bias)
+
+
+class Product(torch.autograd.Function):
+    """x W^T + b, whose gradient of x is g W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: PackedLinear) -> Tensor:
+        ctx.linear = linear
+        return _product(x, linear.packed, linear.bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _product(g, ctx.linear.transpose, None), None
+
+
+class Packing:
+    """The packed layers of one backbone; `undo` gives the plain weights back."""
+
+    def __init__(self, backbone: nn.Module, train: bool) -> None:
+        self._modules: list[nn.Module] = []
+        owners = Counter(id(p) for module in backbone.modules() for p in module.parameters(recurse=False))
+        for parent in backbone.modules():
+            if isinstance(parent, nn.MultiheadAttention):
+                continue  # it reads its layers' weights without calling them
+            for module in parent.children():
+                weight = getattr(module, "weight", None)
+                if _is_plain(module) and isinstance(weight, Tensor) and owners[id(weight)] == 1 and can_pack(weight):
+                    self._pack(module, train)
+
+    def _pack(self, module: Any, train: bool) -> None:
+        weight = module.weight.detach()
+        module.forward = PackedLinear(weight if _is_linear(module) else weight.t().contiguous(), module.bias, train)
+        module.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+        self._modules.append(module)
+
+    def undo(self) -> None:
+        """Unpack every weight and give each module its own forward again."""
+        for module in self._modules:
+            linear: Any = module.forward
+            weight = linear.packed.to_dense()
+            weight = weight if _is_linear(module) else weight.t().contiguous()
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            del module.forward
+        self._modules.clear()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether its forward is torch's own product; a subclass may do more."""
+    return _is_linear(module) or type(module).__name__ == "Conv1D"
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this machine's products of this dtype have a packed form."""
+    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64") or weight.requires_grad:
+        return False
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return packed
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return product
