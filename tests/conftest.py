@@ -32,7 +32,7 @@ fun slow fast bright dark old new big small
 
 
 class OneCluster(LoadScopeScheduling):
-    """With `-n 2` all tests on the cluster run in one process and all others, file by file, beside them."""
+    """With `-n 2` all tests on the shared cluster run in one process and all others, file by file, beside them."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "cluster" if nodeid.startswith("tests/ray/") else nodeid.partition("::")[0]

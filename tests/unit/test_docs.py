@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ray_lora.recipe import Recipe
 from tests.documents import PAGES, ROOT, blocks, furnish, run_blocks
 
-NEEDS_RAY = {"README.md"}  # tests/ray/test_stories.py
+NEEDS_RAY = {"README.md"}  # tests/programs/test_stories.py
 
 
 @pytest.mark.parametrize(
