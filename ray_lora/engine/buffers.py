@@ -88,8 +88,8 @@ class Buffers:
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""
         if self.compute is not self.flat:
-            rows = list(slots)
-            self.compute[rows] = self.flat[rows].to(self.compute.dtype)
+            for slot in slots:
+                self.compute[slot].copy_(self.flat[slot])
 
     def clear(self, slot: int) -> None:
         """Zero everything the slot holds."""

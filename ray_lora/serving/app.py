@@ -22,6 +22,9 @@ from ray_lora.store import open_store
 if TYPE_CHECKING:
     from ray.serve import Application
 
+# Replicas do not inherit it from Serve's start. Requests are counted, and logged where asked for, by `serving/seen.py`.
+_LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
+
 
 def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: it must be the class, not its name
     """The Serve application of an endpoint: a deployment a base; the first one, `Endpoint`, takes HTTP.
@@ -53,6 +56,7 @@ def _options(args: AppArgs) -> dict[str, Any]:
         count = {"autoscaling_config": {**bounds, "target_ongoing_requests": args.max_batch_rows}}
     env = {"OMP_NUM_THREADS": str(args.threads), "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
     return count | {
+        "logging_config": _LOGGING,
         "max_ongoing_requests": 2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
         "graceful_shutdown_timeout_s": args.deadline_s + 5,
         "health_check_period_s": 5,
@@ -106,7 +110,7 @@ def run(args: AppArgs, block: bool = True) -> str:
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": args.host, "port": port},
-        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        logging_config=_LOGGING,
     )
     serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
     address = f"http://{args.host}:{port}"

@@ -17,9 +17,12 @@ from typing import TypeVar
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.store import Entry, Store, StoreAwayError, parse_ref
+from ray_lora.store.folder import FolderStore
 
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # refs remembered
+_QUICK_S = 0.002  # longer than this the event loop does not wait for a disk
+_SLOW_S = 10.0  # for which a disk that made it wait is asked by threads
 T = TypeVar("T")
 
 
@@ -32,6 +35,7 @@ class Registry:
         self._known: OrderedDict[str, tuple[Entry | AdapterNotFoundError | AdapterError, float]] = OrderedDict()
         self._asked: dict[str, asyncio.Task[Entry]] = {}
         self._listed: tuple[list[Entry], float] | None = None
+        self._slow_until = 0.0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
 
     async def resolve(self, ref: str) -> Entry:
@@ -91,7 +95,9 @@ class Registry:
     async def _look(self, ref: str) -> Entry:
         asked = time.monotonic()
         try:
-            entry = await self._in_thread(lambda: self.store.resolve(ref))
+            entry = self._recall(ref)
+            if entry is None:
+                entry = await self._in_thread(lambda: self.store.resolve(ref))
         except (AdapterNotFoundError, AdapterError) as error:
             self._remember(ref, error, asked)
             raise
@@ -106,6 +112,17 @@ class Registry:
         self.away = False
         self._remember(ref, entry, asked)
         return entry
+
+    def _recall(self, ref: str) -> Entry | None:
+        """What a local folder knows, without a thread, which costs more than the question; unless its disk is slow."""
+        began = time.monotonic()
+        if self.fresh_s > 0 or not isinstance(self.store, FolderStore) or began < self._slow_until:
+            return None
+        try:
+            return self.store.recall(ref)
+        finally:
+            if time.monotonic() - began > _QUICK_S:
+                self._slow_until = began + _SLOW_S
 
     def _remember(self, ref: str, answer: Entry | AdapterNotFoundError | AdapterError, asked: float) -> None:
         self._known[ref] = (answer, asked)

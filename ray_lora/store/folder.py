@@ -76,6 +76,19 @@ class FolderStore:
         """See `Store.resolve`."""
         return self._resolve(ref)[0]
 
+    def recall(self, ref: str) -> Entry | None:
+        """What the ref names now where only names and times of files need be looked at; None: ask `resolve`."""
+        name = parse_ref(ref)[0]
+        listing = self._files.scan(name)
+        if not _versions(listing):
+            return None  # `resolve` looks for names that are like it
+        pointers = self._pointers(name, listing)
+        version = choose(ref, pointers.versions, pointers.aliases)
+        stats, entry = self._known.get((name, version), ((), None))
+        if entry is None or not entry.sha256 or stats != _stats(listing, _versions(listing)[version]):
+            return None
+        return _pointed(entry, pointers)
+
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
         entry, prefix = self._resolve(ref)
