@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ray_lora.allocator import KEEP_FREED
+from ray_lora.allocator import WORKER_ENV
 from ray_lora.base import Base, describe_base
 from ray_lora.coordinator import Coordinator, Record
 from ray_lora.data import Source, prepare
@@ -233,7 +233,7 @@ class PackRun:
             storage_path=str((self.output / "ray").resolve()),
             failure_config=given.failure_config if given and asked else FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=given.callbacks if given else None,
-            worker_runtime_env={"env_vars": KEEP_FREED},  # type: ignore[call-arg]  # mypy sees the class of Train v1
+            worker_runtime_env={"env_vars": WORKER_ENV},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
 
     # ---------------------------------------------------------------- what is told to the table and the tracker

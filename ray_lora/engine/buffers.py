@@ -38,8 +38,8 @@ class Buffers:
     """One row of numbers a slot.
 
     Attributes:
-        flat: the pairs of every layer, [slots + 1, numbers]; trained values are float32 whatever the base is held in
-            (float64 for a float64 base).
+        flat: the pairs of every layer, [slots + 1, numbers]; in an engine that trains they are float32 whatever the
+            base is held in (float64 for a float64 base), else of the base's dtype.
         grad: their gradients, in the same layout; empty unless the engine trains.
         compute: `flat` in the base's dtype, what a pass multiplies with; `flat` itself where the dtypes agree.
         head_flat, head_grad: the same for each head class.
@@ -57,7 +57,8 @@ class Buffers:
     ) -> None:
         self._layers, self._max_rank, self._train = layers, max_rank, train
         self._offsets, numbers = _offsets(layers, max_rank)
-        exact = torch.promote_types(dtype, torch.float32)
+        self._exact = torch.promote_types(dtype, torch.float32)  # of heads, and of pairs that are trained
+        exact = self._exact if train else dtype
         self.flat = torch.zeros(slots + 1, numbers, device=device, dtype=exact)
         self.grad = torch.zeros_like(self.flat) if train else self.flat.new_zeros(0, 0)
         self.compute = self.flat if exact == dtype else self.flat.to(dtype)
@@ -78,7 +79,7 @@ class Buffers:
 
     def place_head(self, head: Head) -> None:
         """Fresh rows for a head class, in place of those it had."""
-        flat = self.flat.new_zeros(len(self.flat), sum(head.sizes))
+        flat = self.flat.new_zeros(len(self.flat), sum(head.sizes), dtype=self._exact)
         grad = torch.zeros_like(flat) if self._train else None
         head.place(flat, grad)
         self.head_flat[head.architecture] = flat
