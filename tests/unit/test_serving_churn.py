@@ -57,8 +57,8 @@ class Traffic:
 
     def __init__(self, client: httpx.AsyncClient, store: Store, expected: dict[str, list[list[float]]]) -> None:
         self.client, self.store, self.expected = client, store, expected
-        self.current: dict[str, int] = {}  # name -> the version that was acknowledged last
-        self.moving: dict[str, int] = {}  # name -> the version that a move under way leads to
+        self.moves: dict[str, list[int]] = {}  # name -> the versions it was pointed at, in order
+        self.acknowledged: dict[str, int] = {}  # name -> how many of these moves have returned
         self.content: dict[str, str] = {}  # ref -> content hash
         self.wrong: list[str] = []
         self.answered = 0
@@ -66,10 +66,10 @@ class Traffic:
 
     async def ask(self, name: str) -> None:
         row = self.random.randrange(len(TEXTS))
-        allowed = {self.current[name], self.moving.get(name, self.current[name])}
+        first = self.acknowledged[name] - 1
         body = {"model": name, "inputs": TEXTS[row], "parameters": {"top_k": 9}}
         response = await self.client.post("/v1/predict", json=body)
-        allowed |= {self.current[name], self.moving.get(name, self.current[name])}
+        allowed = set(self.moves[name][first:])  # any move may have begun and ended meanwhile
         if response.status_code != 200:
             self.wrong.append(response.text)
             return
@@ -89,10 +89,9 @@ class Traffic:
 
     async def move(self, name: str, version: int) -> None:
         """Point the name at a version; from the moment this returns, only that one may answer."""
-        self.moving[name] = version
+        self.moves[name].append(version)
         await asyncio.to_thread(self.store.alias, name, "champion", version)
-        self.current[name] = version
-        del self.moving[name]
+        self.acknowledged[name] += 1
 
 
 def test_no_request_is_ever_answered_by_another_adapter(
@@ -106,7 +105,7 @@ def test_no_request_is_ever_answered_by_another_adapter(
         traffic = Traffic(client, store, expected)
         names = [f"n{index}" for index in range(ADAPTERS)]
         for name, adapter in zip(names, adapters, strict=False):
-            traffic.current[name] = traffic.publish(adapter, name)
+            traffic.moves[name], traffic.acknowledged[name] = [traffic.publish(adapter, name)], 1
             store.alias(name, "champion", 1)
         left = iter(range(REQUESTS))
         memory: list[int] = []
@@ -163,7 +162,7 @@ def test_bad_adapters_harm_nobody(
         traffic = Traffic(client, store, expected)
         names = [f"n{index}" for index in range(4)]
         for name, adapter in zip(names, adapters, strict=False):
-            traffic.current[name] = traffic.publish(adapter, name)
+            traffic.moves[name], traffic.acknowledged[name] = [traffic.publish(adapter, name)], 1
             await traffic.ask(name)
         statuses: dict[str, set[int]] = {"missing": set(), "corrupt": set()}
 
@@ -182,7 +181,7 @@ def test_bad_adapters_harm_nobody(
         assert statuses == {"missing": {404}, "corrupt": {400}}
         assert endpoint.cache.stats.evictions == 0
         assert {resident.entry.name for resident in endpoint.cache.residents()} == set(names)
-        traffic.current["late"] = traffic.publish(adapters[9], "late")
+        traffic.moves["late"], traffic.acknowledged["late"] = [traffic.publish(adapters[9], "late")], 1
         await traffic.ask("late")
         assert traffic.wrong == []
         await client.aclose()
