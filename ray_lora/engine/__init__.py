@@ -3,8 +3,8 @@
     from ray_lora.engine import AdapterEngine, HeadSpec
 
 `kernels` holds the formula, `layers` where it is hooked in, `dropout` what it leaves out, `heads` the per-slot heads,
-`routing` the rows of a pass, `buffers` the numbers of all slots, `targets` what fits where, `engine` the slots, `optim`
-the optimizer that steps all of them.
+`routing` the rows of a pass, `buffers` the numbers of all slots, `targets` what fits where, `packed` the frozen layers'
+weights as products read them, `engine` the slots, `optim` the optimizer that steps all of them.
 """
 
 from ray_lora.engine.dropout import draw_of

@@ -442,6 +442,26 @@ def test_what_others_do_is_seen_at_the_next_call(files_store: Store, tmp_path: P
     assert [entry.ref for entry in files_store.list()] == ["tweets@1"]
 
 
+def test_what_is_known_is_recalled_and_what_changed_is_not(plain_peft: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    assert isinstance(store, FolderStore)
+    assert store.recall("a") is None
+    for seed in range(2):
+        store.put(adapter(seed), "a")
+    assert store.recall("a") == store.resolve("a")
+    open_store(str(tmp_path / "store")).alias("a", "champion", 1)  # as another process would
+    recalled = store.recall("a")
+    assert recalled is not None
+    assert (recalled.version, recalled.aliases) == (1, ("champion",))
+    with pytest.raises(AdapterNotFoundError):
+        store.recall("a@9")
+    shutil.copytree(plain_peft, tmp_path / "store" / "plain")
+    assert store.recall("plain") is None  # nobody has read what it holds
+    assert store.resolve("plain") == store.recall("plain")
+    (tmp_path / "store" / "plain" / "adapter_model.safetensors").touch()
+    assert store.recall("plain") is None
+
+
 def test_a_listing_reads_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path / "store"))
     for seed in range(3):
