@@ -21,6 +21,7 @@ import torch
 
 from ray_lora.base import Base, describe_base
 from ray_lora.engine import AdapterEngine
+from ray_lora.engine.packed import transposes
 from ray_lora.errors import CapacityError, RecipeError
 from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec
 from ray_lora.tasks import build_task
@@ -86,7 +87,9 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     numbers = engine.flat.shape[1] + sum(flat.shape[1] for flat in engine.head_flat.values())
     width = torch.empty(0, dtype=base.dtype).element_size()
     device = "cuda" if recipe.scaling.use_gpu else "cpu"
-    base_bytes = sum(p.numel() for p in base.backbone.parameters()) * width
+    weights = sum(p.numel() for p in base.backbone.parameters())
+    weights += transposes(base.backbone) if device == "cpu" else 0
+    base_bytes = weights * width
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
     pass_bytes = _activations(base, task, _MAX_ROWS[device]) * width
     free = _free_memory(device)
@@ -186,7 +189,7 @@ def _activations(base: Base, task: TaskSpec, rows: int) -> int:
     """Numbers that a backward keeps for one pass: about 16 hidden-sized and 4 intermediate-sized values a layer and
     token.
 
-    The factors were fitted to the peak memory of BERT encoders (benchmarks/memory.py says how well); other
+    The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
     architectures are of the same order.
     """
     config = base.config

@@ -78,6 +78,12 @@ class Packing:
         self._modules.clear()
 
 
+def transposes(backbone: nn.Module) -> int:
+    """Numbers in the transposes that an engine which trains keeps beside the weights, where they are packed."""
+    weights = [module.weight for module in backbone.modules() if _is_plain(module)]
+    return sum(weight.numel() for weight in weights if isinstance(weight, Tensor))
+
+
 def _is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 

@@ -36,7 +36,7 @@ def asynchronous(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IDLE_S", 0.05)
-    monkeypatch.setattr(module, "_GATHER_S", 0.2)
+    monkeypatch.setattr(module, "_GATHER_S", 600)  # whoever waits for it in vain never ends
 
 
 async def started(*names: str, followed: bool = True, expected: int = 0) -> Coordinator:
@@ -91,9 +91,11 @@ async def test_a_pack_waits_for_members_on_hold_but_not_for_ever() -> None:
         waiting.append(asyncio.create_task(made.next_evaluation(name)))
         await asyncio.sleep(0.01)
     assert await syncing == Orders()
-    begun = time.monotonic()
-    assert await made.sync("pack-0", [evaluated("b", 10)], held, 0) == Orders(hold=("b",))
-    assert time.monotonic() - begun >= 0.2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_GATHER_S", 0.2)
+        begun = time.monotonic()
+        assert await made.sync("pack-0", [evaluated("b", 10)], held, 0) == Orders(hold=("b",))
+        assert time.monotonic() - begun >= 0.2
     for task in waiting:
         task.cancel()
 
@@ -112,9 +114,7 @@ async def test_jobs_that_follow_on_ended_ones_join_together() -> None:
 @asynchronous
 async def test_a_slot_is_not_kept_free_for_jobs_that_nobody_expects() -> None:
     made = await started("a", "b", expected=2)
-    begun = time.monotonic()
     assert await made.sync("pack-0", [evaluated("a", 10, done=True)], {"b": 2}, 1) == Orders()
-    assert time.monotonic() - begun < 0.2
 
 
 @asynchronous
