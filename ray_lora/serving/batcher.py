@@ -131,8 +131,8 @@ class Batcher(Generic[R, T]):
             await self._gather(seconds)
 
     async def _gather(self, seconds: float) -> None:
-        """Let what arrives now join the next batch, for a moment that is short beside the last one's time."""
-        await asyncio.sleep(min(_MOST_S, _SHARE * seconds) if self._waiting < self.max_rows else 0)
+        """Let what arrives now join what waits, for a moment that is short beside the last batch's time."""
+        await asyncio.sleep(min(_MOST_S, _SHARE * seconds) if 0 < self._waiting < self.max_rows else 0)
 
     def _take(self) -> _Batch[R, T]:
         batch: _Batch[R, T] = _Batch()

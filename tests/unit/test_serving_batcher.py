@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ray_lora.serving import batcher as module
 from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.gate import Gate, OverloadedError
 
@@ -38,6 +39,20 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
+
+
+def test_who_comes_to_an_idle_engine_does_not_wait(thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHARE", 1e9)
+    monkeypatch.setattr(module, "_MOST_S", 600)  # whoever waits for it never ends
+
+    async def main() -> None:
+        slow = Slow()
+        slow.open.set()
+        batcher = Batcher(slow, thread, max_rows=8)
+        for row in range(3):
+            assert await batcher.submit("a", [row]) == [2 * row]
+
+    run(main)
 
 
 def test_what_waits_is_one_batch_and_answers_go_home(thread: ThreadPoolExecutor) -> None:
