@@ -195,8 +195,7 @@ def test_replicas_come_and_go_under_load_without_a_restart_of_the_others(nodes: 
         running.wait_for(100)
     finally:
         running.end()
-    assert running.wrong == []
-    assert running.lost_nothing(), running.refused
+    assert (running.wrong, dict(running.refused)) == ([], {})
 
 
 def test_the_kuberay_file_fits_serve_s_schema_and_our_arguments() -> None:
