@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_lora.engine.layers import is_linear
+from ray_lora.engine.targets import bypassed
+
 
 class PackedLinear:
     """What a frozen Linear or Conv1D computes, from packed weights; takes the place of the module's `forward`.
@@ -26,7 +29,7 @@ class PackedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, train: bool) -> None:
         self.bias = bias
         self.packed = _pack(weight)
-        self.transpose = _pack(weight.t().contiguous()) if train else None
+        self.transpose = _pack(weight.t()) if train else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -51,28 +54,16 @@ class Packing:
     """The packed layers of one backbone; `undo` gives the plain weights back."""
 
     def __init__(self, backbone: nn.Module, train: bool) -> None:
-        self._modules: list[nn.Module] = []
-        owners = Counter(id(p) for module in backbone.modules() for p in module.parameters(recurse=False))
-        for parent in backbone.modules():
-            if isinstance(parent, nn.MultiheadAttention):
-                continue  # it reads its layers' weights without calling them
-            for module in parent.children():
-                weight = getattr(module, "weight", None)
-                if _is_plain(module) and isinstance(weight, Tensor) and owners[id(weight)] == 1 and can_pack(weight):
-                    self._pack(module, train)
-
-    def _pack(self, module: Any, train: bool) -> None:
-        weight = module.weight.detach()
-        module.forward = PackedLinear(weight if _is_linear(module) else weight.t().contiguous(), module.bias, train)
-        module.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
-        self._modules.append(module)
+        self._modules = [module for module in _layers(backbone) if can_pack(module.weight)]
+        for module in self._modules:
+            weight = module.weight.detach()
+            module.forward = PackedLinear(_turned(module, weight), module.bias, train)
+            module.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
 
     def undo(self) -> None:
         """Unpack every weight and give each module its own forward again."""
         for module in self._modules:
-            linear: Any = module.forward
-            weight = linear.packed.to_dense()
-            weight = weight if _is_linear(module) else weight.t().contiguous()
+            weight = _turned(module, module.forward.packed.to_dense())
             module.weight = nn.Parameter(weight, requires_grad=False)
             del module.forward
         self._modules.clear()
@@ -80,17 +71,7 @@ class Packing:
 
 def transposes(backbone: nn.Module) -> int:
     """Numbers in the transposes that an engine which trains keeps beside the weights, where they are packed."""
-    weights = [module.weight for module in backbone.modules() if _is_plain(module)]
-    return sum(weight.numel() for weight in weights if isinstance(weight, Tensor))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether its forward is torch's own product; a subclass may do more."""
-    return _is_linear(module) or type(module).__name__ == "Conv1D"
+    return sum(module.weight.numel() for module in _layers(backbone))
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -102,6 +83,24 @@ def can_pack(weight: Tensor) -> bool:
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return weight.dtype == torch.float32
+
+
+def _layers(backbone: nn.Module) -> list[Any]:
+    """Linear and Conv1D layers whose weight nobody else reads; a subclass of Linear may compute more than a product."""
+    owners = Counter(id(p) for module in backbone.modules() for p in module.parameters(recurse=False))
+    return [
+        module
+        for name, module in backbone.named_modules()
+        if is_linear(module)
+        and (type(module) is nn.Linear or not isinstance(module, nn.Linear))
+        and owners[id(module.weight)] == 1
+        and not bypassed(backbone, name)
+    ]
+
+
+def _turned(module: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight as [out, in], and back: a Conv1D's is [in, out]."""
+    return weight if isinstance(module, nn.Linear) else weight.t().contiguous()
 
 
 def _pack(weight: Tensor) -> Tensor:

@@ -31,12 +31,12 @@ def find_layers(backbone: nn.Module, slots: int, device: torch.device, embedding
         name: TargetLayer(name, module, slots, device)
         for name, module in backbone.named_modules()
         if refusal(module) is None
-        and not _bypassed(backbone, name)
+        and not bypassed(backbone, name)
         and (embeddings or not isinstance(module, nn.Embedding))
     }
 
 
-def _bypassed(backbone: nn.Module, name: str) -> bool:
+def bypassed(backbone: nn.Module, name: str) -> bool:
     """Whether the parent reads this module's weight without calling it."""
     return isinstance(backbone.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 

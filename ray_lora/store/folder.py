@@ -84,10 +84,8 @@ class FolderStore:
             return None  # `resolve` looks for names that are like it
         pointers = self._pointers(name, listing)
         version = choose(ref, pointers.versions, pointers.aliases)
-        stats, entry = self._known.get((name, version), ((), None))
-        if entry is None or not entry.sha256 or stats != _stats(listing, _versions(listing)[version]):
-            return None
-        return _pointed(entry, pointers)
+        entry = self._unchanged(name, version, _versions(listing)[version], listing)
+        return _pointed(entry, pointers) if entry is not None and entry.sha256 else None
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
@@ -170,10 +168,9 @@ class FolderStore:
 
     def _entry(self, name: str, version: int, prefix: str, listing: Listing) -> Entry:
         """What the small files say; read again only when one of them changed."""
-        stats = _stats(listing, prefix)
-        known = self._known.get((name, version))
-        if known is not None and known[0] == stats:
-            return known[1]
+        known = self._unchanged(name, version, prefix, listing)
+        if known is not None:
+            return known
         ref = f"{name}@{version}"
         if f"{prefix}{WEIGHTS}" not in listing:
             found = f"{prefix}{PICKLED}" in listing
@@ -200,8 +197,13 @@ class FolderStore:
             raise AdapterError(f"{ref}: {CARD} is not a card of this library: {error}") from None
         if entry.sha256 and not is_sha256(entry.sha256):
             raise AdapterError(f"{ref}: {CARD} says sha256 {entry.sha256[:80]!r}, which is not a content hash")
-        self._known[name, version] = (stats, entry)
+        self._known[name, version] = (_stats(listing, prefix), entry)
         return entry
+
+    def _unchanged(self, name: str, version: int, prefix: str, listing: Listing) -> Entry | None:
+        """What was read of a version, if its files are still those."""
+        stats, entry = self._known.get((name, version), ((), None))
+        return entry if stats == _stats(listing, prefix) else None
 
     def _num_parameters(self, name: str, path: str, listing: Listing) -> int:
         """Counted from the safetensors header: 8 bytes of length, then JSON. No tensor is read."""
