@@ -22,7 +22,7 @@ from ray_lora.job import Job, Report
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 _IDLE_S = 1.0  # how long a pack without work waits in one sync
-_GATHER_S = 3.0  # how long one with work waits for members on hold and for jobs to come, to step with all together
+_GATHER_S = 3.0  # how long one with work waits for members on hold and for the next job, to step with all together
 
 
 @dataclass
@@ -79,6 +79,7 @@ class Coordinator:
         self._changed = asyncio.Condition()
         self._logs: list[dict[str, Any]] = []
         self._packs: dict[str, float] = {}  # pack -> when one of its jobs last ended, 0.0 at first
+        self._came = 0.0  # when a job was last submitted
         self._saves: set[str] = set()
         self._closing = False
         self._error: str | None = None
@@ -96,6 +97,7 @@ class Coordinator:
         if record is not None and record.status in ("waiting", "running"):
             raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
         self.records[job.name] = Record(job, config, followed=followed)
+        self._came = time.monotonic()
         await self._notify()
 
     async def next_evaluation(self, name: str) -> dict[str, Any]:
@@ -176,11 +178,18 @@ class Coordinator:
     async def _gather(self, pack: str, held: dict[str, int], free: int) -> None:
         """Wait, for a moment, until the pack's next step is worth taking.
 
-        Members of one pace fill a pass best, so a pack waits for those on hold, and for the jobs that follow on those
-        that have just ended. Without anything to do it waits for something.
+        Members of one pace fill a pass best, so a pack waits for those on hold, for the jobs that follow on those that
+        have just ended, and at the start for as long as one job comes after the other. Without anything to do it waits
+        for something.
         """
-        orders = self._orders(pack, held, free)
-        works = len(held) > len(orders.hold) or bool(orders.join)
+
+        def works() -> bool:
+            now = self._orders(pack, held, free)
+            return len(held) > len(now.hold) or bool(now.join)
+
+        def more_come(now: Orders) -> bool:
+            vacant = free > len(now.join) and len(self.records) < self.expected and not self._closing
+            return vacant and time.monotonic() - max(self._packs[pack], self._came) < _GATHER_S
 
         def ready() -> bool:
             now = self._orders(pack, held, free)
@@ -188,12 +197,15 @@ class Coordinator:
                 return True
             if not held and not now.join:
                 return False
-            vacant = free > len(now.join) and len(self.records) < self.expected and not self._closing
-            lately = time.monotonic() - self._packs[pack] < _GATHER_S
-            return not now.hold and not (vacant and lately)
+            return not now.hold and not more_come(now)
 
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._until(ready), _GATHER_S if works else _IDLE_S)
+        until = time.monotonic() + (_GATHER_S if works() else _IDLE_S)
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._until(ready), left)
+                return
+            if works() and more_come(self._orders(pack, held, free)):
+                until = self._came + _GATHER_S
 
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling, split
 from ray_lora.base import Base
 from ray_lora.engine import narrow, targets
+from ray_lora.engine.aligned import Aligned
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
@@ -64,13 +65,15 @@ class AdapterEngine:
         self._hooks = [layer.attach(lambda: self._routing) for layer in self.layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._first_token)
         self._packing = Packing(base.backbone, train)
+        self._aligned = Aligned(base.backbone, base.dtype, base.device)
         setattr(base.backbone, _HELD, True)
 
     def close(self) -> None:
-        """Take the hooks off the base and give it its plain weights back."""
+        """Take the hooks off the base and give it its plain weights and its own attention back."""
         for hook in self._hooks:
             hook.remove()
         self._packing.undo()
+        self._aligned.undo()
         setattr(self.base.backbone, _HELD, False)
 
     # ---------------------------------------------------------------- what a pass computes

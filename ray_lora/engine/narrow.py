@@ -12,13 +12,13 @@ from typing import Any
 from torch import nn
 
 READERS = {"AutoModelForSequenceClassification"}  # head classes that read an encoder's first token
-_ENCODERS = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}  # whose layers are BERT's
+ENCODERS = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}  # whose layers are BERT's
 
 
 def attach(backbone: nn.Module, wanted: Callable[[], bool]) -> list[Any]:
     """Hook the backbone's last layer so that a pass for which `wanted()` keeps the first token, [rows, 1, hidden]."""
     kind = getattr(getattr(backbone, "config", None), "model_type", None)
-    if kind not in _ENCODERS or getattr(backbone.config, "is_decoder", False):
+    if kind not in ENCODERS or getattr(backbone.config, "is_decoder", False):
         return []
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -25,10 +25,10 @@ def evaluated(name: str, step: int, done: bool = False) -> Report:
     return Report(name, step, 10, step / 5, loss=0.5, metrics={"accuracy": 0.5}, saved=True, done=done)
 
 
-def asynchronous(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def asynchronous(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @wraps(test)
-    def run() -> None:
-        asyncio.run(test())  # type: ignore[arg-type]
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))  # type: ignore[arg-type]
 
     return run
 
@@ -71,6 +71,31 @@ async def test_an_evaluation_that_came_early_is_fetched_before_the_job_goes_on()
     await made.sync("pack-0", [evaluated("a", 5)], {"a": 1}, 0)
     assert (await made.next_evaluation("a"))["step"] == 5
     assert (await made.sync("pack-0", [], {"a": 1}, 0)).hold == ("a",)
+
+
+@asynchronous
+async def test_jobs_that_come_one_after_the_other_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GATHER_S", 2.0)
+    made = Coordinator(expected=3)
+
+    async def come() -> None:
+        for name in ("a", "b", "c"):
+            await asyncio.sleep(0.8)  # the last one comes later than one wait after the pack asked
+            await made.submit(job(name), {})
+
+    coming = asyncio.create_task(come())
+    while not (orders := await made.sync("pack-0", [], {}, 3)).join:
+        pass
+    await coming
+    assert [joined.name for joined in orders.join] == ["a", "b", "c"]
+
+
+@asynchronous
+async def test_a_pack_begins_when_the_next_job_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GATHER_S", 0.2)
+    made = Coordinator(expected=3)
+    await made.submit(job("a"), {})
+    assert [joined.name for joined in (await made.sync("pack-0", [], {}, 3)).join] == ["a"]
 
 
 @asynchronous
