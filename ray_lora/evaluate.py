@@ -110,19 +110,28 @@ def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str
         BaseModelError: the base is not here, or is another one than the adapter was trained on.
         AdapterError: the adapter does not fit, or has no task.
     """
-    entry, folder = open_store(store, tracking_uri).get(ref)
-    adapter = Adapter.load(folder)
-    model = base or adapter.card.base or entry.base
+    entry, adapter = open_store(store, tracking_uri).load(ref)
+    return Opened(entry, *alone(adapter, entry.ref, base or adapter.card.base or entry.base))
+
+
+def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "auto") -> tuple[AdapterEngine, int, Task]:
+    """An engine of one slot on the adapter's base, or on `base`; the slot, and the adapter's task.
+
+    Raises:
+        BaseModelError, AdapterError: as `open_ref`.
+    """
+    model = base or adapter.card.base
     if model is None:
-        raise BaseModelError(f"adapter {entry.ref!r} does not name its base; give it with --base")
-    ranks = [pair.rank for pair in adapter.layers.values()]
-    embeddings = any(pair.embedding for pair in adapter.layers.values())
+        raise BaseModelError(f"adapter {ref!r} does not name its base; say which it is (base, --base)")
     engine = AdapterEngine(
-        load_base(BaseSpec(model=model)), slots=1, max_rank=max(ranks, default=1), embeddings=embeddings
+        load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
+        slots=1,
+        max_rank=max((pair.rank for pair in adapter.layers.values()), default=1),
+        embeddings=any(pair.embedding for pair in adapter.layers.values()),
     )
     slot = engine.load(adapter)
-    spec = adapter.card.task or plain_task(entry.ref, engine.residents[slot].head)
-    return Opened(entry, engine, slot, build_task(spec, engine.base.processor))
+    spec = adapter.card.task or plain_task(ref, engine.residents[slot].head)
+    return engine, slot, build_task(spec, engine.base.processor)
 
 
 def plain_task(ref: str, head: HeadSpec | None) -> TaskSpec:

@@ -15,32 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
-from ray_lora.engine import AdapterEngine
-from ray_lora.errors import BaseModelError
-from ray_lora.evaluate import plain_task, row_of
+from ray_lora.evaluate import alone, row_of
 from ray_lora.infer import predict
-from ray_lora.recipe import BaseSpec, Json
-from ray_lora.tasks import build_task
+from ray_lora.recipe import Json
 
 
 class AdapterModel:
     """One adapter on its own base. Not for several threads at once."""
 
     def __init__(self, folder: Path, base: str | None = None, dtype: str = "auto") -> None:
-        adapter = Adapter.load(folder)
-        model = base or adapter.card.base
-        if model is None:
-            raise BaseModelError("the adapter does not name its base; give it: model_config={'base': 'FOLDER'}")
-        self._engine = AdapterEngine(
-            load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
-            slots=1,
-            max_rank=max((pair.rank for pair in adapter.layers.values()), default=1),
-            embeddings=any(pair.embedding for pair in adapter.layers.values()),
-        )
-        self._slot = self._engine.load(adapter)
-        spec = adapter.card.task or plain_task(str(folder), self._engine.residents[self._slot].head)
-        self.task = build_task(spec, self._engine.base.processor)
+        self._engine, self._slot, self.task = alone(Adapter.load(folder), str(folder), base, dtype)
 
     def predict(self, model_input: Any, params: Mapping[str, Json] | None = None) -> list[Json]:
         """An answer a row, in the shape of the Hugging Face pipeline of the task.

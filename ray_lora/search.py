@@ -22,8 +22,9 @@ from ray.tune import ResultGrid, TuneConfig, Tuner
 
 from ray_lora import report
 from ray_lora.adapter import Adapter
+from ray_lora.claims import claimed
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.packs import PackRun, Prepared, check, claimed, scaling_of, spread
+from ray_lora.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.recipe import Json, Recipe
 from ray_lora.space import (
     DEFAULT_SPACE,

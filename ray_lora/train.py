@@ -23,10 +23,11 @@ from ray import tune
 from ray.train import Checkpoint, Result, RunConfig, ScalingConfig
 
 from ray_lora.adapter import Adapter
+from ray_lora.claims import claimed
 from ray_lora.coordinator import Record
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.job import Job
-from ray_lora.packs import PackRun, Prepared, check, claimed, scaling_of, spread
+from ray_lora.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.recipe import Json, Recipe
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker

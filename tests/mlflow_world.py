@@ -8,7 +8,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from ray_lora.store.registry import connect
+from ray_lora.store.mlflow_client import connect
 
 # What MLflow itself warns of when it is imported; warnings are errors here.
 MLFLOW_WARNINGS = (

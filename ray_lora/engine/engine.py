@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling, split
+from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.base import Base
 from ray_lora.engine import narrow, targets
 from ray_lora.engine.aligned import Aligned
@@ -26,6 +26,7 @@ from ray_lora.engine.heads import Head, HeadSpec
 from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
+from ray_lora.peft_folder import split
 from ray_lora.recipe import LoraSpec
 
 _HELD = "held_by_an_adapter_engine"

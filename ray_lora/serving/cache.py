@@ -20,20 +20,11 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal
 
 from ray_lora.errors import AdapterNotFoundError, CapacityError
+from ray_lora.serving.tiers import Failures, L, RamTier
 from ray_lora.store import Entry
-
-
-class Sized(Protocol):
-    """What a loaded adapter tells the RAM tier."""
-
-    @property
-    def bytes(self) -> int: ...
-
-
-L = TypeVar("L", bound=Sized)
 
 
 @dataclass
@@ -86,17 +77,17 @@ class AdapterCache(Generic[L]):
         negative_s: float = 2.0,
         patience_s: float = 0.05,
     ) -> None:
-        self.slots, self.ram_bytes, self.negative_s, self.patience_s = slots, ram_bytes, negative_s, patience_s
+        self.slots, self.patience_s = slots, patience_s
         self.stats = CacheStats()
         self.on_event: Callable[[Event, str], None] = lambda event, name: None  # told of every count in `stats`
         self._load, self._swap, self._unmount = load, swap, unmount
         self._resident: OrderedDict[str, Resident[L]] = OrderedDict()  # least recently used first
-        self._ram: OrderedDict[str, L] = OrderedDict()
+        self._ram: RamTier[L] = RamTier(ram_bytes)
         self._lines: OrderedDict[str, _Line[L]] = OrderedDict()  # longest waiting first
         self._loading: set[str] = set()
         self._mounting: set[str] = set()  # each has taken a free slot or marked a victim
         self._leaving: set[str] = set()  # victims and the unloaded, still in their slots
-        self._failed: dict[str, tuple[Exception, float]] = {}
+        self._failures = Failures(negative_s)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -130,8 +121,8 @@ class AdapterCache(Generic[L]):
     def drop(self, entry: Entry) -> bool:
         """Forget the adapter: out of RAM now, out of its slot when its last lease ends. False: it was not here."""
         key = entry.sha256
-        known = self._ram.pop(key, None) is not None
-        self._failed.pop(key, None)
+        known = self._ram.drop(key)
+        self._failures.forget(key)
         resident = self._resident.get(key)
         if resident is not None:
             resident.doomed, resident.pinned = True, False
@@ -141,12 +132,12 @@ class AdapterCache(Generic[L]):
 
     def forget_failures(self) -> None:
         """Give every adapter that failed another chance."""
-        self._failed.clear()
+        self._failures.forget()
 
     @property
     def ram_used(self) -> int:
         """Bytes of the adapters in the RAM tier."""
-        return sum(loaded.bytes for loaded in self._ram.values())
+        return self._ram.used
 
     def residents(self) -> list[Resident[L]]:
         """What sits in slots, least recently used first."""
@@ -160,12 +151,7 @@ class AdapterCache(Generic[L]):
 
     async def _acquire(self, entry: Entry) -> Resident[L]:
         key = entry.sha256
-        failed = self._failed.get(key)
-        if failed is not None:
-            error, until = failed
-            if time.monotonic() < until:
-                raise error.with_traceback(None)
-            del self._failed[key]
+        self._failures.check(key)
         resident = self._resident.get(key)
         if resident is not None and self._free_to_use(key) and key not in self._lines and not self._someone_starves():
             self._count("hits", entry)
@@ -248,8 +234,7 @@ class AdapterCache(Generic[L]):
             victim = min(idle, key=lambda resident: (resident.entry.sha256 in self._lines, resident.used))
             self._leaving.add(victim.entry.sha256)
         self._mounting.add(key)
-        self._ram.move_to_end(key)
-        self._start(self._exchange(line.entry, self._ram[key], victim))
+        self._start(self._exchange(line.entry, self._ram.use(key), victim))
         return True
 
     async def _exchange(self, entry: Entry, loaded: L, victim: Resident[L] | None) -> None:
@@ -257,7 +242,7 @@ class AdapterCache(Generic[L]):
         try:
             slot = await self._swap(loaded, victim.slot if victim else None)
         except Exception as error:
-            self._ram.pop(key, None)
+            self._ram.drop(key)
             self._fail(entry, error)
         else:
             if victim is not None:
@@ -275,7 +260,7 @@ class AdapterCache(Generic[L]):
         try:
             self._ram[key] = await self._load(entry)
             self._count("loads", entry)
-            self._trim_ram()
+            self._ram.trim(keep=self._lines)
         except Exception as error:
             self._fail(entry, error)
         finally:
@@ -283,22 +268,12 @@ class AdapterCache(Generic[L]):
         self._pump()
 
     def _fail(self, entry: Entry, error: Exception) -> None:
-        key, now = entry.sha256, time.monotonic()
-        self._failed = {other: known for other, known in self._failed.items() if known[1] > now}
-        self._failed[key] = (error, now + self.negative_s)
+        self._failures.remember(entry.sha256, error)
         self._count("failures", entry)
-        line = self._lines.pop(key, None)
+        line = self._lines.pop(entry.sha256, None)
         for waiter in line.waiters if line else ():
             if not waiter.done():
                 waiter.set_exception(error)
-
-    def _trim_ram(self) -> None:
-        """Drop what was read longest ago beyond the budget; what a line waits for stays."""
-        used = sum(loaded.bytes for loaded in self._ram.values())
-        for key in [key for key in self._ram if key not in self._lines]:
-            if used <= self.ram_bytes:
-                return
-            used -= self._ram.pop(key).bytes
 
     def _evict_doomed(self, resident: Resident[L]) -> None:
         key = resident.entry.sha256

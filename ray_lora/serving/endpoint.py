@@ -1,6 +1,6 @@
 """One base and the adapters of one store, answering. Knows refs, limits and tasks; no HTTP, no Ray.
 
-choice = await endpoint.choose("tweets", user="user-7")     # one version, of which all that follows is
+choice = await endpoint.names.choose("tweets", user="user-7")     # one version, of which all that follows is
 answer = await endpoint.predict(choice, ["what a day"], {})
 answer.predictions        # [{"label": "positive", "score": 0.98}]
 answer.entry.ref          # "tweets@3": which version answered
@@ -9,17 +9,16 @@ answer.entry.ref          # "tweets@3": which version answered
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from ray_lora.adapter import Adapter
-from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.errors import AdapterError, DataError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.batcher import Batcher
@@ -27,35 +26,19 @@ from ray_lora.serving.cache import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
-from ray_lora.serving.peers import Alone, Peers
+from ray_lora.serving.names import BASE, Choice, Names
+from ray_lora.serving.peers import Alone
 from ray_lora.serving.places import results_folder
 from ray_lora.serving.registry import Registry
-from ray_lora.serving.relay import ElsewhereError
 from ray_lora.serving.results import Results
 from ray_lora.serving.shadows import Shadows
-from ray_lora.serving.tally import Arm, Variant
+from ray_lora.serving.tally import Arm
 from ray_lora.serving.trace import current
 from ray_lora.store import Entry, Store, steer
 from ray_lora.tasks import Features, Task
 
-BASE = "base"  # names the bare base in every endpoint
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The one version that answers a request, and how it came to be that one."""
-
-    entry: Entry
-    variant: Variant
-    shadow: int | None = None  # the version that is to answer a copy
-
-    @property
-    def arm(self) -> Arm:
-        """What its answer is counted under."""
-        began = self.entry.traffic.began if self.variant in ("split", "shadow") else ""
-        return Arm(self.entry.name, self.entry.version, self.variant, began)
 
 
 @dataclass(frozen=True)
@@ -75,6 +58,8 @@ class Endpoint:
     def __init__(self, machine: Machine, store: Store, args: AppArgs) -> None:
         self.machine, self.args = machine, args
         self.registry = Registry(store, args.freshness_s)
+        self.names = Names(self.registry, machine.base.id, machine.base.fingerprint)
+        self.names.peers = Alone(self)
         self.gate = Gate(args.max_waiting, args.max_waiting_per_adapter)
         self.cache: AdapterCache[Loaded] = AdapterCache(
             args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
@@ -84,8 +69,6 @@ class Endpoint:
         self.results = Results(results_folder(args.store, store, args.results))
         self.shadows = Shadows(self.results, args.max_batch_rows)
         self.created = int(time.time())
-        self.peers: Peers = Alone(self)
-        self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     @property
@@ -93,76 +76,9 @@ class Endpoint:
         """The base's name, hub id or folder."""
         return self.machine.base.id
 
-    def names_base(self, ref: str) -> bool:
-        """Whether this ref is the bare base."""
-        return ref in (BASE, self.base_id)
-
-    async def resolve(self, ref: str) -> Entry:
-        """The entry a ref names now, of an adapter that this replica can serve.
-
-        Raises:
-            AdapterNotFoundError: the ref names nothing, or was unloaded.
-            BaseModelError: the adapter belongs to a base that is not served.
-            ElsewhereError: it belongs to another base of this address.
-        """
-        entry = await self.entry_of(ref)
-        await self._check_home(entry)
-        return entry
-
-    async def entry_of(self, ref: str) -> Entry:
-        """The entry a ref names now, of whichever base."""
-        if self.names_base(ref) or ref in self.peers.bases:
-            raise DataError(f"{ref!r} is a bare base, which has no task; name an adapter (or ask /v1/embeddings)")
-        entry = await self.registry.resolve(ref)
-        if entry.traffic.withdrawn:
-            raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
-        return entry
-
-    async def home_of(self, entry: Entry) -> str | None:
-        """The id of the base here that the entry's is; None: it is not served. Without a fingerprint the name decides.
-
-        Raises:
-            BaseAwayError: a base that may be the one does not answer.
-        """
-        if entry.base_fingerprint is None:
-            return entry.base if entry.base in self.peers.bases else self.base_id
-        if entry.base_fingerprint == self.machine.base.fingerprint:
-            return self.base_id
-        for base in self.peers.bases:
-            if await self.fingerprint_of(base) == entry.base_fingerprint:
-                return base
-        return None
-
     async def describe(self) -> str:
         """The base's fingerprint."""
         return self.machine.base.fingerprint
-
-    async def fingerprint_of(self, base: str) -> str:
-        """The fingerprint of another base of this address."""
-        if base not in self._fingerprints:
-            self._fingerprints[base] = (await self.peers.tell(base, "describe"))[0]
-        return self._fingerprints[base]
-
-    async def choose(self, ref: str, user: str | None = None, version: int | None = None) -> Choice:
-        """The version that answers this request: of a bare name by its split, the same one for the same user.
-
-        `version` is what the split has chosen already, where another base's replica did so.
-
-        Raises:
-            AdapterNotFoundError, AdapterError, BaseModelError, ElsewhereError: see `resolve`.
-        """
-        entry = await self.entry_of(ref)
-        if "@" in ref:
-            await self._check_home(entry)
-            return Choice(entry, "explicit")
-        traffic = entry.traffic
-        shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
-        version = traffic.pick(entry.name, user) if version is None else version
-        if version is not None and version != entry.version:
-            chosen = await self.entry_of(f"{entry.name}@{version}")
-            entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
-        await self._check_home(entry, version)
-        return Choice(entry, "default" if version is None else "split", shadow)
 
     async def predict(
         self,
@@ -205,7 +121,7 @@ class Endpoint:
 
     async def prewarm(self, ref: str, pinned: bool = False) -> None:
         """Bring an adapter into a slot (and keep it there) before anyone asks for it."""
-        entry = await self.resolve(ref)
+        entry = await self.names.resolve(ref)
         if pinned:
             await self.cache.pin(entry)
         else:
@@ -223,7 +139,7 @@ class Endpoint:
         The store remembers it, so that a replica that starts later knows too.
         """
         await asyncio.to_thread(self.registry.store.point, name, steer.withdraw(withdrawn))
-        await self.peers.tell(None, "renew", name if withdrawn else None)
+        await self.names.peers.tell(None, "renew", name if withdrawn else None)
 
     async def renew(self, gone: str | None = None) -> None:
         """Ask the store anew from here on, give what failed another chance, and let go of a name that is gone."""
@@ -267,17 +183,6 @@ class Endpoint:
         self.machine.close()
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
-    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
-        home = await self.home_of(entry)
-        if home is None:
-            held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
-            raise BaseModelError(
-                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
-                f"holds {held}; serve it on its own base"
-            )
-        if home != self.base_id:
-            raise ElsewhereError(home, version)
-
     def _copy(self, choice: Choice, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> None:
         """Have the shadow, if there is one, answer the same for the record."""
         if choice.shadow is None:
@@ -285,7 +190,7 @@ class Endpoint:
         name, version = choice.entry.name, choice.shadow
 
         async def answer() -> list[Json]:
-            entry = await self.resolve(f"{name}@{version}")
+            entry = await self.names.resolve(f"{name}@{version}")
             return (await self._in_time(self._predict(entry, inputs, parameters, background=True))).predictions
 
         self.shadows.start(Arm(name, version, "shadow", choice.entry.traffic.began), len(inputs), answer)
@@ -312,7 +217,7 @@ class Endpoint:
             resident = await lease.__aenter__()
         except ChangedError:
             self.registry.refresh()
-            entry = await self.resolve(entry.ref)
+            entry = await self.names.resolve(entry.ref)
             lease = self.cache.lease(entry)
             resident = await lease.__aenter__()
         try:

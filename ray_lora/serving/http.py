@@ -12,12 +12,13 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from ray_lora.adapter import CONFIG
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
+from ray_lora.peft_folder import CONFIG
 from ray_lora.recipe import Json
 from ray_lora.serving import faults, schemas
-from ray_lora.serving.endpoint import BASE, Answer, Endpoint
+from ray_lora.serving.endpoint import Answer, Endpoint
 from ray_lora.serving.limits import BodyLimit
+from ray_lora.serving.names import BASE
 from ray_lora.serving.page import add_page
 from ray_lora.serving.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.request_id import RequestId
@@ -37,7 +38,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     async def elsewhere(request: Request, error: Exception) -> Response:
         assert isinstance(error, ElsewhereError)
         try:
-            return response_of(await endpoint.peers.ask(error.base, await asked_of(request, error.version)))
+            return response_of(await endpoint.names.peers.ask(error.base, await asked_of(request, error.version)))
         except RayLoraError as refused:
             return faults.of(refused)
 
@@ -57,7 +58,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     async def status(request: Request) -> dict[str, Json]:
         """What is in a replica's slots, what waits, counters since its start: of the one that answers, and `others`."""
         endpoint.keys.of(request.headers).check_admin()
-        mine, everyone = await endpoint.status(), await endpoint.peers.tell(None, "status")
+        mine, everyone = await endpoint.status(), await endpoint.names.peers.tell(None, "status")
         return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
 
     return app
@@ -68,7 +69,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         ref = _ref(endpoint, body.model, request)
-        choice = await endpoint.choose(ref, _user(body.user, request), _chosen(request))
+        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
         content = {
@@ -84,7 +85,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
         inputs = [body.input] if isinstance(body.input, str) else body.input
         ref = _ref(endpoint, body.model, request)
-        choice = await endpoint.choose(ref, _user(body.user, request), _chosen(request))
+        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
         entry = choice.entry
         if entry.task is not None and not entry.task.type.endswith("-classification"):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
@@ -103,10 +104,10 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
     async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
         ref = _ref(endpoint, body.model, request)
-        if ref in endpoint.peers.bases:
+        if ref in endpoint.names.peers.bases:
             raise ElsewhereError(ref)
-        if not endpoint.names_base(ref):
-            entry = await endpoint.resolve(ref)
+        if not endpoint.names.is_base(ref):
+            entry = await endpoint.names.resolve(ref)
             raise DataError(
                 f"{entry.ref} does not give embeddings; the base does: set model to {endpoint.base_id!r} or {BASE!r}"
             )
@@ -162,22 +163,22 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             if not entry.traffic.withdrawn and key.may_use(entry.name):
                 versions.setdefault(entry.name, []).append(entry)
         cards = [base_card(endpoint.base_id, endpoint.machine.base.fingerprint)]
-        cards += [base_card(base, await endpoint.fingerprint_of(base)) for base in endpoint.peers.bases]
+        cards += [base_card(base, await endpoint.names.fingerprint_of(base)) for base in endpoint.names.peers.bases]
         for name, entries in versions.items():
             default = next((entry for entry in entries if CHAMPION in entry.aliases), entries[-1])
-            home = await endpoint.home_of(default)
+            home = await endpoint.names.home_of(default)
             cards.append(card(default, name, [entry.version for entry in entries], home))
         return schemas.ModelList(data=cards)
 
     @app.get("/v1/models/{ref:path}")
     async def model(ref: str, request: Request) -> schemas.ModelCard:
         key = endpoint.keys.of(request.headers)
-        if endpoint.names_base(ref):
+        if endpoint.names.is_base(ref):
             return base_card(endpoint.base_id, endpoint.machine.base.fingerprint)
-        if ref in endpoint.peers.bases:
-            return base_card(ref, await endpoint.fingerprint_of(ref))
+        if ref in endpoint.names.peers.bases:
+            return base_card(ref, await endpoint.names.fingerprint_of(ref))
         key.check_adapter(ref.partition("@")[0])
-        entry = await endpoint.resolve(ref)
+        entry = await endpoint.names.resolve(ref)
         versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
         return card(entry, ref, versions, endpoint.base_id)
 
@@ -194,14 +195,16 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
             ref = await endpoint.publish(name, _folder(body.lora_path))
         await endpoint.withdraw(name, False)
-        entry = await endpoint.entry_of(ref)
-        await endpoint.peers.tell(await endpoint.home_of(entry) or endpoint.base_id, "prewarm", ref, body.pinned)
+        entry = await endpoint.names.entry_of(ref)
+        await endpoint.names.peers.tell(
+            await endpoint.names.home_of(entry) or endpoint.base_id, "prewarm", ref, body.pinned
+        )
         return f"Success: LoRA adapter '{entry.name}' added successfully."
 
     @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
-        entry = await endpoint.entry_of(body.lora_name)
+        entry = await endpoint.names.entry_of(body.lora_name)
         await endpoint.withdraw(entry.name, True)
         return f"Success: LoRA adapter '{entry.name}' removed successfully."
 
@@ -209,7 +212,7 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     async def refresh(request: Request) -> dict[str, str]:
         """Ask the store anew from here on: what it said before this call is not used for any later request."""
         endpoint.keys.of(request.headers).check_admin()
-        await endpoint.peers.tell(None, "renew")
+        await endpoint.names.peers.tell(None, "renew")
         return {"status": "ok"}
 
 
@@ -226,7 +229,7 @@ def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
     if not named:
         raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
     ref = named.pop()
-    if not endpoint.names_base(ref) and ref not in endpoint.peers.bases:
+    if not endpoint.names.is_base(ref) and ref not in endpoint.names.peers.bases:
         key.check_adapter(ref.partition("@")[0])
     return ref
 

@@ -120,8 +120,7 @@ class Machine:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, entry: Entry) -> Loaded:
-        _, folder = self.store.get(entry.ref)
-        adapter = Adapter.load(folder)
+        _, adapter = self.store.load(entry.ref)
         self._check_base(entry)
         if adapter.sha256 != entry.sha256:
             raise ChangedError(f"{entry.ref} changed while it was read; ask again")

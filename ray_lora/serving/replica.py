@@ -59,7 +59,7 @@ class Replica(BaseReplica):
         await BaseReplica.__init__(self, args)
         here = serve.get_replica_context()
         mine = serve.get_deployment_handle(here.deployment, here.app_name)
-        self.endpoint.peers = Handles(self.endpoint.base_id, mine, others)
+        self.endpoint.names.peers = Handles(self.endpoint.base_id, mine, others)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from ray_lora.serving.seen import Seen, to_stderr

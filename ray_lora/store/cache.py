@@ -11,8 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from ray_lora.adapter import Adapter
 
 
 def cache_root() -> Path:
@@ -25,21 +29,22 @@ def is_sha256(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
-def checked(folder: Path, sha256: str | None) -> str:
-    """The content hash of an adapter folder; AdapterError when it is not the one expected, or not an adapter at all."""
+def checked(folder: Path, sha256: str | None) -> Adapter:
+    """The adapter in a folder; AdapterError when its content is not the one expected, or no adapter at all."""
     from ray_lora.adapter import Adapter
 
-    found = Adapter.load(folder).sha256
-    if sha256 and found != sha256:
+    adapter = Adapter.load(folder)
+    if sha256 and adapter.sha256 != sha256:
         raise AdapterError(
-            f"{str(folder)!r}: content hash is {found[:12]}…, its store says {sha256[:12]}…; "
+            f"{str(folder)!r}: content hash is {adapter.sha256[:12]}…, its store says {sha256[:12]}…; "
             "the files were changed or torn: put the adapter again"
         )
-    return found
+    return adapter
 
 
-def local_copy(sha256: str | None, fetch: Callable[[Path], None]) -> Path:
-    """The folder that holds this content; `fetch` fills an empty folder where it is not here yet, or not whole.
+def local_copy(sha256: str | None, fetch: Callable[[Path], None]) -> tuple[Path, Adapter]:
+    """The folder that holds this content, and what is in it; `fetch` fills an empty folder where it is not here yet, or
+    not whole.
 
     `sha256=None` takes whatever is fetched. AdapterError when what came is not what was asked for.
     """
@@ -48,25 +53,26 @@ def local_copy(sha256: str | None, fetch: Callable[[Path], None]) -> Path:
     home = cache_root() / "adapters"
     home.mkdir(parents=True, exist_ok=True)
     if sha256 is not None and (kept := _usable(home / sha256, sha256)):
-        return kept
+        return home / sha256, kept
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
     try:
         fetch(staging)
-        found = checked(staging, sha256)
-        if not _usable(home / found, found):
-            _set_aside(home / found, staging / "spoilt")
+        adapter = checked(staging, sha256)
+        folder = home / adapter.sha256
+        if not _usable(folder, adapter.sha256):
+            _set_aside(folder, staging / "spoilt")
             try:
-                staging.rename(home / found)
+                staging.rename(folder)
             except OSError:  # another process was quicker
-                checked(home / found, found)
-        return home / found
+                checked(folder, adapter.sha256)
+        return folder, adapter
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _usable(folder: Path, sha256: str) -> Path | None:
+def _usable(folder: Path, sha256: str) -> Adapter | None:
     try:
-        return folder if folder.is_dir() and checked(folder, sha256) else None
+        return checked(folder, sha256) if folder.is_dir() else None
     except AdapterError:
         return None
 

@@ -89,12 +89,13 @@ class FolderStore:
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
-        entry, prefix = self._resolve(ref)
-        folder = self._files.local(entry.name, prefix)
-        if folder is None:
-            return entry, local_copy(entry.sha256, lambda into: self._files.fetch(entry.name, prefix, into))
-        checked(folder, entry.sha256)
+        entry, folder, _ = self._open(ref)
         return entry, folder
+
+    def load(self, ref: str) -> tuple[Entry, Adapter]:
+        """See `Store.load`."""
+        entry, _, adapter = self._open(ref)
+        return entry, adapter
 
     def list(self) -> list[Entry]:
         """See `Store.list`."""
@@ -152,6 +153,18 @@ class FolderStore:
             raise unknown(ref, (held for held, below in self._files.scan_all().items() if _versions(below)), self.uri)
         return listing, self._pointers(name, listing)
 
+    def _open(self, ref: str) -> tuple[Entry, Path, Adapter]:
+        """The entry of a ref, a local folder of it, and the adapter in it, read once."""
+        entry, prefix = self._resolve(ref)
+        return entry, *self._local(entry.name, prefix, entry.sha256)
+
+    def _local(self, name: str, prefix: str, sha256: str | None) -> tuple[Path, Adapter]:
+        """A version's files on this machine; AdapterError when their content is not the one expected."""
+        folder = self._files.local(name, prefix)
+        if folder is None:
+            return local_copy(sha256, lambda into: self._files.fetch(name, prefix, into))
+        return folder, checked(folder, sha256)
+
     def _resolve(self, ref: str) -> tuple[Entry, str]:
         """The entry of a ref, its content hash known, and where its files lie below the name."""
         listing, pointers = self._look(ref)
@@ -159,10 +172,7 @@ class FolderStore:
         prefix = _versions(listing)[version]
         entry = self._entry(name, version, prefix, listing)
         if not entry.sha256:  # plain PEFT wrote it: what it holds now is what it is
-            folder = self._files.local(name, prefix)
-            if folder is None:
-                folder = local_copy(None, lambda into: self._files.fetch(name, prefix, into))
-            entry = replace(entry, sha256=checked(folder, None))
+            entry = replace(entry, sha256=self._local(name, prefix, None)[1].sha256)
             self._known[name, version] = (_stats(listing, prefix), entry)
         return _pointed(entry, pointers), prefix
 

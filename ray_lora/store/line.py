@@ -1,6 +1,6 @@
 """The line to MLflow: addresses, whether anybody answers, and what a failure means. Imports no MLflow.
 
-It knows nothing of adapters or of what is recorded; `registry.py` opens the client.
+It knows nothing of adapters or of what is recorded; `mlflow_client.py` opens the client.
 """
 
 from __future__ import annotations

@@ -76,6 +76,10 @@ class Store(Protocol):
         """A local folder of what the ref names now, its content hash checked; it belongs to the store: only read it."""
         ...
 
+    def load(self, ref: str) -> tuple[Entry, Adapter]:
+        """What the ref names now, read into memory once, its content hash checked."""
+        ...
+
     def list(self) -> list[Entry]:
         """All versions, by name and version. Unusable ones are left out with a warning; `resolve` says why."""
         ...

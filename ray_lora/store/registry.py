@@ -8,11 +8,8 @@ seen once is kept in the cache: while MLflow is away, known refs resolve as they
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +17,8 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
-from ray_lora.store.line import Line, address, answering, experiment_id, public, require, sqlite_file, user
+from ray_lora.store.line import Line, address, answering, public, require
+from ray_lora.store.mlflow_client import connect, ensure_model, own_run, own_setting, write_mlmodel
 from ray_lora.store.refs import (
     Entry,
     StoreAwayError,
@@ -42,11 +40,6 @@ if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
 
 _PAGE = 1000
-_SETTINGS = {  # of MLflow's client in this process, unless they are set already
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who calls knows better than seven tries over four minutes
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each file of some kilobytes
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines on stdout for each run
-}
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +49,7 @@ class MlflowStore:
 
     def __init__(self, tracking_uri: str | None = None) -> None:
         self.uri = "mlflow"
-        self.tracking_uri = address(tracking_uri or _own_setting())
+        self.tracking_uri = address(tracking_uri or own_setting())
         self._client: MlflowClient | None = None
         self._known: dict[str, Known] = {}
         self._notes = Notes(self.tracking_uri)
@@ -77,14 +70,14 @@ class MlflowStore:
             check_alias(alias)
         client = self._connected()
         with answering(self.tracking_uri), tempfile.TemporaryDirectory(prefix="ray-lora-") as temporary:
-            run_id = run_id or _own_run(client, name)
+            run_id = run_id or own_run(client, name)
             folder = Path(temporary) / "adapter"
             path = f"registered/{name}-{adapter.save(folder)[:12]}"
             write_mlmodel(folder, run_id, adapter.card.base)
             client.log_artifacts(run_id, str(folder), path)
             entry = entry_of(adapter, name, (folder / WEIGHTS).stat().st_size)
             source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{path}"
-            _ensure_model(client, name)
+            ensure_model(client, name)
             told = {**tags_of(adapter, entry), **(tags or {})}
             made = client.create_model_version(name, source, run_id, tags=told, await_creation_for=0)
             for alias in aliases:
@@ -100,7 +93,12 @@ class MlflowStore:
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. Always the cache's copy, checked; MLflow is asked for its bytes only the first time."""
         entry = self.resolve(ref)
-        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))
+        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))[0]
+
+    def load(self, ref: str) -> tuple[Entry, Adapter]:
+        """See `Store.load`. From the cache, as `get`."""
+        entry = self.resolve(ref)
+        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))[1]
 
     def list(self) -> list[Entry]:
         """See `Store.list`."""
@@ -222,57 +220,6 @@ class MlflowStore:
                     artifacts.download_artifacts(part, str(into))
         except Exception as error:
             raise StoreAwayError(f"{entry.ref} cannot be fetched from {source}: {error}") from None
-
-
-def connect(uri: str) -> MlflowClient:
-    """A client of an `address`; a new SQLite database is set up. StoreAwayError when nobody answers there."""
-    require(uri)
-    for noisy in ("mlflow.store.db.utils", "alembic"):  # a dozen lines about tables at the first start
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for setting, value in _SETTINGS.items():
-        os.environ.setdefault(setting, value)
-    from mlflow import MlflowClient
-
-    if (file := sqlite_file(uri)) and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as temporary:
-            fresh = Path(temporary) / "mlflow.db"  # seconds of migrations; one cut short would spoil the file for ever
-            MlflowClient(f"sqlite:///{fresh}")
-            with suppress(OSError):  # another process was quicker, or no links here
-                file.hardlink_to(fresh)
-    return MlflowClient(uri)
-
-
-def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
-    """Put an `MLmodel` file beside an adapter: `mlflow.pyfunc` then loads it through `ray_lora.pyfunc`."""
-    from mlflow.models import Model
-
-    model = Model(run_id=run_id)
-    # only settings that are written here can be set at load_model(..., model_config={...})
-    config = {"base": base, "dtype": "auto"}
-    version = platform.python_version()
-    model.add_flavor("python_function", loader_module="ray_lora.pyfunc", python_version=version, config=config)
-    model.save(str(folder / "MLmodel"))
-
-
-def _own_setting() -> str:
-    import mlflow
-
-    return str(mlflow.get_tracking_uri())
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except Exception as error:
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _own_run(client: MlflowClient, name: str) -> str:
-    run = client.create_run(experiment_id(client, name), run_name=f"put {name}", tags={"mlflow.user": user()})
-    client.set_terminated(run.info.run_id, "FINISHED")
-    return str(run.info.run_id)
 
 
 def _known(model: RegisteredModel, versions: dict[int, Entry]) -> Known:

@@ -14,9 +14,7 @@ runs. Knows nothing of packs, trials or Ray.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import uuid
@@ -31,6 +29,7 @@ from ray_lora.recipe import Json, Recipe
 from ray_lora.store.line import address, public, sqlite_file
 from ray_lora.store.refs import CHAMPION, check_alias, check_name
 from ray_lora.tracking.journal import Journal
+from ray_lora.tracking.plain import files_hash, flat, table
 from ray_lora.tracking.runs import Runs
 from ray_lora.tracking.sender import Sender
 from ray_lora.tracking.told import PARENT, Told, remember
@@ -87,7 +86,7 @@ class Tracker:
                 experiment=self._runs.experiment,
                 name=recipe.name,
                 tags={"ray_lora.run": run_key},
-                params=_flat(tree) | {f"data.{key}": value for key, value in data_identity.items()},
+                params=flat(tree) | {f"data.{key}": value for key, value in data_identity.items()},
                 recipe=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
                 data=dict(data_identity),
             )
@@ -159,7 +158,7 @@ class Tracker:
         if self.uri is not None and PARENT in self._told:
             self._told[PARENT].status = status
             fresh = self._told[PARENT].fresh(0, metrics or {})
-            tags = {f"best.{key}": str(value) for key, value in _flat(dict(best or {})).items()}
+            tags = {f"best.{key}": str(value) for key, value in flat(dict(best or {})).items()}
             self._write("end", job=PARENT, status=status, step=0, metrics=fresh, tags=tags, adapter=None)
 
     # ------------------------------------------------------------------------------------ the parent's artifacts
@@ -184,12 +183,7 @@ class Tracker:
 
     def leaderboard(self, rows: Sequence[Mapping[str, Json]]) -> None:
         """Keep a table with the parent as `leaderboard.csv`; columns in the order in which they first occur."""
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        table = csv.DictWriter(text, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        self.log_text(text.getvalue(), "leaderboard.csv")
+        self.log_text(table(rows), "leaderboard.csv")
 
     def register(
         self,
@@ -211,7 +205,7 @@ class Tracker:
             return None
         folder = str(Path(adapter_folder).absolute())
         job = next((job for job, told in self._told.items() if told.adapter == folder), PARENT)
-        content = _files_hash(Path(adapter_folder))
+        content = files_hash(Path(adapter_folder))
         key = hashlib.sha256(f"{self._key}|{name}|{content}".encode()).hexdigest()[:32]
         self._write("register", job=job, key=key, folder=folder, name=name, alias=alias, tags=dict(tags or {}))
         version = self._send().wait_for(key, timeout)
@@ -290,21 +284,3 @@ def send(record: Path, timeout: float = 600.0) -> int:
         raise RecipeError(f"the address {opened['uri']} is kept without its password; set MLFLOW_TRACKING_URI to it")
     tracker = Tracker(uri, opened["experiment"], record=record)
     return tracker.close(timeout)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; lists and empty mappings stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _files_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()

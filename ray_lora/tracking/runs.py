@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_lora.errors import RecipeError
 from ray_lora.store.line import experiment_id, require, user
+from ray_lora.store.mlflow_client import connect, write_mlmodel
 from ray_lora.store.refs import StoreAwayError
-from ray_lora.store.registry import MlflowStore, connect, write_mlmodel
+from ray_lora.store.registry import MlflowStore
 from ray_lora.tracking.journal import Event
 from ray_lora.tracking.told import PARENT
 

@@ -18,9 +18,9 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_lora.adapter import Adapter
+from ray_lora.claims import claimed
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.history import read_history
-from ray_lora.packs import claimed
 from ray_lora.search import LoraTuner
 from tests.ray.rows import alone, history, tiny_recipe
 

@@ -14,7 +14,7 @@ ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
     {"allocator", "errors", "recipe"},
-    {"packaged", "base", "adapter", "store", "engine", "tasks", "job", "state", "history"},
+    {"packaged", "base", "adapter", "peft_folder", "claims", "store", "engine", "tasks", "job", "state", "history"},
     {"infer", "shards", "member", "pack"},
     {"data", "tracking", "coordinator", "worker", "packs", "progress", "plan"}
     | {"train", "evaluate", "pyfunc", "baseline"},
@@ -25,8 +25,9 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 BESIDE = {  # imports inside a layer; all others go strictly down
     "recipe": {"errors"},
     "base": {"packaged"},
+    "adapter": {"peft_folder"},
     "store": {"adapter"},
-    "engine": {"adapter", "base"},
+    "engine": {"adapter", "base", "peft_folder"},
     "tasks": {"engine.heads"},  # the kind of head a task asks for; nothing of slots
     "state": {"engine"},
     "member": {"shards"},

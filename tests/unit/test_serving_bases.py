@@ -75,7 +75,7 @@ async def serving(world: Path, replicas: int = 1, **options: Any) -> AsyncIterat
         made[str(world / base)] = [(endpoint, create_app(endpoint, base == "alpha")) for endpoint in endpoints]
     clients = []
     for endpoint, app in made[str(world / "alpha")]:
-        endpoint.peers = Link(str(world / "alpha"), made)
+        endpoint.names.peers = Link(str(world / "alpha"), made)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         clients.append(httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None))
         clients[-1].made = made  # type: ignore[attr-defined]

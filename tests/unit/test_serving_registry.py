@@ -42,6 +42,9 @@ class Counting:
     def get(self, ref: str) -> tuple[Entry, Path]:
         raise NotImplementedError
 
+    def load(self, ref: str) -> tuple[Entry, Any]:
+        raise NotImplementedError
+
     def alias(self, name: str, alias: str, version: int | None) -> None:
         raise NotImplementedError
 

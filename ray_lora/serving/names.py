@@ -1,0 +1,129 @@
+"""What a name in a request means here: the bare base, or one version of an adapter, and which base answers for it.
+
+Knows refs, splits and the bases behind this address; nothing of slots, batches or HTTP.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ray_lora.errors import AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.serving.registry import Registry
+from ray_lora.serving.relay import ElsewhereError
+from ray_lora.serving.tally import Arm, Variant
+from ray_lora.store import Entry
+
+if TYPE_CHECKING:
+    from ray_lora.serving.peers import Peers
+
+BASE = "base"  # names the bare base in every endpoint
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The one version that answers a request, and how it came to be that one."""
+
+    entry: Entry
+    variant: Variant
+    shadow: int | None = None  # the version that is to answer a copy
+
+    @property
+    def arm(self) -> Arm:
+        """What its answer is counted under."""
+        began = self.entry.traffic.began if self.variant in ("split", "shadow") else ""
+        return Arm(self.entry.name, self.entry.version, self.variant, began)
+
+
+class Names:
+    """The names that one replica answers to.
+
+    Args:
+        base_id: the base's name, hub id or folder.
+        fingerprint: of its weights.
+    """
+
+    peers: Peers
+
+    def __init__(self, registry: Registry, base_id: str, fingerprint: str) -> None:
+        self.registry, self.base_id, self.fingerprint = registry, base_id, fingerprint
+        self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
+
+    def is_base(self, ref: str) -> bool:
+        """Whether this ref is the bare base."""
+        return ref in (BASE, self.base_id)
+
+    async def resolve(self, ref: str) -> Entry:
+        """The entry a ref names now, of an adapter that this replica can serve.
+
+        Raises:
+            AdapterNotFoundError: the ref names nothing, or was unloaded.
+            BaseModelError: the adapter belongs to a base that is not served.
+            ElsewhereError: it belongs to another base of this address.
+        """
+        entry = await self.entry_of(ref)
+        await self._check_home(entry)
+        return entry
+
+    async def entry_of(self, ref: str) -> Entry:
+        """The entry a ref names now, of whichever base."""
+        if self.is_base(ref) or ref in self.peers.bases:
+            raise DataError(f"{ref!r} is a bare base, which has no task; name an adapter (or ask /v1/embeddings)")
+        entry = await self.registry.resolve(ref)
+        if entry.traffic.withdrawn:
+            raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
+        return entry
+
+    async def home_of(self, entry: Entry) -> str | None:
+        """The id of the base here that the entry's is; None: it is not served. Without a fingerprint the name decides.
+
+        Raises:
+            BaseAwayError: a base that may be the one does not answer.
+        """
+        if entry.base_fingerprint is None:
+            return entry.base if entry.base in self.peers.bases else self.base_id
+        if entry.base_fingerprint == self.fingerprint:
+            return self.base_id
+        for base in self.peers.bases:
+            if await self.fingerprint_of(base) == entry.base_fingerprint:
+                return base
+        return None
+
+    async def fingerprint_of(self, base: str) -> str:
+        """The fingerprint of another base of this address."""
+        if base not in self._fingerprints:
+            self._fingerprints[base] = (await self.peers.tell(base, "describe"))[0]
+        return self._fingerprints[base]
+
+    async def choose(self, ref: str, user: str | None = None, version: int | None = None) -> Choice:
+        """The version that answers this request: of a bare name by its split, the same one for the same user.
+
+        `version` is what the split has chosen already, where another base's replica did so.
+
+        Raises:
+            AdapterNotFoundError, AdapterError, BaseModelError, ElsewhereError: see `resolve`.
+        """
+        entry = await self.entry_of(ref)
+        if "@" in ref:
+            await self._check_home(entry)
+            return Choice(entry, "explicit")
+        traffic = entry.traffic
+        shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
+        version = traffic.pick(entry.name, user) if version is None else version
+        if version is not None and version != entry.version:
+            chosen = await self.entry_of(f"{entry.name}@{version}")
+            entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
+        await self._check_home(entry, version)
+        return Choice(entry, "default" if version is None else "split", shadow)
+
+    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+        home = await self.home_of(entry)
+        if home is None:
+            held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
+            raise BaseModelError(
+                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
+                f"holds {held}; serve it on its own base"
+            )
+        if home != self.base_id:
+            raise ElsewhereError(home, version)

@@ -1,0 +1,79 @@
+"""MLflow's client: opened without its retries and its talk, and what is made with it beside the adapters.
+
+It knows addresses and runs, not what an adapter is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_lora.store.line import experiment_id, require, sqlite_file, user
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SETTINGS = {  # of MLflow's client in this process, unless they are set already
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who calls knows better than seven tries over four minutes
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for each file of some kilobytes
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines on stdout for each run
+}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of an `address`; a new SQLite database is set up. StoreAwayError when nobody answers there."""
+    require(uri)
+    for noisy in ("mlflow.store.db.utils", "alembic"):  # a dozen lines about tables at the first start
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for setting, value in _SETTINGS.items():
+        os.environ.setdefault(setting, value)
+    from mlflow import MlflowClient
+
+    if (file := sqlite_file(uri)) and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as temporary:
+            fresh = Path(temporary) / "mlflow.db"  # seconds of migrations; one cut short would spoil the file for ever
+            MlflowClient(f"sqlite:///{fresh}")
+            with suppress(OSError):  # another process was quicker, or no links here
+                file.hardlink_to(fresh)
+    return MlflowClient(uri)
+
+
+def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
+    """Put an `MLmodel` file beside an adapter: `mlflow.pyfunc` then loads it through `ray_lora.pyfunc`."""
+    from mlflow.models import Model
+
+    model = Model(run_id=run_id)
+    # only settings that are written here can be set at load_model(..., model_config={...})
+    config = {"base": base, "dtype": "auto"}
+    version = platform.python_version()
+    model.add_flavor("python_function", loader_module="ray_lora.pyfunc", python_version=version, config=config)
+    model.save(str(folder / "MLmodel"))
+
+
+def own_setting() -> str:
+    """The address that MLflow itself would use (`MLFLOW_TRACKING_URI`)."""
+    import mlflow
+
+    return str(mlflow.get_tracking_uri())
+
+
+def ensure_model(client: MlflowClient, name: str) -> None:
+    """A registered model of that name, made where it is missing."""
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def own_run(client: MlflowClient, name: str) -> str:
+    """The id of a finished run for a version that belongs to no training."""
+    run = client.create_run(experiment_id(client, name), run_name=f"put {name}", tags={"mlflow.user": user()})
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
