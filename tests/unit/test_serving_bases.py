@@ -266,7 +266,7 @@ def test_what_was_unloaded_stays_so_for_a_replica_that_starts_later(world: Path,
 def test_a_base_that_is_away_is_a_503_and_harms_no_other(world: Path) -> None:
     async def main(client: httpx.AsyncClient) -> None:
         ((alpha, _), *_), _ = client.made.values()  # type: ignore[attr-defined]
-        alpha.peers.away = True
+        alpha.names.peers.away = True
         away = await ask_for(client, "b-one")
         assert (away.status_code, away.headers["retry-after"]) == (503, "1")
         assert set(away.json()["error"]) == {"message", "type", "param", "code"}
