@@ -1,11 +1,14 @@
-"""One pass over 32 rows of 32 adapters, engine alone: ours, PEFT's `adapter_names`, polylora, and the bare base.
+"""One pass over 32 rows of 32 adapters, engine alone: ours, PEFT's `adapter_names`, polylora, latefuse, the bare base.
 
-    python -m benchmarks.mixed [--threads 1] [--rounds 15]       needs: pip install polylora==0.1.1
+    python -m benchmarks.mixed [--threads 1] [--rounds 15]
+        needs: pip install polylora==0.1.1; pip install --no-deps latefuse==0.1.0
 
 MiniLM, 32 tweets of about 13 tokens, an adapter of rank 8 on all linear layers for each, answers of two labels. All
 sides get the same padded batch in one process, in turn; milliseconds are medians over rounds. polylora has no heads,
-so it is measured on the backbone's hidden states, and so is the engine beside it (`hidden`). `drift` is the largest
-difference from PEFT's float32 logits (of `hidden`: from polylora's states).
+so it is measured on the backbone's hidden states, and so is the engine beside it (`hidden`). latefuse adapts query, key
+and value only, of one rank and in passes of one shape; it gives the first token's state, and so does the engine beside
+it (`qkv`). It asks for transformers below 5, hence --no-deps. `drift` is the largest difference from PEFT's float32
+logits (of `hidden` and `qkv`: from the other's states).
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ def main() -> None:
     batch = tweets()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         heads, bare = write_adapters(Path(folder) / "heads", True), write_adapters(Path(folder) / "bare", False)
+        qkv = write_adapters(Path(folder) / "qkv", False, ["query", "key", "value"])
         sides: dict[str, Side] = {
             "peft": peft(heads, batch),
             "base": base(AutoModelForSequenceClassification, batch),
@@ -52,6 +56,8 @@ def main() -> None:
             "hidden polylora": polylora(bare, batch),
             "hidden base": base(AutoModel, batch),
             "hidden engine float32": ours(bare, batch, "float32", head=False),
+            "qkv latefuse": latefuse(qkv, batch),
+            "qkv engine float32": first(ours(qkv, batch, "float32", head=False)),
         }
         answers = {name: side() for name, side in sides.items()}
         times: dict[str, list[float]] = {name: [] for name in sides}
@@ -63,10 +69,12 @@ def main() -> None:
     ms = {name: statistics.median(values) for name, values in times.items()}
     drift = {name: distance(answers[name], answers["peft"]) for name in ("engine float32", "engine bfloat16")}
     drift["hidden engine float32"] = distance(answers["hidden engine float32"], answers["hidden polylora"])
+    drift["qkv engine float32"] = distance(answers["qkv engine float32"], answers["qkv latefuse"])
     ratios = {
         "peft / engine float32": ms["peft"] / ms["engine float32"],
         "peft / engine bfloat16": ms["peft"] / ms["engine bfloat16"],
         "polylora / engine float32, hidden": ms["hidden polylora"] / ms["hidden engine float32"],
+        "latefuse / engine float32, qkv": ms["qkv latefuse"] / ms["qkv engine float32"],
         "engine float32 / base": ms["engine float32"] / ms["base"],
         "engine float32 / base, hidden": ms["hidden engine float32"] / ms["hidden base"],
     }
@@ -90,14 +98,14 @@ def tweets() -> dict[str, Tensor]:
     return batch
 
 
-def write_adapters(folder: Path, head: bool) -> Path:
+def write_adapters(folder: Path, head: bool, targets: list[str] | None = None) -> Path:
     """K adapters as plain PEFT writes them, with a B that is not zero."""
     kind = AutoModelForSequenceClassification if head else AutoModel
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if head else TaskType.FEATURE_EXTRACTION,
         r=RANK,
         lora_alpha=16,
-        target_modules="all-linear" if head else ["query", "key", "value", "dense"],
+        target_modules="all-linear" if head else targets or ["query", "key", "value", "dense"],
         exclude_modules=None if head else ["pooler.dense"],
     )
     for number in range(K):
@@ -130,6 +138,34 @@ def polylora(folder: Path, batch: dict[str, Tensor]) -> Side:
     for name in names:
         model.load_adapter_from_disk(name, str(folder / name), peft_adapter_name="default")
     return lambda: model(**batch, adapter_ids=names).last_hidden_state
+
+
+def latefuse(folder: Path, batch: dict[str, Tensor]) -> Side:
+    from latefuse import AdapterStore, HFEncoderWithLora, IndexSelectBatchAssembler, LoraServingConfig
+    from latefuse import load_peft_adapter as load
+
+    rows, tokens = batch["input_ids"].shape
+    config = LoraServingConfig(
+        model_name=str(locate("minilm")),
+        lora_rank=RANK,
+        batch_size=rows,
+        max_seq_len=tokens,
+        target_modules=["query", "key", "value"],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    model, store = HFEncoderWithLora.from_pretrained_serving(config).eval(), AdapterStore(config)
+    names = [str(number) for number in range(K)]
+    for name in names:
+        load(store, name, str(folder / name))
+    assembler = IndexSelectBatchAssembler(store, config)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return lambda: model.encode_pooled(ids, mask, assembler.to_layerwise(names), pooling="cls")
+
+
+def first(side: Side) -> Side:
+    """The first token of a side's states."""
+    return lambda: side()[:, 0]
 
 
 def base(kind: Any, batch: dict[str, Tensor]) -> Side:
