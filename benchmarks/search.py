@@ -1,7 +1,8 @@
 """Makespan of a 16-configuration search on two cores, against plain Ray Tune with one PEFT + HF Trainer trial a
 process.
 
-    python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha]        needs: pip install datasets
+    python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha]
+        needs: pip install datasets
 
 MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4,
 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last

@@ -22,7 +22,9 @@ from ray_lora.job import Job, Report
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 _IDLE_S = 1.0  # how long a pack without work waits in one sync
-_GATHER_S = 3.0  # how long one with work waits for members on hold and for the next job, to step with all together
+_DECIDE_S = 3.0  # how long one with work waits for members on hold, to step with all together
+_GATHER_S = 10.0  # and how long for the next job, after one has come or ended
+_LEAST_S = 0.5  # the same when jobs have kept packs waiting in vain
 
 
 @dataclass
@@ -71,15 +73,17 @@ class Coordinator:
     Args:
         expected: jobs that will probably be submitted; while there are fewer, a pack whose slot falls free waits a
             moment for the next one.
+        at_once: how many of them there will be at the same time, at most; None for as many as packs have slots.
     """
 
-    def __init__(self, expected: int = 0) -> None:
-        self.expected = expected
+    def __init__(self, expected: int = 0, at_once: int | None = None) -> None:
+        self.expected, self.at_once = expected, at_once
         self.records: dict[str, Record] = {}
         self._changed = asyncio.Condition()
         self._logs: list[dict[str, Any]] = []
         self._packs: dict[str, float] = {}  # pack -> when one of its jobs last ended, 0.0 at first
         self._came = 0.0  # when a job was last submitted
+        self._patience = _GATHER_S  # with the next job
         self._saves: set[str] = set()
         self._closing = False
         self._error: str | None = None
@@ -178,34 +182,35 @@ class Coordinator:
     async def _gather(self, pack: str, held: dict[str, int], free: int) -> None:
         """Wait, for a moment, until the pack's next step is worth taking.
 
-        Members of one pace fill a pass best, so a pack waits for those on hold, for the jobs that follow on those that
-        have just ended, and at the start for as long as one job comes after the other. Without anything to do it waits
-        for something.
+        Members of one pace share passes best, and what joins a step late stays late: so a pack waits for members on
+        hold, and for jobs that are about to come, at the start and after others have ended. Without anything to do it
+        waits for something.
         """
+        began = time.monotonic()
 
-        def works() -> bool:
+        def vacant() -> bool:
             now = self._orders(pack, held, free)
-            return len(held) > len(now.hold) or bool(now.join)
+            active = sum(record.status in ("waiting", "running") for record in self.records.values())
+            more = len(self.records) < self.expected and active < (self.at_once or self.expected)
+            return more and free > len(now.join) and not self._closing
 
-        def more_come(now: Orders) -> bool:
-            vacant = free > len(now.join) and len(self.records) < self.expected and not self._closing
-            return vacant and time.monotonic() - max(self._packs[pack], self._came) < _GATHER_S
-
-        def ready() -> bool:
+        def until() -> float:
             now = self._orders(pack, held, free)
             if now.leave or now.save or now.close:
-                return True
-            if not held and not now.join:
-                return False
-            return not now.hold and not more_come(now)
+                return began
+            if not now.join and len(held) == len(now.hold):  # no step could be taken
+                return began + _IDLE_S
+            decided = began + _DECIDE_S if now.hold else began
+            gathered = max(self._packs[pack], self._came) + self._patience if vacant() else began
+            return max(decided, gathered)
 
-        until = time.monotonic() + (_GATHER_S if works() else _IDLE_S)
-        while (left := until - time.monotonic()) > 0:
+        while (left := until() - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._until(ready), left)
-                return
-            if works() and more_come(self._orders(pack, held, free)):
-                until = self._came + _GATHER_S
+                await asyncio.wait_for(self._until(lambda: until() <= time.monotonic()), left)
+        if not vacant():
+            self._patience = _GATHER_S
+        elif time.monotonic() - began >= self._patience:  # who limits a search by other means keeps slots free for ever
+            self._patience = max(_LEAST_S, self._patience / 4)
 
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]

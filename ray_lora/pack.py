@@ -226,7 +226,7 @@ class Pack:
             rows = list(member.splits.validation.rows.values())
             features += rows
             slots += [member.slot] * len(rows)
-        answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=2 * self.max_rows)
+        answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=self.max_rows)
         scores, at = {}, 0
         for member in due:
             assert member.splits.validation is not None

@@ -130,7 +130,7 @@ class PackRun:
         scaling_config, run_config: Ray's, for each pack; None for the recipe's own.
         tracker: where records go.
         packs: how many packs.
-        jobs: how many jobs will probably be submitted.
+        jobs: how many jobs will probably be submitted; at_once: how many of them at the same time, at most.
     """
 
     def __init__(
@@ -144,12 +144,13 @@ class PackRun:
         run_config: RunConfig | tune.RunConfig | None = None,
         packs: int = 1,
         jobs: int = 0,
+        at_once: int | None = None,
         quiet: bool = False,
     ) -> None:
         self.prepared, self.output, self.tracker = prepared, output, tracker
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
-        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs)
+        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
         self.progress = Progress(title, TASKS[prepared.recipe.task.type].metric, quiet)
         self.records: list[Record] = []
         self.seconds: dict[str, float] = {}

@@ -105,6 +105,7 @@ class LoraTuner:
         tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
         started = time.perf_counter()
         prepared, packs = spread(prepared, self.scaling_config or scaling_of(recipe), trials)
+        at_once = self.tune_config.max_concurrent_trials or packs * prepared.plan.slots
         run = PackRun(
             prepared,
             output,
@@ -114,10 +115,11 @@ class LoraTuner:
             run_config=self.run_config,
             packs=packs,
             jobs=trials - len(list(output.glob("jobs/*/adapter"))),
+            at_once=at_once,
             quiet=self.quiet,
         )
         run.start()
-        tuner = self._tuner(prepared, run, output, metric, mode, packs)
+        tuner = self._tuner(prepared, run, output, metric, mode, at_once)
         try:
             try:
                 grid = tuner.fit()
@@ -144,7 +146,7 @@ class LoraTuner:
         self.link = tracker.link()
         return grid
 
-    def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, packs: int) -> Tuner:
+    def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, at_once: int) -> Tuner:
         trainable = tune.with_parameters(
             PackTrial,
             coordinator=run.coordinator,
@@ -158,7 +160,7 @@ class LoraTuner:
             self.tune_config,
             metric=metric,
             mode=mode,
-            max_concurrent_trials=self.tune_config.max_concurrent_trials or packs * prepared.plan.slots,
+            max_concurrent_trials=at_once,
             reuse_actors=True,
         )
         path = str(output / "tune")

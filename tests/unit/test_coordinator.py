@@ -36,6 +36,7 @@ def asynchronous(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IDLE_S", 0.05)
+    monkeypatch.setattr(module, "_DECIDE_S", 600)
     monkeypatch.setattr(module, "_GATHER_S", 600)  # whoever waits for it in vain never ends
 
 
@@ -99,6 +100,29 @@ async def test_a_pack_begins_when_the_next_job_does_not_come(monkeypatch: pytest
 
 
 @asynchronous
+async def test_nobody_waits_for_jobs_beyond_those_that_run_at_once() -> None:
+    made = Coordinator(expected=3, at_once=1)
+    await made.submit(job("a"), {})
+    assert [joined.name for joined in (await made.sync("pack-0", [], {}, 3)).join] == ["a"]
+
+
+@asynchronous
+async def test_waits_in_vain_become_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GATHER_S", 0.4)
+    monkeypatch.setattr(module, "_LEAST_S", 0.05)
+    made = Coordinator(expected=9)  # a limit of the searcher's own lets one run at a time
+    for name in "abc":
+        await made.submit(job(name), {})
+        await made.sync("pack-0", [], {}, 2)
+        await made.sync("pack-0", [evaluated(name, 10, done=True)], {}, 2)
+    assert made._patience <= 0.1
+    await made.submit(job("d"), {})
+    await made.submit(job("e"), {})
+    await made.sync("pack-0", [], {}, 2)
+    assert made._patience == 0.4  # jobs come again
+
+
+@asynchronous
 async def test_jobs_that_nobody_follows_are_never_on_hold() -> None:
     made = await started("a", followed=False)
     assert await made.sync("pack-0", [evaluated("a", 5)], {"a": 1}, 0) == Orders()
@@ -117,7 +141,7 @@ async def test_a_pack_waits_for_members_on_hold_but_not_for_ever() -> None:
         await asyncio.sleep(0.01)
     assert await syncing == Orders()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_GATHER_S", 0.2)
+        patch.setattr(module, "_DECIDE_S", 0.2)
         begun = time.monotonic()
         assert await made.sync("pack-0", [evaluated("b", 10)], held, 0) == Orders(hold=("b",))
         assert time.monotonic() - begun >= 0.2
