@@ -190,8 +190,7 @@ class Coordinator:
 
         def vacant() -> bool:
             now = self._orders(pack, held, free)
-            active = sum(record.status in ("waiting", "running") for record in self.records.values())
-            more = len(self.records) < self.expected and active < (self.at_once or self.expected)
+            more = len(self.records) < self.expected and self._active < (self.at_once or self.expected)
             return more and free > len(now.join) and not self._closing
 
         def until() -> float:
@@ -212,13 +211,18 @@ class Coordinator:
         elif time.monotonic() - began >= self._patience:  # who limits a search by other means keeps slots free for ever
             self._patience = max(_LEAST_S, self._patience / 4)
 
+    @property
+    def _active(self) -> int:
+        return sum(record.status in ("waiting", "running") for record in self.records.values())
+
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]
         leave = tuple(name for name in held if name not in {job.name for job in wanted})
         join = [job for job in wanted if job.name not in held]
         waiting = [record.job for record in self.records.values() if record.status == "waiting"]
-        share = -(-len(waiting) // max(1, len(self._packs)))
-        join += waiting[: min(share, free + len(leave) - len(join))]
+        # packs share all jobs evenly: the one that holds the fewest can always take one more
+        share = -(-self._active // max(1, len(self._packs))) - (len(held) - len(leave) + len(join))
+        join += waiting[: max(0, min(share, free + len(leave) - len(join)))]
         save = tuple(name for name in held if name in self._saves and name not in leave)
         close = self._closing and not join and not waiting and not (set(held) - set(leave))
         hold = tuple(name for name in held if name not in leave and self.records[name].held)

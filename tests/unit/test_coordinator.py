@@ -167,15 +167,25 @@ async def test_a_slot_is_not_kept_free_for_jobs_that_nobody_expects() -> None:
 
 
 @asynchronous
-async def test_a_killed_pack_is_given_its_jobs_again_and_packs_share_what_waits() -> None:
+async def test_a_killed_pack_is_given_its_jobs_again_and_packs_share_all_jobs_evenly() -> None:
     made = await started("a", "b")
     assert [joined.name for joined in (await made.sync("pack-0", [], {}, 2)).join] == ["a", "b"]
     await made.sync("pack-1", [], {}, 4)
     for name in "cdef":
         await made.submit(job(name), {})
-    assert [joined.name for joined in (await made.sync("pack-1", [], {}, 4)).join] == ["c", "d"]
+    assert [joined.name for joined in (await made.sync("pack-1", [], {}, 4)).join] == ["c", "d", "e"]
+    assert [joined.name for joined in (await made.sync("pack-0", [], {"a": 1, "b": 2}, 2)).join] == ["f"]
     with pytest.raises(CapacityError, match="already in this search"):
         await made.submit(job("c"), {})
+
+
+@asynchronous
+async def test_a_pack_takes_all_that_waits_when_the_other_is_full() -> None:
+    made = await started("a", "b")
+    for name in "cd":
+        await made.submit(job(name), {})
+    assert not (await made.sync("pack-0", [], {"a": 1, "b": 2}, 0)).join
+    assert [joined.name for joined in (await made.sync("pack-1", [], {}, 2)).join] == ["c", "d"]
 
 
 @asynchronous
