@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,9 @@ from ray_lora.errors import AdapterError
 
 if TYPE_CHECKING:
     from ray_lora.adapter import Adapter
+
+
+_AHEAD = 64 << 20  # bytes
 
 
 def cache_root() -> Path:
@@ -83,3 +88,25 @@ def _set_aside(folder: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
     except FileNotFoundError:
         pass
+
+
+class ReadAhead:
+    """Adapters that were read to learn their content hash, kept for whoever loads them next. For several threads."""
+
+    def __init__(self, most: int = _AHEAD) -> None:
+        self.most = most  # bytes
+        self._held: OrderedDict[tuple[str, int], Adapter] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, name: str, version: int, adapter: Adapter) -> None:
+        """Keep an adapter until it is taken, or until newer ones need its place."""
+        with self._lock:
+            self._held[name, version] = adapter
+            while self._held and sum(4 * held.num_parameters for held in self._held.values()) > self.most:
+                self._held.popitem(last=False)
+
+    def take(self, name: str, version: int, sha256: str) -> Adapter | None:
+        """The adapter, if it is here and of this content; it is kept no longer."""
+        with self._lock:
+            held = self._held.pop((name, version), None)
+        return held if held is not None and held.sha256 == sha256 else None

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import TaskSpec
-from ray_lora.store.cache import checked, is_sha256, local_copy
+from ray_lora.store.cache import ReadAhead, checked, is_sha256, local_copy
 from ray_lora.store.files import (
     ALIASES,
     CARD,
@@ -58,6 +58,7 @@ class FolderStore:
         self.uri = uri
         self._files = files
         self._known: dict[tuple[str, int], tuple[tuple[Stat | None, ...], Entry]] = {}  # by what the files were
+        self._ahead = ReadAhead()
 
     def put(self, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
         """See `Store.put`."""
@@ -89,13 +90,14 @@ class FolderStore:
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
-        entry, folder, _ = self._open(ref)
-        return entry, folder
+        entry, prefix = self._resolve(ref)
+        return entry, self._local(entry.name, prefix, entry.sha256)[0]
 
     def load(self, ref: str) -> tuple[Entry, Adapter]:
         """See `Store.load`."""
-        entry, _, adapter = self._open(ref)
-        return entry, adapter
+        entry, prefix = self._resolve(ref)
+        read = self._ahead.take(entry.name, entry.version, entry.sha256)
+        return entry, read or self._local(entry.name, prefix, entry.sha256)[1]
 
     def list(self) -> list[Entry]:
         """See `Store.list`."""
@@ -153,11 +155,6 @@ class FolderStore:
             raise unknown(ref, (held for held, below in self._files.scan_all().items() if _versions(below)), self.uri)
         return listing, self._pointers(name, listing)
 
-    def _open(self, ref: str) -> tuple[Entry, Path, Adapter]:
-        """The entry of a ref, a local folder of it, and the adapter in it, read once."""
-        entry, prefix = self._resolve(ref)
-        return entry, *self._local(entry.name, prefix, entry.sha256)
-
     def _local(self, name: str, prefix: str, sha256: str | None) -> tuple[Path, Adapter]:
         """A version's files on this machine; AdapterError when their content is not the one expected."""
         folder = self._files.local(name, prefix)
@@ -172,7 +169,9 @@ class FolderStore:
         prefix = _versions(listing)[version]
         entry = self._entry(name, version, prefix, listing)
         if not entry.sha256:  # plain PEFT wrote it: what it holds now is what it is
-            entry = replace(entry, sha256=self._local(name, prefix, None)[1].sha256)
+            adapter = self._local(name, prefix, None)[1]
+            self._ahead.keep(name, version, adapter)
+            entry = replace(entry, sha256=adapter.sha256)
             self._known[name, version] = (_stats(listing, prefix), entry)
         return _pointed(entry, pointers), prefix
 

@@ -24,6 +24,7 @@ from ray_lora.peft_folder import LowRank
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.store import Store, StoreAwayError, open_store, parse_ref, registry
 from ray_lora.store.bucket import BucketFiles
+from ray_lora.store.cache import ReadAhead
 from ray_lora.store.folder import FolderStore
 from ray_lora.store.local import LocalFiles
 from ray_lora.store.registry import MlflowStore
@@ -257,6 +258,42 @@ def test_a_folder_that_plain_peft_wrote_is_version_one(files_store: Store, plain
     assert [(e.name, e.version) for e in files_store.list()] == [("movies", 1), ("movies", 2)]
     files_store.remove("movies@1")
     assert [(e.name, e.version) for e in files_store.list()] == [("movies", 2)]
+
+
+def test_a_plain_folder_is_read_once_for_its_hash_and_its_tensors(
+    plain_peft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(plain_peft, tmp_path / "store" / "movies")
+    store, load, reads = open_store(str(tmp_path / "store")), Adapter.load, []
+
+    def counted(folder: Path) -> Adapter:
+        reads.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr(Adapter, "load", counted)
+    entry = store.resolve("movies")
+    found, held = store.load("movies")
+    assert (found, held.sha256, len(reads)) == (entry, entry.sha256, 1)
+    assert store.load("movies")[1].sha256 == entry.sha256
+    assert len(reads) == 2  # it was kept for one only
+
+
+def test_what_is_loaded_is_what_lies_there_now(plain_peft: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain_peft, tmp_path / "store" / "movies"))
+    store = open_store(str(tmp_path / "store"))
+    before = store.resolve("movies")
+    spoil(folder / "adapter_model.safetensors")
+    entry, held = store.load("movies")
+    assert held.sha256 == entry.sha256 == Adapter.load(folder).sha256 != before.sha256
+
+
+def test_what_was_read_ahead_has_a_limit() -> None:
+    ahead = ReadAhead(most=2 * 4 * adapter(0).num_parameters)
+    for version in (1, 2, 3):
+        ahead.keep("tweets", version, adapter(version))
+    assert ahead.take("tweets", 1, adapter(1).sha256) is None
+    assert ahead.take("tweets", 2, adapter(3).sha256) is None  # of other content than is asked for
+    assert ahead.take("tweets", 3, adapter(3).sha256) is not None
 
 
 def test_other_content_in_a_plain_folder_is_another_adapter(plain_peft: Path, tmp_path: Path) -> None:
