@@ -93,7 +93,7 @@ def warm(server: Server, names: list[str]) -> None:
 
 
 def flat(server: Server, seconds: int) -> dict[str, Any]:
-    load(server, NAMES[:64], 5)
+    warm(server, NAMES[:64])
     rounds = [(load(server, NAMES[:1], seconds)["rps"], load(server, NAMES[:64], seconds)["rps"]) for _ in range(3)]
     return {"rounds": rounds, "ratio": statistics.median(many / one for one, many in rounds)}
 

@@ -188,8 +188,7 @@ class Coordinator:
         """
         began = time.monotonic()
 
-        def vacant() -> bool:
-            now = self._orders(pack, held, free)
+        def vacant(now: Orders) -> bool:
             more = len(self.records) < self.expected and self._active < (self.at_once or self.expected)
             return more and free > len(now.join) and not self._closing
 
@@ -200,13 +199,13 @@ class Coordinator:
             if not now.join and len(held) == len(now.hold):  # no step could be taken
                 return began + _IDLE_S
             decided = began + _DECIDE_S if now.hold else began
-            gathered = max(self._packs[pack], self._came) + self._patience if vacant() else began
+            gathered = max(self._packs[pack], self._came) + self._patience if vacant(now) else began
             return max(decided, gathered)
 
         while (left := until() - time.monotonic()) > 0:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._until(lambda: until() <= time.monotonic()), left)
-        if not vacant():
+        if not vacant(self._orders(pack, held, free)):
             self._patience = _GATHER_S
         elif time.monotonic() - began >= self._patience:  # who limits a search by other means keeps slots free for ever
             self._patience = max(_LEAST_S, self._patience / 4)

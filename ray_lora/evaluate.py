@@ -111,7 +111,7 @@ def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str
         AdapterError: the adapter does not fit, or has no task.
     """
     entry, adapter = open_store(store, tracking_uri).load(ref)
-    return Opened(entry, *alone(adapter, entry.ref, base or adapter.card.base or entry.base))
+    return Opened(entry, *alone(adapter, entry.ref, base or entry.base))
 
 
 def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "auto") -> tuple[AdapterEngine, int, Task]:
@@ -122,7 +122,9 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     """
     model = base or adapter.card.base
     if model is None:
-        raise BaseModelError(f"adapter {ref!r} does not name its base; say which it is (base, --base)")
+        raise BaseModelError(
+            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+        )
     engine = AdapterEngine(
         load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
         slots=1,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ray_lora.engine.narrow import ENCODERS
+from ray_lora.engine.narrow import is_encoder
 
 _NAME, _WIDTH = "ray_lora_aligned", 16
 
@@ -55,10 +55,9 @@ class Aligned:
     """The backbone's attention while an engine holds it, where this one is the faster; `undo` gives its own back."""
 
     def __init__(self, backbone: Any, dtype: torch.dtype, device: torch.device) -> None:
-        config = getattr(backbone, "config", None)
-        suits = getattr(config, "model_type", None) in ENCODERS and not getattr(config, "is_decoder", False)
-        eager = getattr(config, "_attn_implementation", None) == "eager"
-        self._backbone = backbone if suits and eager and dtype == torch.bfloat16 and device.type == "cpu" else None
+        slow = dtype == torch.bfloat16 and device.type == "cpu"
+        suits = slow and is_encoder(backbone) and backbone.config._attn_implementation == "eager"
+        self._backbone = backbone if suits else None
         if self._backbone is not None:
             ALL_ATTENTION_FUNCTIONS.register(_NAME, aligned_attention)
             ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, eager_mask)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ray_lora.engine.heads import Head, HeadSpec
 from ray_lora.engine.layers import TargetLayer
+from ray_lora.peft_folder import PREFIX
 from ray_lora.recipe import LoraSpec
 
 
@@ -110,11 +111,11 @@ class Buffers:
         for name in resident.targets:
             layer = self._layers[name]
             pair = self._pair(layer, self.flat if flats is None else flats[0])
-            views |= _pair_views(f"base_model.model.{resident.prefix}{name}", layer, slot, *pair)
+            views |= _pair_views(f"{PREFIX}{resident.prefix}{name}", layer, slot, *pair)
         if head is not None and resident.head is not None:
             flat = self.head_flat[head.architecture] if flats is None else flats[1]
             for name, view in head.views(flat, slot, resident.head.num_labels).items():
-                views[f"base_model.model.{name}"] = view
+                views[f"{PREFIX}{name}"] = view
         return views
 
     def _pair(self, layer: TargetLayer, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,18 @@ from typing import Any
 from torch import nn
 
 READERS = {"AutoModelForSequenceClassification"}  # head classes that read an encoder's first token
-ENCODERS = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}  # whose layers are BERT's
+_ENCODERS = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}  # whose layers are BERT's
+
+
+def is_encoder(backbone: nn.Module) -> bool:
+    """Whether its layers are BERT's and every token sees all others."""
+    config = getattr(backbone, "config", None)
+    return getattr(config, "model_type", None) in _ENCODERS and not getattr(config, "is_decoder", False)
 
 
 def attach(backbone: nn.Module, wanted: Callable[[], bool]) -> list[Any]:
     """Hook the backbone's last layer so that a pass for which `wanted()` keeps the first token, [rows, 1, hidden]."""
-    kind = getattr(getattr(backbone, "config", None), "model_type", None)
-    if kind not in ENCODERS or getattr(backbone.config, "is_decoder", False):
+    if not is_encoder(backbone):
         return []
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

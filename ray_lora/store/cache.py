@@ -95,18 +95,18 @@ class ReadAhead:
 
     def __init__(self, most: int = _AHEAD) -> None:
         self.most = most  # bytes
-        self._held: OrderedDict[tuple[str, int], Adapter] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int], tuple[Adapter, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, name: str, version: int, adapter: Adapter) -> None:
-        """Keep an adapter until it is taken, or until newer ones need its place."""
+    def keep(self, name: str, version: int, adapter: Adapter, size: int) -> None:
+        """Keep an adapter of `size` bytes until it is taken, or until newer ones need its place."""
         with self._lock:
-            self._held[name, version] = adapter
-            while self._held and sum(4 * held.num_parameters for held in self._held.values()) > self.most:
+            self._held[name, version] = (adapter, size)
+            while sum(size for _, size in self._held.values()) > self.most:
                 self._held.popitem(last=False)
 
     def take(self, name: str, version: int, sha256: str) -> Adapter | None:
         """The adapter, if it is here and of this content; it is kept no longer."""
         with self._lock:
-            held = self._held.pop((name, version), None)
+            held, _ = self._held.pop((name, version), (None, 0))
         return held if held is not None and held.sha256 == sha256 else None

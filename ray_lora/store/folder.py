@@ -170,7 +170,7 @@ class FolderStore:
         entry = self._entry(name, version, prefix, listing)
         if not entry.sha256:  # plain PEFT wrote it: what it holds now is what it is
             adapter = self._local(name, prefix, None)[1]
-            self._ahead.keep(name, version, adapter)
+            self._ahead.keep(name, version, adapter, entry.bytes)
             entry = replace(entry, sha256=adapter.sha256)
             self._known[name, version] = (_stats(listing, prefix), entry)
         return _pointed(entry, pointers), prefix

@@ -92,13 +92,13 @@ class MlflowStore:
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. Always the cache's copy, checked; MLflow is asked for its bytes only the first time."""
-        entry = self.resolve(ref)
-        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))[0]
+        entry, folder, _ = self._copy(ref)
+        return entry, folder
 
     def load(self, ref: str) -> tuple[Entry, Adapter]:
         """See `Store.load`. From the cache, as `get`."""
-        entry = self.resolve(ref)
-        return entry, local_copy(entry.sha256, lambda into: self._fetch(entry, into))[1]
+        entry, _, adapter = self._copy(ref)
+        return entry, adapter
 
     def list(self) -> list[Entry]:
         """See `Store.list`."""
@@ -205,6 +205,11 @@ class MlflowStore:
             except (AdapterError, KeyError) as error:
                 _logger.warning("left out: %s", error)
         return found
+
+    def _copy(self, ref: str) -> tuple[Entry, Path, Adapter]:
+        """The entry of a ref, the cache's copy of it, and what is in it."""
+        entry = self.resolve(ref)
+        return entry, *local_copy(entry.sha256, lambda into: self._fetch(entry, into))
 
     def _fetch(self, entry: Entry, into: Path) -> None:
         """Copy the adapter's files, and nothing else of the artifact, into a folder."""
