@@ -17,6 +17,9 @@ from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
+# What a pass costs beside its rows times its longest row; a pass that joins tokens pads a quarter of its work only.
+_OVERHEAD, _OVERHEAD_JOINED = 100, 400
+
 
 def predict(
     engine: AdapterEngine,
@@ -36,7 +39,7 @@ def predict(
         max_rows: rows in one pass; rows of like size share a pass.
     """
     answers: list[Json] = [None] * len(features)
-    for chunk in chunks(features, slots, tasks, max_rows):
+    for chunk in chunks(features, slots, tasks, max_rows, _OVERHEAD if engine.pads else _OVERHEAD_JOINED):
         with torch.inference_mode():
             for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
                 options = parameters or [{}] * len(features)
@@ -50,7 +53,11 @@ def predict(
 
 
 def chunks(
-    features: Sequence[Features], slots: Sequence[int], tasks: Mapping[int, Task], max_rows: int, overhead: float = 100
+    features: Sequence[Features],
+    slots: Sequence[int],
+    tasks: Mapping[int, Task],
+    max_rows: int,
+    overhead: float = _OVERHEAD,
 ) -> list[list[int]]:
     """Row numbers in passes of at most `max_rows`, cut where the least is lost to padding and to passes.
 

@@ -42,6 +42,7 @@ class Buffers:
         flat: the pairs of every layer, [slots + 1, numbers]; in an engine that trains they are float32 whatever the
             base is held in (float64 for a float64 base), else of the base's dtype.
         grad: their gradients, in the same layout; empty unless the engine trains.
+        scaling: alpha/r of every layer and slot, [layers, slots + 1], in the base's dtype.
         compute: `flat` in the base's dtype, what a pass multiplies with; `flat` itself where the dtypes agree.
         head_flat, head_grad: the same for each head class.
     """
@@ -65,7 +66,9 @@ class Buffers:
         self.compute = self.flat if exact == dtype else self.flat.to(dtype)
         self.head_flat: dict[str, Tensor] = {}
         self.head_grad: dict[str, Tensor] = {}
-        for layer in layers.values():
+        self.scaling = torch.zeros(len(layers), slots + 1, device=device, dtype=dtype)
+        for index, layer in enumerate(layers.values()):
+            layer.index, layer.scaling = index, self.scaling[index]
             a, b = self._pair(layer, self.flat)
             layer.A, layer.B = nn.Parameter(a), nn.Parameter(b)
             layer.a, layer.b = self._pair(layer, self.compute)
@@ -117,6 +120,19 @@ class Buffers:
             for name, view in head.views(flat, slot, resident.head.num_labels).items():
                 views[f"{PREFIX}{name}"] = view
         return views
+
+    def stacked(self, layers: Sequence[TargetLayer]) -> tuple[Tensor, Tensor]:
+        """Views A [slots, layers, max_rank, in] and B [slots, layers, max_rank, out] in the pass's dtype, of linear
+        layers of one shape that follow one another."""
+        first, shape, rank = layers[0], layers[0].shape, self._max_rank
+        (width,) = shape.a
+        numbers, begin = rank * (width + shape.b), self._offsets[first.name]
+        for at, layer in enumerate(layers):
+            if layer.shape != shape or self._offsets[layer.name] != begin + at * numbers:
+                raise ValueError(f"{layer.name!r} has another shape than {first.name!r}, or does not follow it")
+        part = self.compute[:, begin : begin + len(layers) * numbers].view(-1, len(layers), numbers)
+        a, b = part[..., : rank * width], part[..., rank * width :]
+        return a.view(*a.shape[:2], rank, width), b.view(*b.shape[:2], rank, shape.b)
 
     def _pair(self, layer: TargetLayer, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Views A [slots, max_rank, *a] and B [slots, out, max_rank] of one layer.

@@ -19,17 +19,14 @@ from torch import Tensor
 from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.base import Base
 from ray_lora.engine import narrow, targets
-from ray_lora.engine.aligned import Aligned
+from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
-from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.peft_folder import split
 from ray_lora.recipe import LoraSpec
-
-_HELD = "held_by_an_adapter_engine"
 
 
 class AdapterEngine:
@@ -48,34 +45,23 @@ class AdapterEngine:
     ) -> None:
         if slots < 1 or max_rank < 1:
             raise CapacityError(f"an engine needs at least one slot and rank 1; got slots={slots}, max_rank={max_rank}")
-        if getattr(base.backbone, _HELD, False):  # the hooks of two engines would both answer
-            raise CapacityError(f"base {base.id!r} is held by another engine; close() that one, or use its slots")
+        Backbone.check(base)
         self.base, self.slots, self.max_rank, self.train = base, slots, max_rank, train
         self.residents: dict[int, Resident] = {}
         self.heads: dict[str, Head] = {}
         self.dropout: dict[int, float] = {}
-        self.layers = targets.find_layers(base.backbone, slots + 1, base.device, embeddings)
+        self.layers = targets.find_layers(base.backbone, slots + 1, embeddings)
         self.buffers = Buffers(
             self.layers, slots=slots, max_rank=max_rank, dtype=base.dtype, device=base.device, train=train
         )
         self.flat, self.grad = self.buffers.flat, self.buffers.grad
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
-        self._routing: Routing | None = None
-        self._first_token = False  # whether the pass's heads read nothing else
-        self._hooks = [layer.attach(lambda: self._routing) for layer in self.layers.values()]
-        self._hooks += narrow.attach(base.backbone, lambda: self._first_token)
-        self._packing = Packing(base.backbone, train)
-        self._aligned = Aligned(base.backbone, base.dtype, base.device)
-        setattr(base.backbone, _HELD, True)
+        self._backbone = Backbone(base, self.layers, self.buffers, train)
 
     def close(self) -> None:
-        """Take the hooks off the base and give it its plain weights and its own attention back."""
-        for hook in self._hooks:
-            hook.remove()
-        self._packing.undo()
-        self._aligned.undo()
-        setattr(self.base.backbone, _HELD, False)
+        """Give the base back as it was."""
+        self._backbone.undo()
 
     # ---------------------------------------------------------------- what a pass computes
 
@@ -98,8 +84,8 @@ class AdapterEngine:
         slots = slots.to(self.base.device)
         self._check_slots(slots)
         by_head = self._by_head(slots.tolist())
-        self._first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
-        hidden = self._run_backbone(inputs, slots, draws)
+        first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
+        hidden = self._backbone.run(inputs, self._route(slots, draws), first_token)
         results = []
         for spec, rows in by_head.items():
             index = torch.tensor(rows, device=self.base.device)
@@ -112,11 +98,16 @@ class AdapterEngine:
             results.append((index, outputs))
         return results
 
+    @property
+    def pads(self) -> bool:
+        """Whether an answering pass computes the padding between rows of different lengths."""
+        return self._backbone.pads
+
     def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
         """The backbone's outputs for rows of any slots, without heads."""
         self._check_slots(slots)
-        self._first_token = False
-        return self._run_backbone({name: self._cast(t) for name, t in inputs.items()}, slots.to(self.base.device))
+        routing = self._route(slots.to(self.base.device))
+        return self._backbone.run({name: self._cast(t) for name, t in inputs.items()}, routing, False)
 
     def _check_slots(self, slots: Tensor) -> None:
         unknown = sorted(set(slots.tolist()) - set(self.residents) - {0})
@@ -125,10 +116,12 @@ class AdapterEngine:
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
             )
 
-    def _run_backbone(self, inputs: Mapping[str, Tensor], slots: Tensor, draws: Tensor | None = None) -> Any:
+    def _route(self, slots: Tensor, draws: Tensor | None = None) -> Routing | None:
+        """None where every row is the bare base's."""
+        if not bool(slots.any()):
+            return None
         dropout = self._dropout(slots, draws) if draws is not None and self.dropout else None
-        self._routing = Routing.of(slots, self._ranks, dropout) if bool(slots.any()) else None
-        return self.base.backbone(**inputs)
+        return Routing.of(slots, self._ranks, self.buffers.scaling, dropout)
 
     def _dropout(self, slots: Tensor, draws: Tensor) -> Dropout:
         probability = [self.dropout.get(slot, 0.0) for slot in slots.tolist()]

@@ -50,25 +50,39 @@ def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
 
 
 def lora_add(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scaling: Tensor, routing: Routing, mask: Tensor | None = None
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing, mask: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """y + scaling * B A x for rows of many slots, added to y in place.
+    """y + scale * B A x for rows of many slots, added to y in place.
 
-    Returns it with h = scaling * A x and the matrices used. Adding in place is safe where y is a linear layer's fresh
-    output: no backward looks at it again.
+    Returns it with h = scale * A x, [blocks, rank, m'], and the matrices used. Adding in place is safe where y is a
+    linear layer's fresh output: no backward looks at it again.
 
     Args:
         x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.
-        a: [slots, max_rank, in]. b: [slots, out, max_rank]. scaling: [slots]. mask: dropout mask like x.
+        a: [slots, max_rank, in]. b: [slots, out, max_rank]. scale: alpha/r of each block, [blocks, 1, 1], of x's dtype.
+        mask: dropout mask like x.
+    """
+    h, a_rows, b_rows = _down(x if mask is None else x * mask, a, b, scale, routing)
+    rows = y.view(len(h), h.shape[2], -1)
+    with torch.no_grad():
+        rows.baddbmm_(h.transpose(1, 2), b_rows)
+    return y, h, a_rows, b_rows
+
+
+def lora_term(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> Tensor:
+    """scale * B A x alone, [blocks, m', out]; arguments as `lora_add` takes them."""
+    h, _, b_rows = _down(x, a, b, scale, routing)
+    return torch.bmm(h.transpose(1, 2), b_rows)
+
+
+def _down(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> tuple[Tensor, ...]:
+    """h = scale * A x, [blocks, rank, m'], and each block's A and B.
+
+    The rank comes first: a product of few rows takes half of the time of one of few columns.
     """
     a_rows = select(a[:, : routing.rank], routing)
     b_rows = select(b.transpose(1, 2)[:, : routing.rank], routing)  # [blocks, rank, out], as the stack lies
-    scale = _scale(scaling, routing).to(x.dtype)
-    h = torch.bmm(blocked(x if mask is None else x * mask, routing), a_rows.transpose(1, 2)) * scale
-    rows = y.view(*h.shape[:2], -1)
-    with torch.no_grad():
-        rows.baddbmm_(h, b_rows)
-    return y, h, a_rows, b_rows, scale
+    return torch.bmm(a_rows, blocked(x, routing).transpose(1, 2)) * scale, a_rows, b_rows
 
 
 class LoraTerm(torch.autograd.Function):
@@ -86,11 +100,11 @@ class LoraTerm(torch.autograd.Function):
         b_master: Tensor,
         a: Tensor,
         b: Tensor,
-        scaling: Tensor,
+        scale: Tensor,
         routing: Routing,
         mask: Tensor | None,
     ) -> Tensor:
-        out, h, a_rows, b_rows, scale = lora_add(x, y, a, b, scaling, routing, mask)
+        out, h, a_rows, b_rows = lora_add(x, y, a, b, scale, routing, mask)
         ctx.save_for_backward(x, h, a_rows, b_rows, scale, mask)
         ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
         return out
@@ -99,14 +113,14 @@ class LoraTerm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
-        g_rows = g.reshape(*h.shape[:2], -1)
-        gh = torch.bmm(g_rows, b_rows.transpose(1, 2)) * scale  # [blocks, m', rank]
+        g_rows = g.reshape(len(h), h.shape[2], -1)  # [blocks, m', out]
+        gh = torch.bmm(b_rows, g_rows.transpose(1, 2)) * scale  # [blocks, rank, m']
         inputs = blocked(x if mask is None else x * mask, routing)
-        accumulate(grad_b.transpose(1, 2)[:, : routing.rank], routing, torch.bmm(h.transpose(1, 2), g_rows))
-        accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh.transpose(1, 2), inputs))
+        accumulate(grad_b.transpose(1, 2)[:, : routing.rank], routing, torch.bmm(h, g_rows))
+        accumulate(grad_a[:, : routing.rank], routing, torch.bmm(gh, inputs))
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.bmm(gh, a_rows).reshape(x.shape)
+            dx = torch.bmm(gh.transpose(1, 2), a_rows).reshape(x.shape)
             if mask is not None:
                 dx = dx * mask
         return dx, g, None, None, None, None, None, None, None
@@ -131,8 +145,3 @@ def pick(stack: Tensor, view: Callable[[Tensor], Tensor], *index: Tensor) -> Ten
     """Entries of a trained stack, with gradients where a pass has them."""
     picked: Tensor = Pick.apply(stack, view, *index)  # type: ignore[no-untyped-call]
     return picked
-
-
-def _scale(scaling: Tensor, routing: Routing) -> Tensor:
-    """alpha/r of each block, [blocks, 1, 1]."""
-    return scaling[routing.owners].reshape(-1, 1, 1)

@@ -1,7 +1,7 @@
 """Target layers: where a base's Linear, Conv1D, Conv2d and Embedding outputs get their low-rank term.
 
 A target layer is a forward hook on an untouched module of the base, so the base's weights, names and class stay what
-transformers made them. Rows of slot 0 keep the base's output bit for bit.
+transformers made them. Rows of slot 0 keep the base's output.
 """
 
 from __future__ import annotations
@@ -75,17 +75,19 @@ class TargetLayer:
     Attributes:
         A, B: trained stacks, [slots, max_rank, *a] and [slots, out, max_rank], views into the engine's buffer.
         a, b: the same in the base's dtype, what a pass multiplies with.
-        scaling: alpha/r of each slot; 0 where the slot's adapter has no pair here.
+        scaling: alpha/r of each slot; 0 where the slot's adapter has no pair here. A row of the engine's table.
+        index: which row.
     """
 
-    def __init__(self, name: str, module: nn.Module, slots: int, device: torch.device) -> None:
+    def __init__(self, name: str, module: nn.Module, slots: int) -> None:
         self.name = name
         self.number = zlib.crc32(name.encode())  # tells its dropout from other layers'
         self.module = module
         self.shape = shape_of(module)
         self.embedding = isinstance(module, nn.Embedding)
-        self.scaling = torch.zeros(slots, device=device)
         self.ranks = [0] * slots
+        self.scaling: Tensor
+        self.index: int
         self.A: nn.Parameter
         self.B: nn.Parameter
         self.a: Tensor
@@ -102,24 +104,28 @@ class TargetLayer:
             nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
             self.A.data[slot, :rank] = fresh.to(self.A)
 
+    def holds(self, routing: Routing) -> bool:
+        """Whether any of a pass's slots has a pair here."""
+        return any(self.ranks[slot] for slot in routing.distinct)
+
     def attach(self, current: Callable[[], Routing | None]) -> Any:
         """Hook the module; `current` gives the routing of the pass, None for the bare base."""
         term = self._conv if isinstance(self.module, nn.Conv2d) else self._embed if self.embedding else self._linear
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             routing = current()
-            if routing is None or not any(self.ranks[slot] for slot in routing.distinct):
+            if routing is None or not self.holds(routing):
                 return output
             return term(args[0], output, routing)
 
         return self.module.register_forward_hook(hook)
 
     def _linear(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
-        rows = routing.by_row(x)
+        rows, scale = routing.by_row(x), routing.scales[self.index]
         if not torch.is_grad_enabled():
-            return lora_add(rows, base, self.a, self.b, self.scaling, routing)[0]
+            return lora_add(rows, base, self.a, self.b, scale, routing)[0]
         mask = routing.dropout.mask(rows, self.number) if routing.dropout else None
-        return LoraTerm.apply(rows, base, self.A, self.B, self.a, self.b, self.scaling, routing, mask)  # type: ignore
+        return LoraTerm.apply(rows, base, self.A, self.B, self.a, self.b, scale, routing, mask)  # type: ignore
 
     def _embed(self, ids: Tensor, base: Tensor, routing: Routing) -> Tensor:
         """PEFT's Embedding: the columns of A at the ids, then B; no dropout, as in PEFT."""
@@ -128,7 +134,7 @@ class TargetLayer:
         columns = pick(self.A, lambda stack: stack[:, :rank].transpose(1, 2), slots[:, None], per_row)
         a = columns.to(base.dtype)  # [rows, m, rank]
         b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(base.dtype)  # [rows, out, rank]
-        term = torch.bmm(a * self.scaling[slots].reshape(-1, 1, 1).to(base.dtype), b.transpose(1, 2))
+        term = torch.bmm(a * self.scaling[slots].reshape(-1, 1, 1), b.transpose(1, 2))
         return base + term.reshape(len(slots), *ids.shape[1:], -1)
 
     def _conv(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
@@ -140,5 +146,5 @@ class TargetLayer:
         a = pick(self.A, lambda stack: stack[:, :rank], slots).to(x.dtype)  # [rows, rank, in, kh, kw]
         b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(x.dtype)  # [rows, out, rank]
         h = F.conv2d(inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows)
-        h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1).to(x.dtype)
+        h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1)
         return base + torch.bmm(b, h).reshape(base.shape)

@@ -28,6 +28,7 @@ class Routing:
         block: rows of a block; a pass is cut into blocks of neighbours that have one slot.
         owners: slot of each block, [rows / block].
         span: where in a stack the owners stand, when they are neighbours there in ascending order.
+        scales: alpha/r of each layer and block, [layers, blocks, 1, 1], as the table has them; none without one.
         dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
     """
 
@@ -36,23 +37,33 @@ class Routing:
     distinct: tuple[int, ...]
     block: int
     owners: Tensor
+    scales: Tensor
     span: slice | None = None
     dropout: Dropout | None = None
 
     @classmethod
-    def of(cls, slots: Tensor, ranks: list[int], dropout: Dropout | None = None) -> Routing:
-        """Routing of `slots` [rows] given each slot's largest rank."""
+    def of(
+        cls,
+        slots: Tensor,
+        ranks: list[int],
+        scaling: Tensor | None = None,
+        dropout: Dropout | None = None,
+    ) -> Routing:
+        """Routing of `slots` [rows] given each slot's largest rank and the table of alpha/r, [layers, slots]."""
         rows = slots.tolist()
         distinct = tuple(sorted(set(rows)))
         block = math.gcd(*(len(list(run)) for _, run in groupby(rows)))
         owners = rows[::block]
+        owner = slots[::block]
+        table = slots.new_zeros(0, len(ranks)) if scaling is None else scaling
         neighbours = owners == list(range(owners[0], owners[0] + len(owners)))
         return cls(
             slots=slots,
             rank=max(ranks[slot] for slot in distinct),
             distinct=distinct,
             block=block,
-            owners=slots[::block],
+            owners=owner,
+            scales=table[:, owner, None, None],
             span=slice(owners[0], owners[0] + len(owners)) if neighbours else None,
             dropout=dropout,
         )

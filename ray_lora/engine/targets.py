@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from ray_lora.adapter import Adapter, layer_rank
@@ -26,10 +25,10 @@ _ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plai
 }
 
 
-def find_layers(backbone: nn.Module, slots: int, device: torch.device, embeddings: bool) -> dict[str, TargetLayer]:
+def find_layers(backbone: nn.Module, slots: int, embeddings: bool) -> dict[str, TargetLayer]:
     """Every layer of the backbone that can hold adapters, by module name."""
     return {
-        name: TargetLayer(name, module, slots, device)
+        name: TargetLayer(name, module, slots)
         for name, module in backbone.named_modules()
         if refusal(module) is None
         and not bypassed(backbone, name)

@@ -17,7 +17,7 @@ from ray_lora.serving.args import AppArgs
 from ray_lora.serving.bases import choose_bases
 from ray_lora.serving.keys import Keys
 from ray_lora.serving.places import absolute
-from ray_lora.store import open_store
+from ray_lora.store import StoreAwayError, open_store
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -90,7 +90,7 @@ def run(args: AppArgs, block: bool = True) -> str:
             "metrics_port is for a Ray that starts here; this one runs: `ray start --metrics-export-port`"
         )
     if started:
-        ingress.prepare()
+        ingress.prepare(_crowded(app_args))
     import ray
     from ray import serve
 
@@ -122,6 +122,14 @@ def run(args: AppArgs, block: bool = True) -> str:
         if started:
             ray.shutdown()
     return address
+
+
+def _crowded(args: AppArgs) -> bool:
+    """Whether the store has more adapters now than a replica has slots."""
+    try:
+        return len({entry.name for entry in open_store(args.store, args.tracking_uri).list()}) > args.slots
+    except StoreAwayError:
+        return True
 
 
 def _check_host(args: AppArgs) -> None:

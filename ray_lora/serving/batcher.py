@@ -1,7 +1,7 @@
 """Rows of many requests into batches, one batch at a time. Knows nothing of adapters, tensors or HTTP.
 
-While one batch computes the next gathers; what waits is taken when the engine is free, a tenth of the last batch's time
-later at most, and who comes to an idle engine does not wait. A batch takes one row of each key in turn, beginning with
+While one batch computes the next gathers; what waits is taken when the engine is free and nothing more arrives, and who
+comes to an idle engine does not wait. A batch takes one row of each key in turn, beginning with
 the key whose oldest row has waited longest, so that a flooding key fills what others leave and no more. Background rows
 take only the places that all others leave.
 
@@ -20,8 +20,9 @@ from typing import Generic, TypeVar
 
 from ray_lora.serving.trace import current
 
-# Those who were just answered often ask again, and a row costs less in a larger batch.
-_SHARE, _MOST_S = 0.1, 0.005
+# Those who were just answered often ask again, and a row costs less in a larger batch: longer than this between two of
+# them, and no more are on their way.
+_QUIET_S = 0.004
 R = TypeVar("R")
 T = TypeVar("T")
 
@@ -131,8 +132,12 @@ class Batcher(Generic[R, T]):
             await self._gather(seconds)
 
     async def _gather(self, seconds: float) -> None:
-        """Let what arrives now join what waits, for a moment that is short beside the last batch's time."""
-        await asyncio.sleep(min(_MOST_S, _SHARE * seconds) if 0 < self._waiting < self.max_rows else 0)
+        """Let what arrives now join what waits, until nothing came for a moment; at most as long as the last batch."""
+        until, seen = time.monotonic() + seconds, 0
+        while seen < self._waiting < self.max_rows and (left := until - time.monotonic()) > 0:
+            seen = self._waiting
+            await asyncio.sleep(min(_QUIET_S, left))
+        await asyncio.sleep(0)
 
     def _take(self) -> _Batch[R, T]:
         batch: _Batch[R, T] = _Batch()

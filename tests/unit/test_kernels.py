@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine.dropout import Dropout, draw_of
-from ray_lora.engine.kernels import LoraTerm, lora_add, lora_reference, pick
+from ray_lora.engine.kernels import LoraTerm, lora_add, lora_reference, lora_term, pick
 from ray_lora.engine.routing import Routing
 
 SLOTS, RANK, INTO, OUT, PLACES = 7, 4, 6, 5, 3
@@ -50,11 +50,12 @@ def test_forward_and_gradients_equal_the_reference(rows: list[int]) -> None:
     x = torch.randn(len(rows), PLACES, INTO, dtype=torch.float64)
     y = torch.randn(len(rows), PLACES, OUT, dtype=torch.float64)
     weight = torch.randn(len(rows), PLACES, OUT, dtype=torch.float64)
-    routing = Routing.of(slots, RANKS)
+    routing = Routing.of(slots, RANKS, scaling[None])
+    (scale,) = routing.scales
 
     ours = [x.clone().requires_grad_(), y.clone().requires_grad_()]
     a_ours, b_ours = trained(a), trained(b)
-    out = LoraTerm.apply(ours[0], ours[1] * 1, a_ours, b_ours, a_ours.data, b_ours.data, scaling, routing, None)
+    out = LoraTerm.apply(ours[0], ours[1] * 1, a_ours, b_ours, a_ours.data, b_ours.data, scale, routing, None)
     (out * weight).sum().backward()
 
     theirs = [x.clone().requires_grad_(), y.clone().requires_grad_()]
@@ -64,8 +65,10 @@ def test_forward_and_gradients_equal_the_reference(rows: list[int]) -> None:
 
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
     with torch.no_grad():
-        fast = lora_add(x, y.clone(), a, b, scaling, routing)[0]
+        fast = lora_add(x, y.clone(), a, b, scale, routing)[0]
+        term = lora_term(x, a, b, scale, routing).reshape(y.shape)
     torch.testing.assert_close(fast, expected.detach(), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(y + term, expected.detach(), atol=1e-12, rtol=1e-12)
     for mine, reference in zip([*ours, a_ours, b_ours], [*theirs, a_theirs, b_theirs], strict=True):
         torch.testing.assert_close(mine.grad, reference.grad, atol=1e-12, rtol=1e-12)
     idle = [slot for slot in range(SLOTS) if slot not in rows or slot == 0]
@@ -93,9 +96,9 @@ def test_gradients_add_up_over_passes() -> None:
     for parts in ([range(6)], [range(3), range(3, 6)], [range(4, 6), range(4)]):
         a_ours, b_ours = trained(a), trained(b)
         for part in parts:
-            routing = Routing.of(rows[list(part)], RANKS)
+            routing = Routing.of(rows[list(part)], RANKS, scaling[None])
             y = torch.zeros(len(part), PLACES, OUT, dtype=torch.float64)
-            out = LoraTerm.apply(x[list(part)], y, a_ours, b_ours, a, b, scaling, routing, None)
+            out = LoraTerm.apply(x[list(part)], y, a_ours, b_ours, a, b, routing.scales[0], routing, None)
             out.square().sum().backward()
         grads.append((a_ours.grad, b_ours.grad))
     for a_grad, b_grad in grads[1:]:
@@ -111,7 +114,8 @@ def test_a_dropped_input_has_no_part_in_the_term_or_its_gradient() -> None:
     y = torch.zeros(3, PLACES, OUT, dtype=torch.float64)
     given = x.clone().requires_grad_()
     a_ours, b_ours = trained(a), trained(b)
-    out = LoraTerm.apply(given, y.clone(), a_ours, b_ours, a, b, scaling, Routing.of(rows, RANKS), mask)
+    routing = Routing.of(rows, RANKS, scaling[None])
+    out = LoraTerm.apply(given, y.clone(), a_ours, b_ours, a, b, routing.scales[0], routing, mask)
     out.square().sum().backward()
     other = x.clone().requires_grad_()
     a_theirs, b_theirs = trained(a), trained(b)

@@ -42,8 +42,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_who_comes_to_an_idle_engine_does_not_wait(thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARE", 1e9)
-    monkeypatch.setattr(module, "_MOST_S", 600)  # whoever waits for it never ends
+    monkeypatch.setattr(module, "_QUIET_S", 600)  # whoever waits for it never ends
 
     async def main() -> None:
         slow = Slow()
@@ -51,6 +50,46 @@ def test_who_comes_to_an_idle_engine_does_not_wait(thread: ThreadPoolExecutor, m
         batcher = Batcher(slow, thread, max_rows=8)
         for row in range(3):
             assert await batcher.submit("a", [row]) == [2 * row]
+
+    run(main)
+
+
+def test_what_keeps_arriving_joins_what_waits(thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_QUIET_S", 0.1)
+
+    async def main() -> None:
+        slow = Slow()
+        batcher = Batcher(slow, thread, max_rows=8)
+        first = asyncio.create_task(batcher.submit("a", [1]))
+        await asyncio.sleep(1)  # how long the batch took is how long the next may gather
+        late = [asyncio.create_task(batcher.submit("a", [2]))]
+        await asyncio.sleep(0)
+        slow.open.set()
+        await first
+        for row in (3, 4, 5):
+            late.append(asyncio.create_task(batcher.submit("b", [row])))
+            await asyncio.sleep(0.02)
+        assert await asyncio.gather(*late) == [[4], [6], [8], [10]]
+        assert [sorted(call) for call in slow.calls] == [[1], [2, 3, 4, 5]]
+
+    run(main)
+
+
+@pytest.mark.parametrize("waiting", [[2], [2, 3, 4, 5]], ids=["after a short batch", "a full batch"])
+def test_gathering_is_short_beside_a_batch(
+    waiting: list[int], thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_QUIET_S", 600)
+
+    async def main() -> None:
+        slow = Slow()
+        batcher = Batcher(slow, thread, max_rows=4)
+        first = asyncio.create_task(batcher.submit("a", [1]))
+        await asyncio.sleep(0.01)
+        rest = asyncio.create_task(batcher.submit("b", waiting))
+        await asyncio.sleep(0)
+        slow.open.set()
+        assert await asyncio.gather(first, rest) == [[2], [2 * row for row in waiting]]
 
     run(main)
 
