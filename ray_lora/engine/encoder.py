@@ -125,19 +125,20 @@ class _Layer:
     def __call__(self, x: Tensor, rows: _Rows, first_token: bool = False) -> Tensor:
         """[tokens, hidden] after the layer; with `first_token` [rows, hidden], as attention has gathered it all."""
         ragged, routing = rows.ragged, rows.routing
-        context = self._attend(*self._projections(x, rows), rows.mask, first_token)
+        query, key, value = self._projections(x, rows)
+        context = self._attend(query, key, value, rows.mask, first_token)
         if first_token:
             x, ragged = x[ragged.firsts], Ragged.single(ragged.rows, x.device)
         x = self.after_attention(_linear(self.gathered, ragged.join(context), ragged, routing).add_(x))
         wide = self.activation(_linear(self.wide, x, ragged, routing))
-        return self.after(_linear(self.back, wide, ragged, routing).add_(x))
+        out: Tensor = self.after(_linear(self.back, wide, ragged, routing).add_(x))
+        return out
 
     def _projections(self, x: Tensor, rows: _Rows) -> tuple[Tensor, ...]:
         """Query, key and value of every row and head, [rows * heads, width, hidden / heads]."""
         ragged, routing = rows.ragged, rows.routing
-        product = torch.cat([layer.module.forward(x) for layer in self.parts], -1).view(
-            3 * len(x), -1
-        )  # a token's query, key and value
+        outputs = [layer.module.forward(x) for layer in self.parts]
+        product = torch.cat(outputs, -1).view(3 * len(x), -1)  # a token's query, key and value
         y = product.index_select(0, rows.to_parts).view(-1, rows.block * ragged.width, product.shape[-1])
         if routing is not None and any(layer.holds(routing) for layer in self.parts):
             a, b = (select(stack[:, :, : routing.rank], routing) for stack in (self.a, self.b))
@@ -159,7 +160,8 @@ class _Layer:
         else:  # to add the mask afterwards takes as long as the product
             scores = torch.baddbmm(mask, query, keys, alpha=self.scaling)
         context = torch.bmm(scores.softmax(-1), value).unflatten(0, (-1, self.heads))
-        return context.transpose(1, 2).flatten(2)
+        joined: Tensor = context.transpose(1, 2).flatten(2)
+        return joined
 
 
 def _linear(layer: TargetLayer, x: Tensor, ragged: Ragged, routing: Routing | None) -> Tensor:
