@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from ray_lora.errors import AdapterNotFoundError
 from ray_lora.serving.registry import Registry
 from ray_lora.store import Entry, StoreAwayError
+from ray_lora.store.folder import FolderStore
+from ray_lora.store.local import LocalFiles
 
 
 @dataclass
@@ -63,6 +66,44 @@ def test_a_folder_is_asked_every_time() -> None:
             await registry.resolve("b")
         store.versions["b"] = 1
         assert (await registry.resolve("b")).version == 1
+        registry.close()
+
+    asyncio.run(main())
+
+
+class Waits(FolderStore):
+    """A folder on a disk that makes who asks wait, for as long as `waits` says, question by question."""
+
+    waits: list[float]
+    found = Entry("a", 1, (), "sha", None, None, None, {}, 1, 1)
+
+    def recall(self, ref: str) -> Entry | None:
+        time.sleep(self.waits.pop(0))
+        return self.found
+
+    def resolve(self, ref: str) -> Entry:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("waits", "left"),
+    [
+        ([0.01, 0.01, 0, 0.01, 0.01, 0, 0], []),  # now and then may be another thread's turn
+        ([0.01, 0.01, 0.01, 0], [0]),  # three on end are the disk's
+        ([0.15, 0], [0]),  # and so is a long one
+    ],
+    ids=["now and then", "three on end", "a long one"],
+)
+def test_a_disk_that_keeps_the_loop_waiting_is_asked_by_threads(
+    waits: list[float], left: list[float], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        store = Waits(LocalFiles(tmp_path), str(tmp_path))
+        store.waits = list(waits)
+        registry = Registry(store, fresh_s=0)
+        for _ in waits:
+            assert await registry.resolve("a") == store.found
+        assert store.waits == left
         registry.close()
 
     asyncio.run(main())
