@@ -19,21 +19,15 @@ SETTINGS = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # The replica is chosen by the adapter that the body names, so that each holds its share of the adapters; one with
     # 1.5 times the mean load gives the rest to the next, so that a hot adapter is spread. A body that names none, or
-    # names it behind 16 kB, goes to any replica. Ray copies this into HAProxy's defaults as it is.
+    # names it behind 16 kB, goes to any replica. Ray copies this into HAProxy's defaults as it is, and so the next.
     _BALANCE: """hash req.body,json_query('$.model'),field(1,@)
     hash-type consistent djb2 avalanche
-    hash-balance-factor 150
+    hash-balance-factor 150""",
+    # A request whose replica died is asked again of another: asking twice changes nothing, on any route. HAProxy can do
+    # so only with a request that it had whole before it passed it on, and clients send the body after the head.
+    "RAY_SERVE_HAPROXY_RETRY_ON": """conn-failure empty-response
     option http-buffer-request""",
-    # A request whose replica died is asked again of another: asking twice changes nothing, on any route.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is missed after three of these
-}
-# A replica that died has the fewest requests of all: it is left out at the first connection that it refuses, and a
-# request may be tried a few times more than HAProxy's three.
-_FEWEST = {
-    _BALANCE: "leastconn",
-    "RAY_SERVE_HAPROXY_RETRIES": "8",
-    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
 }
 
 
@@ -55,7 +49,7 @@ def prepare(crowded: bool) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no load balancer stands before this one
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
-    for name, value in (SETTINGS | own | ({} if crowded else _FEWEST)).items():
+    for name, value in (SETTINGS | own | ({} if crowded else {_BALANCE: "leastconn"})).items():
         os.environ.setdefault(name, value)
 
 
