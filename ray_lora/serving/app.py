@@ -125,9 +125,10 @@ def run(args: AppArgs, block: bool = True) -> str:
 
 
 def _crowded(args: AppArgs) -> bool:
-    """Whether the store has more adapters now than a replica has slots."""
+    """Whether the store has more adapters now than a replica of the base that takes HTTP has slots."""
+    slots = args.alone(args.bases[0]).slots
     try:
-        return len({entry.name for entry in open_store(args.store, args.tracking_uri).list()}) > args.slots
+        return len({entry.name for entry in open_store(args.store, args.tracking_uri).list()}) > slots
     except StoreAwayError:
         return True
 
