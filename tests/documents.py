@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
-def blocks(page: Path) -> list[str]:
-    """The page's python blocks, without those marked `notest`."""
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+def blocks(page: Path, language: str = "python") -> list[str]:
+    """The page's blocks of one language, without those marked `notest`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
 def furnish(folder: Path, base: Path) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ray_lora.serving.args import AppArgs
-from ray_lora.serving.http import create_app
-from ray_lora.serving.metrics import Meter
-from ray_lora.serving.seen import Seen
-from ray_lora.serving.start import start_endpoint
+from tests.unit.http_server import serving
 from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities
 
 EVIL = "<img src=x onerror=\"document.title='run'\">"
@@ -34,41 +27,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, labels) in enumerate(LABELS.items()):
         card(make_adapter(base, root / "store" / name, seed=seed, labels=len(labels)), base, labels)
     return root
-
-
-@contextmanager
-def serving(world: Path, **options: Any) -> Iterator[str]:
-    """The address of an endpoint behind a real HTTP server."""
-    import uvicorn
-
-    folders = {name: str(world / name) for name in ("store", "base", "results")}
-    endpoint = start_endpoint(AppArgs(**folders, dtype="float32", slots=4, **options))
-    app = create_app(endpoint)
-    app.add_middleware(Seen, meter=Meter(Nowhere()))
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-        async def shutdown(self, sockets: Any = None) -> None:
-            await super().shutdown(sockets)
-            await endpoint.close()
-
-    server = Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    started.wait()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-class Nowhere:
-    def tell(self, metric: object, value: float, labels: tuple[str, ...]) -> None: ...
 
 
 @pytest.fixture(scope="module")
