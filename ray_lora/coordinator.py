@@ -133,8 +133,12 @@ class Coordinator:
         return record.saved_step
 
     async def close(self) -> None:
-        """No more jobs will come: packs end when they have nothing left."""
+        """No more jobs will come: packs end when they have nothing left. Those who followed jobs have gone, some
+        without a word: Tune does not clean up a trial's process that it has kept for a next trial."""
         self._closing = True
+        for record in self.records.values():
+            if record.followed and record.status in ("waiting", "running"):
+                self._end(record, "stopped")
         await self._notify()
 
     async def fail(self, error: str) -> None:
@@ -223,7 +227,7 @@ class Coordinator:
         share = -(-self._active // max(1, len(self._packs))) - (len(held) - len(leave) + len(join))
         join += waiting[: max(0, min(share, free + len(leave) - len(join)))]
         save = tuple(name for name in held if name in self._saves and name not in leave)
-        close = self._closing and not join and not waiting and not (set(held) - set(leave))
+        close = self._closing and not join and not waiting and not held
         hold = tuple(name for name in held if name not in leave and self.records[name].held)
         return Orders(tuple(join), leave, save, hold, close)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ray_lora.adapter import Adapter
 from ray_lora.job import Job
 from ray_lora.recipe import TrainingSpec
 from ray_lora.shards import Splits
@@ -30,6 +31,7 @@ class Member:
     losses: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
     order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
+    evaluated: Adapter | None = None  # as its last evaluation in this pack found it
 
     @property
     def epoch(self) -> float:

@@ -108,6 +108,11 @@ class Pack:
         whole = {row: size for part in self.group.gather(mine) for row, size in part.items()}
         return [whole[row] for row in sorted(whole)]
 
+    def stop(self, name: str) -> None:
+        """Take a job out before its end: what its last evaluation found is written, and its slot is free."""
+        self._write(self.members[name])
+        self.leave(name)
+
     def leave(self, name: str) -> None:
         """Free a job's slot; nothing is written."""
         member = self.members.pop(name)
@@ -249,22 +254,25 @@ class Pack:
         )
         if logs:
             member.losses.clear()
-        if logs and self.output is not None and self.group.rank == 0:
+        writes = self.output is not None and self.group.rank == 0
+        if writes and (done or metrics is not None):
+            member.evaluated = self.export(member.job.name, metrics)
+        if logs and writes:
+            assert self.output is not None
             write_history(self.output / member.job.name, member.step, shown.logged)
         if saves:
             self.save(member.job.name)
-        if done and self.output is not None and self.group.rank == 0:
-            self._export(member.job.name, metrics)
         if done:
-            self.leave(member.job.name)
+            self.stop(member.job.name)
         return [shown]
 
-    def _export(self, name: str, metrics: Mapping[str, float] | None) -> None:
-        """Write the finished adapter, replacing what a killed run left."""
-        assert self.output is not None
-        folder, fresh = self.output / name / "adapter", self.output / name / "adapter.tmp"
+    def _write(self, member: Member) -> None:
+        """Write the adapter that the last evaluation found, replacing what a killed run left."""
+        if self.output is None or member.evaluated is None:
+            return
+        folder, fresh = (self.output / member.job.name / name for name in ("adapter", "adapter.tmp"))
         shutil.rmtree(fresh, ignore_errors=True)
-        self.export(name, metrics).save(fresh)
+        member.evaluated.save(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 

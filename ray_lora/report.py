@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import ResultGrid
 from rich.table import Table
 
+from ray_lora.adapter import Adapter
 from ray_lora.coordinator import Record
 from ray_lora.history import read_history
 from ray_lora.progress import describe
@@ -25,7 +26,8 @@ _RATE, _RANK = "training.learning_rate", "lora.r"
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration's end. `adapter` is its PEFT folder, None when it did not finish."""
+    """One configuration's end. `adapter` is its PEFT folder as its last evaluation found it: `metrics` are its scores.
+    None when it failed, or was never evaluated."""
 
     name: str
     config: dict[str, Any]
@@ -64,10 +66,10 @@ def summarise(
     trials = [_trial(grid[number], known, output) for number in range(len(grid))]
     sign = -1 if mode == "max" else 1
     trials.sort(key=lambda t: (t.adapter is None, sign * t.metrics.get(metric, sign * math.inf)))
-    finished = [trial for trial in trials if trial.adapter is not None and metric in trial.metrics]
-    best = finished[0] if finished else None
-    smallest = _smallest(finished, metric, mode, rows) if best is not None else None
-    return Summary(metric, mode, trials, best, smallest, seconds, _advice(finished, metric, mode, rows))
+    scored = [trial for trial in trials if trial.adapter is not None and metric in trial.metrics]
+    best = scored[0] if scored else None
+    smallest = _smallest(scored, metric, mode, rows) if best is not None else None
+    return Summary(metric, mode, trials, best, smallest, seconds, _advice(scored, metric, mode, rows))
 
 
 def leaderboard(summary: Summary, most: int = 30) -> Table:
@@ -178,15 +180,17 @@ def _trial(result: Any, known: Mapping[str, Record], output: Path) -> Trial:
     name = str(metrics.get("trial_id") or Path(result.path).name)
     record = known.get(name)
     folder = output / "jobs" / name / "adapter"
-    finished = (
-        folder.exists() and result.error is None and bool(metrics.get("done_training", metrics.get("done", True)))
-    )
+    kept = folder.exists() and result.error is None
+    finished = kept and metrics.get("step") == metrics.get("total_steps")
     status = record.status if record else "finished" if finished else "failed" if result.error else "stopped"
     scores = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and k in _kept(metrics)}
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if finished else None
+    own = Adapter.load(folder).card.metrics if kept else {}
+    if any(scores.get(key) != value for key, value in own.items()):
+        scores = dict(own)  # it was evaluated once more than Tune heard of before the search was ended
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if kept else None
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     took = (record.ended or 0) - (record.started or 0) if record and record.ended else metrics.get("time_total_s")
-    return Trial(name, dict(result.config or {}), scores, status, str(folder) if finished else None, took, size, error)
+    return Trial(name, dict(result.config or {}), scores, status, str(folder) if kept else None, took, size, error)
 
 
 def _kept(metrics: Mapping[str, Any]) -> set[str]:
@@ -203,25 +207,25 @@ def _standard_error(score: float, rows: int) -> float:
     return math.sqrt(max(0.0, score * (1 - score)) / max(1, rows)) if 0 <= score <= 1 else 0.0
 
 
-def _smallest(finished: Sequence[Trial], metric: str, mode: str, rows: int) -> Trial:
-    best = finished[0].metrics[metric]
+def _smallest(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> Trial:
+    best = scored[0].metrics[metric]
     slack = _standard_error(best, rows)
-    close = [t for t in finished if abs(t.metrics[metric] - best) <= slack and _RANK in t.config]
-    return min(close, key=lambda t: t.config[_RANK], default=finished[0])
+    close = [t for t in scored if abs(t.metrics[metric] - best) <= slack and _RANK in t.config]
+    return min(close, key=lambda t: t.config[_RANK], default=scored[0])
 
 
-def _advice(finished: Sequence[Trial], metric: str, mode: str, rows: int) -> str:
+def _advice(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> str:
     """The next thing worth trying, from where the best lies in what was tried."""
-    if not finished:
-        return "no configuration finished; lower training.learning_rate and look at the errors in the table"
-    best = finished[0]
-    rates = sorted({trial.config[_RATE] for trial in finished if _RATE in trial.config})
-    ranks = sorted({trial.config[_RANK] for trial in finished if _RANK in trial.config})
+    if not scored:
+        return "no configuration was evaluated; lower training.learning_rate, or let the search go on for longer"
+    best = scored[0]
+    rates = sorted({trial.config[_RATE] for trial in scored if _RATE in trial.config})
+    ranks = sorted({trial.config[_RANK] for trial in scored if _RANK in trial.config})
     if len(rates) > 1 and best.config[_RATE] == rates[-1]:
         return f"the best rate {rates[-1]:.3g} is the largest tried: try rates up to {3 * rates[-1]:.3g}"
     if len(rates) > 1 and best.config[_RATE] == rates[0]:
         return f"the best rate {rates[0]:.3g} is the smallest tried: try rates down to {rates[0] / 3:.3g}"
-    small = _smallest(finished, metric, mode, rows)
+    small = _smallest(scored, metric, mode, rows)
     if len(ranks) > 1 and small.config.get(_RANK, best.config.get(_RANK)) < best.config[_RANK]:
         return f"rank {small.config[_RANK]} is as good as rank {best.config[_RANK]} within one standard error: use it"
     if len(ranks) > 1 and best.config[_RANK] == ranks[-1]:

@@ -190,7 +190,9 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     tuner.fit()
     best = tuner.summary.best
     if best is None:
-        raise RayLoraError("no trial of the search finished; the table says why each one failed")
+        errors = [trial.error for trial in tuner.summary.trials if trial.error]
+        why = f"the first error is: {errors[0]}" if errors else "give it more time, or a smaller training.eval_steps"
+        raise RayLoraError(f"none of the search's {len(tuner.summary.trials)} trials was evaluated; {why}")
     assert best.adapter is not None
     entry = put_once(store, Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
     return {

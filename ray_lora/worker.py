@@ -99,7 +99,7 @@ def _follow(told: PackConfig, pack: Pack, orders: Orders) -> list[Report]:
     for name in orders.save:
         pack.save(name)
     for name in orders.leave:
-        pack.leave(name)
+        pack.stop(name)
     for job in orders.join:
         assert isinstance(pack.data, _Lazy)
         try:

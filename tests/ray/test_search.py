@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -76,8 +77,10 @@ def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_pat
     assert "finished" in states.values()
     assert states[1e18] in ("failed", "stopped")  # it diverges, alone
     assert tuner.summary.best is not None
-    stopped = [trial for trial in tuner.summary.trials if trial.status == "stopped"]
-    assert all(trial.adapter is None for trial in stopped)
+    for trial in tuner.summary.trials:
+        assert (trial.adapter is None) == (trial.status == "failed")
+        if trial.adapter is not None:  # of a stopped one, as its last evaluation found it
+            assert Adapter.load(Path(trial.adapter)).card.metrics["accuracy"] == trial.metrics["accuracy"]
     assert len(grid.errors) == sum(state == "failed" for state in states.values())
 
 
@@ -162,6 +165,49 @@ def test_optuna_a_stopper_and_callbacks_work_as_they_are(tiny_bert_folder: Path,
     assert heard.ended == 4
     assert {trial.status for trial in tuner.summary.trials} == {"stopped"}
     assert {max(steps) for steps in history(tmp_path / "runs/optuna").values()} == {12}
+    assert tuner.summary.best is not None
+    assert tuner.summary.best.adapter is not None
+    assert tuner.summary.best.metrics["accuracy"] == grid.get_best_result().metrics["accuracy"]
+
+
+class Enough(tune.Stopper):
+    """Ends the whole search after some evaluations, as a time budget does."""
+
+    def __init__(self, results: int) -> None:
+        self.left = results
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.left -= 1
+        return False
+
+    def stop_all(self) -> bool:
+        return self.left <= 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("cluster")
+def test_a_search_that_is_ended_keeps_the_best_so_far(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """Four trials on two slots, ended while the first two train between two evaluations."""
+    recipe = tiny_recipe(
+        tiny_bert_folder, tmp_path, name="ended", scaling__slots=2, scaling__packs=1, training__num_train_epochs=999
+    )
+    space = {"training.learning_rate": tune.grid_search([1e-2, 3e-3, 1e-3, 1e-4])}
+    tuner = LoraTuner(recipe, param_space=space, run_config=tune.RunConfig(stop=Enough(5)), quiet=True)
+    grid = tuner.fit()
+    trials = tuner.summary.trials
+    evaluated = [trial for trial in trials if "accuracy" in trial.metrics]
+    assert {trial.status for trial in evaluated} == {"stopped"}
+    assert len(evaluated) == 2
+    for trial in evaluated:
+        assert trial.adapter is not None
+        assert Adapter.load(Path(trial.adapter)).card.metrics["accuracy"] == trial.metrics["accuracy"]
+    assert tuner.summary.best == trials[0]
+    assert trials[0].metrics["accuracy"] == max(trial.metrics["accuracy"] for trial in evaluated)
+    assert all(trial.adapter is None for trial in trials if trial not in evaluated)
+    assert {result.metrics["trial_id"] for result in grid if "accuracy" in (result.metrics or {})} == {
+        trial.name for trial in evaluated
+    }
+    gc.collect()  # Tune leaves a log file open; here, not in the next test
 
 
 @pytest.mark.usefixtures("cluster")

@@ -195,3 +195,24 @@ async def test_a_failed_job_says_why_and_a_closed_pack_ends() -> None:
     assert await made.next_evaluation("a") == {"error": "diverged at step 2"}
     await made.close()
     assert (await made.sync("pack-0", [], {}, 1)).close
+
+
+@asynchronous
+async def test_who_closes_ends_what_is_followed_and_waits_for_the_rest() -> None:
+    made = await started("left", "waits")
+    await made.submit(job("alone"), {})  # nobody decides on it
+    held = {"left": 1, "waits": 2}
+    syncing = asyncio.create_task(made.sync("pack-0", [evaluated("left", 5)], held, 0))
+    await asyncio.sleep(0.01)
+    await made.close()
+    orders = await syncing  # two are to leave first, and write what they found
+    assert orders.leave == ("left", "waits")
+    assert [joined.name for joined in orders.join] == ["alone"]
+    assert not orders.close
+    assert not (await made.sync("pack-0", [], {"alone": 1}, 1)).close
+    assert (await made.sync("pack-0", [evaluated("alone", 10, done=True)], {}, 2)).close
+    assert {name: record.status for name, record in made.records.items()} == {
+        "left": "stopped",
+        "waits": "stopped",
+        "alone": "finished",
+    }

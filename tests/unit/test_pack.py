@@ -303,6 +303,23 @@ def test_a_job_reports_evaluates_and_saves_at_its_own_steps(folder: Path, tmp_pa
         assert_same(dict(adapter.tensors), {key: value.float() for key, value in pack.left[job.name].items()}, 0)
 
 
+def test_a_job_taken_out_leaves_the_adapter_of_its_last_evaluation(folder: Path, tmp_path: Path) -> None:
+    pack = make_pack(folder, output=tmp_path)
+    pack.join(make_job("stopped", 2, max_steps=10, eval_steps=3))
+    pack.join(make_job("early", 2, max_steps=10, eval_steps=9))
+    reports = [report for _ in range(5) for report in pack.step()]
+    [scores] = [report.metrics for report in reports if report.metrics is not None]
+    pack.stop("stopped")
+    pack.stop("early")
+    assert not pack.members
+    assert len(pack.engine.free_slots) == pack.engine.slots
+    adapter = Adapter.load(tmp_path / "stopped" / "adapter")
+    assert adapter.card.metrics == scores
+    _, states = train_alone(folder, make_job("stopped", 2, max_steps=10))
+    assert_same(dict(adapter.tensors), {key: value.float() for key, value in states[3].items()}, 1e-6)
+    assert not (tmp_path / "early" / "adapter").exists()  # nothing of it was ever scored
+
+
 def test_training_learns_and_scores_say_so(folder: Path) -> None:
     pack = make_pack(folder, torch.float32)
     reports = run(pack, {0: [make_job("learner", 2, max_steps=60, learning_rate=2e-2, eval_steps=20)]})
