@@ -79,7 +79,7 @@ class LoraTuner:
         check_space(self.space, recipe)
 
     def fit(self) -> ResultGrid:
-        """Run the search; Ray's own ResultGrid, in which a result's path holds the trial's adapter folder.
+        """Run the search and return Ray's own ResultGrid; `summary.trials` has the same trials with their adapter folders.
 
         Raises:
             RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
