@@ -79,7 +79,7 @@ class LoraTuner:
         check_space(self.space, recipe)
 
     def fit(self) -> ResultGrid:
-        """Run the search and return Ray's own ResultGrid; `summary.trials` has the same trials with their adapter folders.
+        """Run the search and return Ray's own ResultGrid; `summary.trials` has the same with their adapter folders.
 
         Raises:
             RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
