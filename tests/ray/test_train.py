@@ -84,7 +84,7 @@ def test_a_killed_worker_costs_at_most_one_save_interval(tiny_bert_folder: Path,
     assert killed[0] < 240
     steps = [line["step"] for line in read_history(run / "jobs/shaken")]
     repeated = len(steps) - len(set(steps))
-    assert repeated <= calm.training.save_steps  # all of one, when it died after the last step and before its checkpoint
+    assert repeated <= calm.training.save_steps  # all of one if it died between a last step and its checkpoint
     assert losses(run, "shaken") == pytest.approx(alone(calm, tmp_path / "alone")[0], abs=1e-5)
 
 
