@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,14 +70,24 @@ def test_a_folder_is_asked_every_time() -> None:
     asyncio.run(main())
 
 
+class Clock:
+    """Time that passes only where somebody waits."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Waits(FolderStore):
     """A folder on a disk that makes who asks wait, for as long as `waits` says, question by question."""
 
+    clock: Clock
     waits: list[float]
     found = Entry("a", 1, (), "sha", None, None, None, {}, 1, 1)
 
     def recall(self, ref: str) -> Entry | None:
-        time.sleep(self.waits.pop(0))
+        self.clock.now += self.waits.pop(0)
         return self.found
 
     def resolve(self, ref: str) -> Entry:
@@ -95,11 +104,12 @@ class Waits(FolderStore):
     ids=["now and then", "three on end", "a long one"],
 )
 def test_a_disk_that_keeps_the_loop_waiting_is_asked_by_threads(
-    waits: list[float], left: list[float], tmp_path: Path
+    waits: list[float], left: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         store = Waits(LocalFiles(tmp_path), str(tmp_path))
-        store.waits = list(waits)
+        store.clock, store.waits = Clock(), list(waits)
+        monkeypatch.setattr("ray_lora.serving.registry.time", store.clock)
         registry = Registry(store, fresh_s=0)
         for _ in waits:
             assert await registry.resolve("a") == store.found
