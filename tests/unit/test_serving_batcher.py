@@ -55,7 +55,7 @@ def test_who_comes_to_an_idle_engine_does_not_wait(thread: ThreadPoolExecutor, m
 
 
 def test_what_keeps_arriving_joins_what_waits(thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_QUIET_S", 0.1)
+    monkeypatch.setattr(module, "_QUIET_S", 0.5)
 
     async def main() -> None:
         slow = Slow()
