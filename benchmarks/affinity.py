@@ -19,7 +19,7 @@ import httpx
 from benchmarks.endpoint import NAMES, write_store
 from benchmarks.machine import write
 from ray_lora.serving import AppArgs
-from ray_lora.serving.ingress import SETTINGS, free_port
+from ray_lora.serving.cluster.ingress import SETTINGS, free_port
 
 ADAPTERS, SLOTS, CONNECTIONS, SECONDS = 64, 20, 32, 20
 BALANCE = {"least connections": "leastconn", "by adapter": SETTINGS["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"]}

@@ -167,7 +167,7 @@ end
 
 
 def short_texts() -> list[str]:
-    from ray_lora.data import read
+    from ray_lora.data.read import read
 
     rows = read("data/tweets/train-1024.parquet").to_pylist()
     return sorted((row["text"] for row in rows), key=lambda text: abs(len(text) - 50))[:64]
@@ -222,7 +222,7 @@ def serve(side: str, store: str) -> None:
     """Run one side until an interrupt; prints its address."""
     stop = [False]
     if side.startswith("ours"):
-        from ray_lora.serving.app import AppArgs, run
+        from ray_lora.serving.cluster.app import AppArgs, run
 
         dtype = "float32" if side == "ours-float32" else "auto"
         replicas = 2 if side == "ours-2" else 1
@@ -235,8 +235,8 @@ def serve(side: str, store: str) -> None:
         from ray import serve as ray_serve
 
         from benchmarks.rivals import Expert, Plain
-        from ray_lora.base import locate
-        from ray_lora.serving.ingress import free_port
+        from ray_lora.bases.load import locate
+        from ray_lora.serving.cluster.ingress import free_port
 
         ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
         port = free_port()
@@ -258,7 +258,7 @@ def write_store(folder: Path, names: list[str]) -> None:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForSequenceClassification
 
-    from ray_lora.base import locate
+    from ray_lora.bases.load import locate
 
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules="all-linear")
     model: Any = AutoModelForSequenceClassification.from_pretrained(locate("minilm"), num_labels=2)

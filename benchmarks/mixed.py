@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from benchmarks.machine import write
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base, locate
-from ray_lora.data import read
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base, locate
+from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
 from ray_lora.recipe import BaseSpec, TaskSpec
 from ray_lora.tasks import build_task

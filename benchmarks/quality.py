@@ -25,16 +25,16 @@ from transformers import AutoModelForSequenceClassification, get_scheduler
 
 from benchmarks.machine import RESULTS, write
 from pipelines.rated_texts import prepare
-from ray_lora.adapter import Adapter
-from ray_lora.base import Base, load_base, locate
-from ray_lora.baseline import head_only
-from ray_lora.data import learn_labels, read
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import Base, load_base, locate
+from ray_lora.data.read import learn_labels, read
 from ray_lora.engine import AdapterEngine
-from ray_lora.infer import chunks, predict
-from ray_lora.job import Job
-from ray_lora.pack import Pack, Split, Splits
+from ray_lora.inference.baseline import head_only
+from ray_lora.inference.predict import chunks, predict
 from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.job import Job
+from ray_lora.training.pack import Pack, Split, Splits
 
 DOMAINS = ("tweets", "movies", "products", "newspapers", "domains")
 FULL_RATES = (1e-4, 3e-4)

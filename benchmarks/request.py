@@ -29,10 +29,10 @@ import torch
 
 from benchmarks.endpoint import NAMES, Server, load, short_texts, write_store
 from benchmarks.machine import write
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
-from ray_lora.infer import forward
+from ray_lora.inference.predict import forward
 from ray_lora.recipe import BaseSpec, TaskSpec
 from ray_lora.tasks import build_task
 

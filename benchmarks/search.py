@@ -33,7 +33,7 @@ from ray import tune
 
 from benchmarks.machine import RESULTS, write
 from benchmarks.processes import ProcessorTime
-from ray_lora.base import locate
+from ray_lora.bases.load import locate
 from ray_lora.recipe import Recipe
 
 RANKS, RATES = (2, 4, 8, 16), (1e-4, 3e-4, 1e-3, 3e-3)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def ours(asha: bool, order: str) -> dict[str, Any]:
-    from ray_lora.search import LoraTuner
+    from ray_lora.search.tuner import LoraTuner
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe.parse(

@@ -40,9 +40,9 @@ def measure() -> dict[str, float]:
     import sys
     from pathlib import Path
 
-    from ray_lora.serving.metrics import HITS, Meter
-    from ray_lora.serving.ray_metrics import RaySink
-    from ray_lora.serving.seen import Seen, to_stderr
+    from ray_lora.serving.metrics.meter import HITS, Meter
+    from ray_lora.serving.metrics.ray_sink import RaySink
+    from ray_lora.serving.metrics.seen import Seen, to_stderr
 
     with Path("/dev/null").open("w") as sys.stderr:
         to_stderr()

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from ray_lora import Adapter, AppArgs, LoraTrainer, Recipe, open_store
-from ray_lora.serving.app import run
+from ray_lora.serving.cluster.app import run
 
 STORE = "./store-of-three"
 TEXTS = {

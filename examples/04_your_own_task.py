@@ -9,7 +9,7 @@ import torch
 
 from ray_lora import AdapterEngine, BaseSpec, LoraSpec, TrainingSpec, load_base
 from ray_lora.engine import HeadSpec, SlotOptimizer
-from ray_lora.infer import predict
+from ray_lora.inference.predict import predict
 
 
 class Rating:

@@ -23,16 +23,16 @@ from transformers import AutoModelForImageClassification
 from transformers.utils import logging
 
 from pipelines.digits_base import prepare
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
-from ray_lora.data import read
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
+from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
-from ray_lora.infer import predict
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, Recipe
-from ray_lora.serving.app import AppArgs, run
+from ray_lora.running.trainer import LoraTrainer
+from ray_lora.serving.cluster.app import AppArgs, run
 from ray_lora.store import open_store, put_once
 from ray_lora.tasks import build_task
-from ray_lora.train import LoraTrainer
 
 VARIANTS = ("rotated", "inverted")
 console = Console()

@@ -36,7 +36,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 
-from ray_lora.packaged import Archive, fetch_archive
+from ray_lora.bases.packaged import Archive, fetch_archive
 
 SOURCE = Archive(
     "sdist", "vaderSentiment", "2.5", "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84", 2

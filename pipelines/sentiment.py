@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.rated_texts import prepare
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
-from ray_lora.baseline import head_only
-from ray_lora.data import read
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
+from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
-from ray_lora.infer import predict
+from ray_lora.inference.baseline import head_only
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import Recipe
-from ray_lora.report import leaderboard
-from ray_lora.search import LoraTuner
-from ray_lora.serving.app import AppArgs, run
+from ray_lora.running.trainer import LoraTrainer
+from ray_lora.search.report import leaderboard
+from ray_lora.search.tuner import LoraTuner
+from ray_lora.serving.cluster.app import AppArgs, run
 from ray_lora.store import Entry, open_store, put_once
 from ray_lora.tasks import build_task
-from ray_lora.train import LoraTrainer
 
 DOMAINS = ("tweets", "movies", "products", "newspapers", "domains")
 TEXTS = {

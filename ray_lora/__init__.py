@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter, Card
-    from ray_lora.base import Base, load_base
+    from ray_lora.adapters.adapter import Adapter, Card
+    from ray_lora.bases.load import Base, load_base
     from ray_lora.engine import AdapterEngine
     from ray_lora.errors import (
         AdapterError,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         RayLoraError,
         RecipeError,
     )
-    from ray_lora.evaluate import evaluate_ref, predict_ref
+    from ray_lora.inference.stored import evaluate_ref, predict_ref
     from ray_lora.recipe import (
         BaseSpec,
         DataSpec,
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
         TrackingSpec,
         TrainingSpec,
     )
-    from ray_lora.search import LoraTuner
+    from ray_lora.running.trainer import LoraTrainer
+    from ray_lora.search.tuner import LoraTuner
     from ray_lora.serving import AppArgs, build_app
     from ray_lora.store import Entry, Store, open_store
-    from ray_lora.train import LoraTrainer
 
 __version__ = "0.1.0"
 
@@ -79,8 +79,8 @@ __all__ = [
 ]
 
 _MODULES = {  # public name -> the module that holds it
-    "adapter": ("Adapter", "Card"),
-    "base": ("Base", "load_base"),
+    "adapters.adapter": ("Adapter", "Card"),
+    "bases.load": ("Base", "load_base"),
     "engine": ("AdapterEngine",),
     "errors": (
         "AdapterError",
@@ -91,7 +91,7 @@ _MODULES = {  # public name -> the module that holds it
         "RayLoraError",
         "RecipeError",
     ),
-    "evaluate": ("evaluate_ref", "predict_ref"),
+    "inference.stored": ("evaluate_ref", "predict_ref"),
     "recipe": (
         "BaseSpec",
         "DataSpec",
@@ -103,10 +103,10 @@ _MODULES = {  # public name -> the module that holds it
         "TrackingSpec",
         "TrainingSpec",
     ),
-    "search": ("LoraTuner",),
+    "search.tuner": ("LoraTuner",),
     "serving": ("AppArgs", "build_app"),
     "store": ("Entry", "Store", "open_store"),
-    "train": ("LoraTrainer",),
+    "running.trainer": ("LoraTrainer",),
 }
 _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray_lora.adapter import Adapter
-from ray_lora.evaluate import alone, row_of
-from ray_lora.infer import predict
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.inference.predict import predict
+from ray_lora.inference.stored import alone, row_of
 from ray_lora.recipe import Json
 
 

@@ -4,7 +4,7 @@ serve run serve_apps.endpoint:build_app store=./store base=minilm
 serve deploy serve_apps/endpoint.yaml
 """
 
-from ray_lora.serving.app import build_app
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.app import build_app
 
 __all__ = ["AppArgs", "build_app"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RecipeError
-from ray_lora.infer import chunks, forward, predict
+from ray_lora.inference.predict import chunks, forward, predict
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.tasks import Features, Row, Task
 

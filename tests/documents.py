@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ray_lora.adapter import Card
-from ray_lora.base import load_base
+from ray_lora.adapters.adapter import Card
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec
 from ray_lora.store import open_store

@@ -70,7 +70,7 @@ def import_(
 ) -> None:
     """Copy a PEFT folder, ours or plain PEFT's, into the store as a new version; --base also tries it on a base."""
     with answering(as_json) as say:
-        from ray_lora.adapter import Adapter
+        from ray_lora.adapters.adapter import Adapter
 
         adapter = Adapter.load(folder)
         if base is not None:
@@ -116,7 +116,7 @@ def _open(store: str, tracking_uri: str | None) -> Any:
 
 def _try_on(adapter: Any, model: str) -> None:
     """Raise unless the adapter fits the base."""
-    from ray_lora.base import load_base
+    from ray_lora.bases.load import load_base
     from ray_lora.engine import AdapterEngine
     from ray_lora.recipe import BaseSpec
 

@@ -12,7 +12,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag
     """Train one adapter and put it into the recipe's store."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
-        from ray_lora.train import train_recipe
+        from ray_lora.running.trainer import train_recipe
 
         result = train_recipe(read)
         say(result, f"{result['ref']}: {scores(result['metrics'])}; {result['seconds']:.0f} s; {result['adapter']}")
@@ -22,7 +22,7 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFla
     """Run the recipe's search and put the best adapter into its store as champion."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
-        from ray_lora.search import search_recipe
+        from ray_lora.search.tuner import search_recipe
 
         result = search_recipe(read)
         trials, best = result["trials"], result["best"]
@@ -39,8 +39,8 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag 
     """Say what the recipe will cost in memory, steps and parameters, before anything starts."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
-        from ray_lora.plan import plan_recipe, show
-        from ray_lora.space import check_search
+        from ray_lora.running.plan import plan_recipe, show
+        from ray_lora.search.space import check_search
 
         check_search(read)
         result = plan_recipe(read)

@@ -31,7 +31,7 @@ def evaluate(
     """Score an adapter on a file."""
     with answering(as_json) as say:
         columns = dict(_pair(text, "--column text=review") for text in column or [])
-        from ray_lora.evaluate import evaluate_ref
+        from ray_lora.inference.stored import evaluate_ref
 
         result = evaluate_ref(ref, data, store, columns, base=base, tracking_uri=tracking_uri)
         say(result, f"{result['ref']} on {result['rows']} rows of {data}: {scores(result['metrics'])}")
@@ -64,7 +64,7 @@ def predict(
         if not inputs:
             raise RecipeError("there is no input; give --input TEXT or --input-file rows.jsonl")
         options = _object(parameters) if parameters else None
-        from ray_lora.evaluate import predict_ref
+        from ray_lora.inference.stored import predict_ref
 
         result = predict_ref(ref, inputs, store, options, base=base, tracking_uri=tracking_uri)
         rows = [
@@ -89,7 +89,7 @@ def serve(
     answers."""
     more = dict(_pair(text, "slots=64") for text in settings or [])
     args = _app_args({"store": store, "base": base, "host": host, "port": port, "tracking_uri": tracking_uri, **more})
-    from ray_lora.serving.app import run
+    from ray_lora.serving.cluster.app import run
 
     if not as_json:
         run(args)

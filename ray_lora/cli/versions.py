@@ -100,8 +100,8 @@ def ab(
 ) -> None:
     """How the versions of a name did in its last trial, and whether they differ."""
     with answering(as_json) as say:
-        from ray_lora.serving.compare import compare, read_results
-        from ray_lora.serving.places import results_folder
+        from ray_lora.serving.trials.compare import compare, read_results
+        from ray_lora.serving.trials.places import results_folder
 
         folder = results_folder(store, _open(store, tracking_uri), results)
         found = compare(read_results(folder), name)

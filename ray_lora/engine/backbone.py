@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ray_lora.base import Base
+from ray_lora.bases.load import Base
 from ray_lora.engine import narrow
 from ray_lora.engine.aligned import Aligned
 from ray_lora.engine.buffers import Buffers

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_lora.adapter import Adapter, Card, layer_rank, layer_scaling
-from ray_lora.base import Base
+from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
+from ray_lora.adapters.peft_folder import split
+from ray_lora.bases.load import Base
 from ray_lora.engine import narrow, targets
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
@@ -25,7 +26,6 @@ from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head, HeadSpec
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
-from ray_lora.peft_folder import split
 from ray_lora.recipe import LoraSpec
 
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ray_lora.adapter import Adapter, layer_rank
-from ray_lora.base import Base
+from ray_lora.adapters.adapter import Adapter, layer_rank
+from ray_lora.adapters.peft_folder import LowRank
+from ray_lora.bases.load import Base
 from ray_lora.engine.heads import Head, HeadSpec
 from ray_lora.engine.layers import TargetLayer, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
-from ray_lora.peft_folder import LowRank
 from ray_lora.recipe import LoraSpec
 
 _ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plain PEFT wrote

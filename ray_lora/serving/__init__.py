@@ -1,12 +1,11 @@
 """The live endpoint: many adapters of a store answering on one shared base behind Ray Serve.
 
-http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> engine.
+http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> machine (the engine).
 
-Only `replica`, `app`, `ingress` and `ray_metrics` know Ray. Only `http`, `faults`, `limits`, `page` and `seen` know
-HTTP.
+Only `cluster/` and `metrics/ray_sink` know Ray. Only `http/` and `metrics/seen` know HTTP.
 """
 
-from ray_lora.serving.app import build_app, run
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.app import build_app, run
 
 __all__ = ["AppArgs", "build_app", "run"]

@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from ray_lora.serving.trace import current
+from ray_lora.serving.metrics.trace import current
 
 # Those who were just answered often ask again, and a row costs less in a larger batch: longer than this between two of
 # them, and no more are on their way.

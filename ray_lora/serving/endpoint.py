@@ -17,23 +17,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ray_lora.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import AdapterError, DataError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.batcher import Batcher
-from ray_lora.serving.cache import AdapterCache, Resident
+from ray_lora.serving.cache.slots import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
-from ray_lora.serving.keys import Keys
+from ray_lora.serving.http.keys import Keys
 from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
+from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
 from ray_lora.serving.peers import Alone
-from ray_lora.serving.places import results_folder
 from ray_lora.serving.registry import Registry
-from ray_lora.serving.results import Results
-from ray_lora.serving.shadows import Shadows
-from ray_lora.serving.tally import Arm
-from ray_lora.serving.trace import current
+from ray_lora.serving.trials.places import results_folder
+from ray_lora.serving.trials.results import Results
+from ray_lora.serving.trials.shadows import Shadows
+from ray_lora.serving.trials.tally import Arm
 from ray_lora.store import Entry, Store, steer
 from ray_lora.tasks import Features, Task
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from ray_lora.adapter import Adapter
-from ray_lora.base import Base, fingerprint
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import Base, fingerprint
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, DataError
-from ray_lora.infer import embed, predict
+from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.store import Entry, Store
 from ray_lora.tasks import Features, Task, build_task

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.registry import Registry
-from ray_lora.serving.relay import ElsewhereError
-from ray_lora.serving.tally import Arm, Variant
+from ray_lora.serving.trials.tally import Arm, Variant
 from ray_lora.store import Entry
 
 if TYPE_CHECKING:

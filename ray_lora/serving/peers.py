@@ -6,14 +6,11 @@ A command for every replica is one of COMMANDS; its answer, or the error that it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json
-from ray_lora.serving.relay import Asked, Told
-
-if TYPE_CHECKING:
-    from ray_lora.serving.endpoint import Endpoint
+from ray_lora.serving.http.relay import Asked, Told
 
 COMMANDS = ("describe", "prewarm", "renew", "status")
 
@@ -35,12 +32,24 @@ class Peers(Protocol):
         ...
 
 
+class Replica(Protocol):
+    """What every replica does when it is told to: COMMANDS."""
+
+    async def describe(self) -> str: ...
+
+    async def prewarm(self, ref: str, pinned: bool = False) -> None: ...
+
+    async def renew(self, gone: str | None = None) -> None: ...
+
+    async def status(self) -> dict[str, Json]: ...
+
+
 class Alone:
     """One base, one replica."""
 
     bases: Sequence[str] = ()
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Replica) -> None:
         self.endpoint = endpoint
 
     async def ask(self, base: str, asked: Asked) -> Told:
@@ -52,7 +61,7 @@ class Alone:
         return answers_of([await obey(self.endpoint, command, arguments)])
 
 
-async def obey(endpoint: Endpoint, command: str, arguments: Sequence[Json]) -> Any:
+async def obey(endpoint: Replica, command: str, arguments: Sequence[Json]) -> Any:
     """Carry out a command; a user's error is returned, not raised, so that it travels as it is."""
     assert command in COMMANDS, command
     try:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from ray_lora.errors import RecipeError
 from ray_lora.store import steer
 from ray_lora.store.line import public
-from ray_lora.store.refs import CHAMPION, Entry, Store, StoreAwayError, parse_ref
+from ray_lora.store.refs import CHAMPION, parse_ref
+from ray_lora.store.store import Entry, Store, StoreAwayError
 from ray_lora.store.traffic import Traffic
 
 if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
 __all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "Traffic", "open_store", "parse_ref", "put_once", "steer"]
 

@@ -21,7 +21,8 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, claimed, matters
 from ray_lora.store.line import public
-from ray_lora.store.refs import StoreAwayError, is_name, version_of
+from ray_lora.store.refs import is_name, version_of
+from ray_lora.store.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ray_lora.errors import AdapterError
 
 if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
 
 _AHEAD = 64 << 20  # bytes
@@ -36,7 +36,7 @@ def is_sha256(text: str) -> bool:
 
 def checked(folder: Path, sha256: str | None) -> Adapter:
     """The adapter in a folder; AdapterError when its content is not the one expected, or no adapter at all."""
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
     adapter = Adapter.load(folder)
     if sha256 and adapter.sha256 != sha256:

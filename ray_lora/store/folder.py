@@ -40,12 +40,13 @@ from ray_lora.store.files import (
     Stat,
     claimed,
 )
-from ray_lora.store.refs import Entry, check_alias, check_name, choose, only_version, parse_ref, unknown, version_of
+from ray_lora.store.refs import check_alias, check_name, choose, only_version, parse_ref, unknown, version_of
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
+from ray_lora.store.store import Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
 _logger = logging.getLogger(__name__)
 _LARGEST_JSON = 4 * 2**20  # bytes; a card, a config or a safetensors header beyond this is not one

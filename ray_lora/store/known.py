@@ -18,11 +18,12 @@ from pydantic import ValidationError
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import TaskSpec
 from ray_lora.store.cache import cache_root, is_sha256
-from ray_lora.store.refs import Entry, is_name
+from ray_lora.store.refs import is_name
+from ray_lora.store.store import Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
 TAG = "ray_lora"  # marks a version as an adapter and holds its entry
 TRAFFIC = "ray_lora.traffic"  # of a registered model: how requests for the bare name are spread

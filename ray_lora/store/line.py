@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.store.refs import StoreAwayError
+from ray_lora.store.store import StoreAwayError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,4 +1,4 @@
-"""How a person names an adapter, and what a store says about it. Knows no files, no MLflow, no tensors.
+"""How a person names an adapter. Knows no files, no MLflow, no tensors.
 
 A ref is written in one of three ways:
 
@@ -10,94 +10,14 @@ A ref is written in one of three ways:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Iterable, Mapping
 
-from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError, did_you_mean
-from ray_lora.recipe import TaskSpec
-from ray_lora.store.traffic import Traffic
-
-if TYPE_CHECKING:
-    from ray_lora.adapter import Adapter
-    from ray_lora.store.steer import Change, Pointers
+from ray_lora.errors import AdapterError, AdapterNotFoundError, did_you_mean
 
 CHAMPION = "champion"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ALIAS = re.compile(r"(?!latest$|v[0-9]+$)[A-Za-z][A-Za-z0-9._-]{0,99}")  # MLflow keeps "latest" and "v3" for itself
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-
-
-class StoreAwayError(RayLoraError, ConnectionError):
-    """The store does not answer, and what was asked for is not known here. Trying again later may help."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One version of one adapter, as its store describes it."""
-
-    name: str
-    version: int
-    aliases: tuple[str, ...]
-    sha256: str  # content hash; empty in `list()` where plain PEFT wrote the folder and nobody has read it yet
-    task: TaskSpec | None
-    base: str | None
-    base_fingerprint: str | None
-    metrics: dict[str, float]
-    num_parameters: int
-    bytes: int  # of the weights file
-    traffic: Traffic = field(default_factory=Traffic)  # of the name: the same for all its versions
-
-    @property
-    def ref(self) -> str:
-        """`name@version`, which names this content for ever."""
-        return f"{self.name}@{self.version}"
-
-
-class Store(Protocol):
-    """Where adapters live. Versions are immutable and their numbers are never used again; aliases move.
-
-    All methods raise AdapterNotFoundError for a ref that names nothing, AdapterError for an adapter that cannot be
-    used, and StoreAwayError when the store does not answer.
-    """
-
-    uri: str
-
-    def put(self, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
-        """Keep the adapter as a new version of `name`; never overwrites one."""
-        ...
-
-    def resolve(self, ref: str) -> Entry:
-        """What the ref names now. Reads no tensors of an adapter that has a card."""
-        ...
-
-    def get(self, ref: str) -> tuple[Entry, Path]:
-        """A local folder of what the ref names now, its content hash checked; it belongs to the store: only read it."""
-        ...
-
-    def load(self, ref: str) -> tuple[Entry, Adapter]:
-        """What the ref names now, read into memory once, its content hash checked."""
-        ...
-
-    def list(self) -> list[Entry]:
-        """All versions, by name and version. Unusable ones are left out with a warning; `resolve` says why."""
-        ...
-
-    def alias(self, name: str, alias: str, version: int | None) -> None:
-        """Point `name@alias` at a version, or take the alias away (None)."""
-        ...
-
-    def point(self, name: str, change: Change) -> Pointers:
-        """Replace what a name points to by what `change` makes of it (`steer.py` has them), one change at a time.
-
-        Whoever asks meanwhile gets what was before or what is after; once this has returned, only what is after.
-        """
-        ...
-
-    def remove(self, ref: str) -> None:
-        """Forget one version and the aliases on it. A bare name is refused while it has several versions."""
-        ...
 
 
 def parse_ref(ref: str) -> tuple[str, str | None, int | None]:

@@ -19,25 +19,16 @@ from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
 from ray_lora.store.line import Line, address, answering, public, require
 from ray_lora.store.mlflow_client import connect, ensure_model, own_run, own_setting, write_mlmodel
-from ray_lora.store.refs import (
-    Entry,
-    StoreAwayError,
-    check_alias,
-    check_name,
-    choose,
-    is_name,
-    only_version,
-    parse_ref,
-    unknown,
-)
+from ray_lora.store.refs import check_alias, check_name, choose, is_name, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
+from ray_lora.store.store import Entry, StoreAwayError
 from ray_lora.store.traffic import Traffic, parse_traffic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
 
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
 
 _PAGE = 1000
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ray_lora.errors import RecipeError
 from ray_lora.store.line import experiment_id, require, user
 from ray_lora.store.mlflow_client import connect, write_mlmodel
-from ray_lora.store.refs import StoreAwayError
 from ray_lora.store.registry import MlflowStore
+from ray_lora.store.store import StoreAwayError
 from ray_lora.tracking.journal import Event
 from ray_lora.tracking.told import PARENT
 
@@ -122,7 +122,7 @@ class Runs:
 
     def register(self, event: Event) -> int:
         """Make an adapter folder a version of a registered model, once; returns its number."""
-        from ray_lora.adapter import Adapter
+        from ray_lora.adapters.adapter import Adapter
 
         client = self.reach()
         name, alias = event["name"], event["alias"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_lora.errors import RayLoraError
 from ray_lora.store.line import is_wrong, public
-from ray_lora.store.refs import StoreAwayError
+from ray_lora.store.store import StoreAwayError
 from ray_lora.tracking.journal import Event, Journal
 from ray_lora.tracking.runs import Runs
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_lora.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
-from ray_lora.evaluate import predict_ref
+from ray_lora.inference.stored import predict_ref
 from ray_lora.recipe import Recipe
 from tests.ray.rows import tiny_recipe
 

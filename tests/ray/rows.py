@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
-from ray_lora.data import check_tables, read_tables
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
-from ray_lora.history import read_history
-from ray_lora.job import Job
-from ray_lora.pack import Pack, Split, Splits
 from ray_lora.recipe import Recipe
+from ray_lora.running.sources import check_tables, read_tables
 from ray_lora.tasks import build_task
+from ray_lora.training.history import read_history
+from ray_lora.training.job import Job
+from ray_lora.training.pack import Pack, Split, Splits
 
 LABELS = ("no", "yes")
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_lora.base import fingerprint
+from ray_lora.bases.load import fingerprint
 from ray_lora.serving import AppArgs, run
 from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ray_lora.serving import AppArgs
-from ray_lora.serving.ingress import SETTINGS, free_port
+from ray_lora.serving.cluster.ingress import SETTINGS, free_port
 from tests.ray.test_faults import TEXTS, Load
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
 

@@ -17,8 +17,8 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from ray_lora.adapter import Adapter, Card
-from ray_lora.peft_folder import LowRank
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
 from ray_lora.store import StoreAwayError, open_store
 from ray_lora.tracking import Tracker

@@ -18,11 +18,11 @@ import pytest
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from ray_lora.adapter import Adapter
-from ray_lora.claims import claimed
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.history import read_history
-from ray_lora.search import LoraTuner
+from ray_lora.running.claims import claimed
+from ray_lora.search.tuner import LoraTuner
+from ray_lora.training.history import read_history
 from tests.ray.rows import alone, history, tiny_recipe
 
 GRID = {"lora.r": {"grid_search": [1, 4, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}

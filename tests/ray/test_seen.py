@@ -13,8 +13,8 @@ import pytest
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, run
-from ray_lora.serving.metrics import METRICS
-from ray_lora.serving.ray_metrics import pages
+from ray_lora.serving.metrics.meter import METRICS
+from ray_lora.serving.metrics.ray_sink import pages
 from tests.unit.serving_world import make_adapter, make_base
 
 

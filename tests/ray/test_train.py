@@ -14,10 +14,10 @@ import ray
 from ray import tune
 from ray.train import Result, RunConfig, ScalingConfig
 
-from ray_lora.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.history import read_history
-from ray_lora.train import LoraTrainer, located, train_recipe
+from ray_lora.running.trainer import LoraTrainer, located, train_recipe
+from ray_lora.training.history import read_history
 from tests.ray.rows import alone, history, tiny_recipe, write_rows
 
 pytestmark = pytest.mark.usefixtures("cluster")

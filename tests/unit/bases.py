@@ -16,7 +16,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from ray_lora.base import Base, load_base
+from ray_lora.bases.load import Base, load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.recipe import BaseSpec
 

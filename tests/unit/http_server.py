@@ -12,10 +12,10 @@ from typing import Any
 import uvicorn
 
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.http import create_app
-from ray_lora.serving.metrics import Meter
-from ray_lora.serving.seen import Seen
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.http.routes import create_app
+from ray_lora.serving.metrics.meter import Meter
+from ray_lora.serving.metrics.seen import Seen
 
 
 class Nowhere:

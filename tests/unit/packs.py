@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine
-from ray_lora.job import Job, Report
-from ray_lora.pack import Pack
 from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
-from ray_lora.shards import Group, Split, Splits
 from ray_lora.tasks import Features, build_task
+from ray_lora.training.job import Job, Report
+from ray_lora.training.pack import Pack
+from ray_lora.training.shards import Group, Split, Splits
 from tests.unit.bases import VOCABULARY, open_base
 
 LABELS = {2: TaskSpec(labels=("a", "b")), 3: TaskSpec(labels=("a", "b", "c"))}

@@ -66,7 +66,7 @@ def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 4, labels: 
 
 def card(folder: Path, base: Path, labels: Sequence[str], fingerprint: str | None = None) -> Path:
     """Put our card beside a plain PEFT folder."""
-    from ray_lora.adapter import Adapter, Card
+    from ray_lora.adapters.adapter import Adapter, Card
     from ray_lora.recipe import TaskSpec
 
     plain = Adapter.load(folder)

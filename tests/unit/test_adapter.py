@@ -18,9 +18,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ray_lora.adapter import CARD, Adapter, Card, layer_rank, layer_scaling
+from ray_lora.adapters.adapter import CARD, Adapter, Card, layer_rank, layer_scaling
+from ray_lora.adapters.peft_folder import CONFIG, WEIGHTS, LowRank
 from ray_lora.errors import AdapterError
-from ray_lora.peft_folder import CONFIG, WEIGHTS, LowRank
 from ray_lora.recipe import LoraSpec, TaskSpec
 from tests.unit.bases import plain, quiet_peft, reopen, save_base, token_batch, wrap
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from ray_lora.base import load_base
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.aligned import aligned_attention
 from ray_lora.recipe import BaseSpec

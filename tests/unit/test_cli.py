@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ray_lora.adapter import Adapter, Card
-from ray_lora.base import load_base
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.bases.load import load_base
 from ray_lora.cli import main
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RayLoraError, RecipeError
@@ -166,7 +166,7 @@ def test_what_is_printed_on_the_way_goes_to_standard_error(run: Run, monkeypatch
         print("on the way")
         return {"ref": "a@1", "adapter": Path("x"), "metrics": {"accuracy": 1.0}, "seconds": 1.0}
 
-    monkeypatch.setattr("ray_lora.train.train_recipe", noisy)
+    monkeypatch.setattr("ray_lora.running.trainer.train_recipe", noisy)
     code, out, said = run("train", "examples/tweets.yaml", "--json")
     assert (code, out.count("\n"), last(out)["ref"]) == (0, 1, "a@1")
     assert "on the way" in said
@@ -305,12 +305,12 @@ def test_exit_code_of_errors(run: Run, monkeypatch: pytest.MonkeyPatch, error: E
     def fail(recipe: Recipe) -> dict[str, Any]:
         raise error
 
-    monkeypatch.setattr("ray_lora.train.train_recipe", fail)
+    monkeypatch.setattr("ray_lora.running.trainer.train_recipe", fail)
     assert run("train", "examples/tweets.yaml") == (code, "", "ray-lora: row 3\n")
 
 
 def test_what_is_not_the_users_fault_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_lora.train.train_recipe", lambda recipe: 1 / 0)
+    monkeypatch.setattr("ray_lora.running.trainer.train_recipe", lambda recipe: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("train", "examples/tweets.yaml")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ray_lora import coordinator as module
-from ray_lora.coordinator import Coordinator, Orders
 from ray_lora.errors import CapacityError
-from ray_lora.job import Job, Report
 from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.running import coordinator as module
+from ray_lora.running.coordinator import Coordinator, Orders
+from ray_lora.training.job import Job, Report
 
 
 def job(name: str) -> Job:

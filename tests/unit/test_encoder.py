@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ray_lora.base import load_base
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.engine.encoder import EncoderPass
 from ray_lora.engine.ragged import Ragged

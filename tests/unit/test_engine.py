@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from ray_lora.adapter import Adapter, Card
-from ray_lora.base import Base
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.bases.load import Base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, CapacityError, RecipeError
 from ray_lora.recipe import LoraSpec, TaskSpec

@@ -24,7 +24,12 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import ray_lora", "from ray_lora import Recipe, RecipeError", "import ray_lora.cli", "import ray_lora.job"],
+    [
+        "import ray_lora",
+        "from ray_lora import Recipe, RecipeError",
+        "import ray_lora.cli",
+        "import ray_lora.training.job",
+    ],
 )
 def test_import_is_light(statement: str) -> None:
     assert loaded_by(statement).isdisjoint(HEAVY)

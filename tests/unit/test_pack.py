@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from ray_lora.adapter import Adapter
-from ray_lora.base import load_base
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
 from ray_lora.errors import CapacityError, DataError, RecipeError
-from ray_lora.job import Job, Report
 from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec
-from ray_lora.shards import Group, Split, Splits
+from ray_lora.training.job import Job, Report
+from ray_lora.training.shards import Group, Split, Splits
 from tests.unit.bases import reopen, save_base
 from tests.unit.packs import LABELS, ROWS, WatchedPack, assert_same, losses, make_job, make_pack, shards, train_alone
 

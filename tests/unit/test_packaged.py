@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_lora import packaged
+from ray_lora.bases import packaged
+from ray_lora.bases.packaged import Archive, Packaged, fetch, fetch_archive, unpack
 from ray_lora.errors import BaseModelError, DataError
-from ray_lora.packaged import Archive, Packaged, fetch, fetch_archive, unpack
 
 FILES = ("config.json", "model.safetensors")
 

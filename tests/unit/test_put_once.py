@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ray_lora.adapter import Adapter
-from ray_lora.peft_folder import LowRank
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.recipe import LoraSpec
 from ray_lora.store import open_store, put_once
 

@@ -14,17 +14,17 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from ray_lora.adapter import Adapter
-from ray_lora.base import fingerprint
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import fingerprint
 from ray_lora.errors import RecipeError
 from ray_lora.serving.args import AppArgs, BaseArgs
-from ray_lora.serving.bases import choose_bases
-from ray_lora.serving.compare import compare, read_results
+from ray_lora.serving.cluster.bases import choose_bases
+from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
-from ray_lora.serving.http import create_app
+from ray_lora.serving.http.relay import Asked, BaseAwayError, Told, ask
+from ray_lora.serving.http.routes import create_app
 from ray_lora.serving.peers import answers_of, obey
-from ray_lora.serving.relay import Asked, BaseAwayError, Told, ask
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.trials.compare import compare, read_results
 from ray_lora.store import open_store, steer
 from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities
 

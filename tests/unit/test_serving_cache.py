@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ray_lora.errors import AdapterError, CapacityError
-from ray_lora.serving.cache import AdapterCache
+from ray_lora.serving.cache.slots import AdapterCache
 from ray_lora.store import Entry
 
 

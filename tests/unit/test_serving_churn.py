@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_lora.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
-from ray_lora.serving.http import create_app
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.http.routes import create_app
 from ray_lora.store import Store, open_store
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities, spoil
 

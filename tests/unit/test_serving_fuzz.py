@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.http import create_app
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.http.routes import create_app
 from tests.unit.serving_world import card, make_adapter, make_base, spoil
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install -c constraints.txt -e '.[test]'")

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.http import create_app
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.http.routes import create_app
 from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities, spoil
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good", "not bad not good"]
@@ -280,7 +280,7 @@ def test_a_long_text_is_cut_and_does_not_stop_the_others(world: Path) -> None:
 
 
 def test_new_adapters_and_moved_aliases_answer_at_once(world: Path, tmp_path: Path) -> None:
-    from ray_lora.adapter import Adapter
+    from ray_lora.adapters.adapter import Adapter
     from ray_lora.store import open_store
 
     shutil.copytree(world / "store", tmp_path / "store")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_lora.serving import ingress
-from ray_lora.serving.app import _crowded
 from ray_lora.serving.args import AppArgs, BaseArgs
+from ray_lora.serving.cluster import ingress
+from ray_lora.serving.cluster.app import _crowded
 from ray_lora.store import StoreAwayError
 
 BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
@@ -66,7 +66,7 @@ def test_a_store_is_crowded_when_it_has_more_names_than_a_replica_has_slots(monk
             raise StoreAwayError("gone")
 
     def crowded(store: object, slots: int) -> bool:
-        monkeypatch.setattr("ray_lora.serving.app.open_store", lambda *_: store)
+        monkeypatch.setattr("ray_lora.serving.cluster.app.open_store", lambda *_: store)
         return _crowded(AppArgs(store="mlflow", slots=64, bases=(BaseArgs(model="b", slots=slots),)))
 
     assert crowded(Three(), 2)

@@ -12,9 +12,9 @@ import pytest
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, run
-from ray_lora.serving.http import create_app
-from ray_lora.serving.keys import ENVIRONMENT, KeyMissingError, Keys
-from ray_lora.serving.start import start_endpoint
+from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.http.keys import ENVIRONMENT, KeyMissingError, Keys
+from ray_lora.serving.http.routes import create_app
 from tests.unit.serving_world import make_adapter, make_base
 
 FILE = """

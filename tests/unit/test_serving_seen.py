@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_lora.serving import metrics
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
-from ray_lora.serving.http import create_app
-from ray_lora.serving.metrics import METRICS, OTHER, Busiest, Meter, Metric
-from ray_lora.serving.seen import Seen
-from ray_lora.serving.start import start_endpoint
-from ray_lora.serving.watch import Watch
+from ray_lora.serving.http.routes import create_app
+from ray_lora.serving.metrics import meter as metrics
+from ray_lora.serving.metrics.meter import METRICS, OTHER, Busiest, Meter, Metric
+from ray_lora.serving.metrics.seen import Seen
+from ray_lora.serving.metrics.watch import Watch
 from tests.unit.serving_world import make_adapter, make_base
 
 ROOT = Path(__file__).parents[2]

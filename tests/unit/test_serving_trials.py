@@ -15,14 +15,14 @@ import httpx
 import pytest
 from scipy import stats
 
-from ray_lora.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.compare import Outcome, compare, read_results
+from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
-from ray_lora.serving.http import create_app
-from ray_lora.serving.start import start_endpoint
-from ray_lora.serving.tally import Arm, Tally
+from ray_lora.serving.http.routes import create_app
+from ray_lora.serving.trials.compare import Outcome, compare, read_results
+from ray_lora.serving.trials.tally import Arm, Tally
 from ray_lora.store import Traffic, open_store, steer
 from tests.mlflow_world import MLFLOW_WARNINGS, database
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities, spoil
@@ -370,7 +370,7 @@ def test_feedback_needs_a_key_for_the_adapter(made: Any, world: Path) -> None:
 
 
 def test_recent_ids_are_bounded(made: Any, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_lora.serving.results._IDS", 5)
+    monkeypatch.setattr("ray_lora.serving.trials.results._IDS", 5)
 
     async def main() -> None:
         async with serving(made, world) as (client, endpoint), serving(made, world) as (other, _):

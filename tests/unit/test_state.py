@@ -103,7 +103,7 @@ def test_a_checkpoint_replaces_the_last_one_whole(
         Path(path).write_bytes(before[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("ray_lora.state.save_file", torn)
+    monkeypatch.setattr("ray_lora.training.state.save_file", torn)
     with pytest.raises(OSError, match="no space left"):
         pack.save(JOB.name)
     assert file.read_bytes() == before

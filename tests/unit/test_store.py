@@ -18,9 +18,9 @@ import pyarrow.fs
 import pytest
 import torch
 
-from ray_lora.adapter import Adapter, Card
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RecipeError
-from ray_lora.peft_folder import LowRank
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.store import Store, StoreAwayError, open_store, parse_ref, registry
 from ray_lora.store.bucket import BucketFiles

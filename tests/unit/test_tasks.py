@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor, pipeline
 
-from ray_lora.base import Base
+from ray_lora.bases.load import Base
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.infer import chunks, embed, predict
+from ray_lora.inference.predict import chunks, embed, predict
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks import TASKS, Row, Task, build_task
 from tests.conformance import check_task

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from ray_lora.adapter import Adapter, Card
-from ray_lora.base import load_base
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import BaseModelError, RecipeError
-from ray_lora.infer import predict
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
 from ray_lora.store.registry import MlflowStore
 from ray_lora.tasks import build_task
@@ -99,7 +99,7 @@ def test_a_search_in_mlflow(uri: str, record: Path, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "minilm"}')
     tracker = opened(uri, record)
     for job in ("r4", "r8"):
-        tracker.open_child(job, PARAMS, {"ray_lora.pack": "0"})
+        tracker.open_child(job, PARAMS, {"ray_lora.training.pack": "0"})
         for step in range(1, 21):
             tracker.log(job, step, {"loss": 1 / step, "learning_rate": 0.1})
         tracker.log(job, 20, {"accuracy": 0.9})
@@ -123,7 +123,7 @@ def test_a_search_in_mlflow(uri: str, record: Path, tmp_path: Path) -> None:
     assert (dataset.dataset.name, dataset.dataset.profile) == ("train.parquet", '{"num_rows": "100"}')
     assert artifacts(uri, parent) == {"recipe.yaml", "leaderboard.csv", "notes.md", "curves.png"}
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert (child.data.tags["ray_lora.job"], child.data.tags["ray_lora.pack"]) == ("r4", "0")
+    assert (child.data.tags["ray_lora.job"], child.data.tags["ray_lora.training.pack"]) == ("r4", "0")
     assert child.data.params == {
         "r": "4",
         "lora_alpha": "8.0",

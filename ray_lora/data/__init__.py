@@ -1,0 +1,1 @@
+"""Rows: files and tables, read and checked before anything trains. Knows no Ray."""

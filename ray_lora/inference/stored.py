@@ -1,0 +1,157 @@
+"""Score a stored adapter on a file, or ask it for answers, in this process. No cluster and no endpoint is needed.
+
+    evaluate_ref("tweets@champion", "data/tweets/test.parquet")["metrics"]     # {"accuracy": 0.94, ...}
+    predict_ref("tweets", ["what a lovely day"])["predictions"]                # [{"label": "positive", "score": 0.99}]
+
+The answers come from the engine, the task and `infer`, as the endpoint's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
+from ray_lora.data.read import canonical, check_rows, read
+from ray_lora.engine import AdapterEngine, HeadSpec
+from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.inference.predict import predict
+from ray_lora.recipe import BaseSpec, DataSpec, Json, TaskSpec
+from ray_lora.store import Entry, open_store
+from ray_lora.tasks import Features, Task, build_task
+from ray_lora.tasks.task import Row
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One adapter of a store, alone on its base."""
+
+    entry: Entry
+    engine: AdapterEngine
+    slot: int
+    task: Task
+
+    def predict(self, features: Sequence[Features], parameters: Mapping[str, Json] | None = None) -> list[Json]:
+        """Each row's answer."""
+        options = [parameters or {}] * len(features)
+        return predict(self.engine, {self.slot: self.task}, features, [self.slot] * len(features), options)
+
+
+def evaluate_ref(
+    ref: str,
+    data_path: str,
+    store: str = "./store",
+    columns: Mapping[str, str] | None = None,
+    *,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Json]:
+    """Score an adapter on a parquet, csv or jsonl file: `{"ref", "sha256", "data", "rows", "metrics"}`.
+
+    Args:
+        columns: the task's column -> the file's column.
+        base: where its base is, when not where it was trained.
+        tracking_uri: for `store="mlflow"`.
+
+    Raises:
+        RayLoraError: the ref, the base, the file or a row is wrong.
+    """
+    opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
+    task = opened.task
+    table = canonical(read(data_path), DataSpec(columns=dict(columns or {})), task.columns, data_path)
+    check_rows(table, task.spec.labels or (), data_path)
+    features = task.encode(table.to_pylist())
+    return {
+        "ref": opened.entry.ref,
+        "sha256": opened.entry.sha256,
+        "data": data_path,
+        "rows": len(features),
+        "metrics": task.score(opened.predict(features), features),
+    }
+
+
+def predict_ref(
+    ref: str,
+    inputs: Sequence[Json],
+    store: str = "./store",
+    parameters: Mapping[str, Json] | None = None,
+    *,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Json]:
+    """An adapter's answers: `{"ref", "sha256", "task", "predictions"}`.
+
+    Args:
+        inputs: texts, or image files or base64 images, or rows such as `{"text": "what a lovely day"}`.
+        parameters: the decoding parameters of the Hugging Face pipeline, such as `{"top_k": 2}`.
+
+    Raises:
+        RayLoraError: the ref, the base, an input or a parameter is wrong.
+    """
+    if not inputs:
+        raise DataError("there is no input; give at least one")
+    opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
+    features = opened.task.encode([row_of(value, opened.task.columns[0]) for value in inputs])
+    return {
+        "ref": opened.entry.ref,
+        "sha256": opened.entry.sha256,
+        "task": opened.task.spec.type,
+        "predictions": opened.predict(features, parameters),
+    }
+
+
+def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str | None = None) -> Opened:
+    """Load an adapter and its base into an engine of one slot.
+
+    Raises:
+        AdapterNotFoundError: the ref names nothing.
+        BaseModelError: the base is not here, or is another one than the adapter was trained on.
+        AdapterError: the adapter does not fit, or has no task.
+    """
+    entry, adapter = open_store(store, tracking_uri).load(ref)
+    return Opened(entry, *alone(adapter, entry.ref, base or entry.base))
+
+
+def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "auto") -> tuple[AdapterEngine, int, Task]:
+    """An engine of one slot on the adapter's base, or on `base`; the slot, and the adapter's task.
+
+    Raises:
+        BaseModelError, AdapterError: as `open_ref`.
+    """
+    model = base or adapter.card.base
+    if model is None:
+        raise BaseModelError(
+            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+        )
+    engine = AdapterEngine(
+        load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
+        slots=1,
+        max_rank=max((pair.rank for pair in adapter.layers.values()), default=1),
+        embeddings=any(pair.embedding for pair in adapter.layers.values()),
+    )
+    slot = engine.load(adapter)
+    spec = adapter.card.task or plain_task(ref, engine.residents[slot].head)
+    return engine, slot, build_task(spec, engine.base.processor)
+
+
+def plain_task(ref: str, head: HeadSpec | None) -> TaskSpec:
+    """The task of a folder that plain PEFT wrote: its classes are LABEL_0, LABEL_1, … as transformers names them."""
+    if head is None or head.architecture != "AutoModelForSequenceClassification" or head.num_labels < 2:
+        raise AdapterError(f"adapter {ref!r} has no task in its card and no head that tells one; import it with a task")
+    return TaskSpec(labels=tuple(f"LABEL_{index}" for index in range(head.num_labels)))
+
+
+def row_of(value: Json, column: str) -> Row:
+    """A row of the task from what a person writes: the row itself, or its one value; images also by path."""
+    row = dict(value) if isinstance(value, Mapping) else {column: value}
+    if column not in row:
+        raise RecipeError(f"input {value!r} has no {column!r}; write the value alone or {{{column!r}: value}}")
+    if column == "image" and isinstance(row[column], str):
+        try:
+            row[column] = Path(row[column]).read_bytes()
+        except OSError as error:
+            if len(row[column]) < 256:  # longer ones are base64 text, which the task reads
+                raise DataError(f"image {row[column]!r} cannot be read: {error.strerror}") from None
+    return row

@@ -1,0 +1,276 @@
+"""The coordinator: an actor between those who want adapters trained (a trainer, or the trials of a search) and the
+packs.
+
+Jobs are submitted, wait for a slot, run in a pack, report, and end. A pack calls `sync` after every step: it brings its
+reports and the jobs it holds, and takes away which to begin and which to drop. What a pack holds is compared with
+what it should hold, so a pack that was killed and started again is simply given its jobs once more, each from its
+checkpoint. It imports no torch and claims no CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ray_lora.errors import CapacityError
+from ray_lora.training.job import Job, Report
+
+Status = Literal["waiting", "running", "finished", "failed", "stopped"]
+_IDLE_S = 1.0  # how long a pack without work waits in one sync
+_DECIDE_S = 3.0  # how long one with work waits for members on hold, to step with all together
+_GATHER_S = 10.0  # and how long for the next job, after one has come or ended
+_LEAST_S = 0.5  # the same when jobs have kept packs waiting in vain
+
+
+@dataclass
+class Record:
+    """Everything the coordinator knows of one job."""
+
+    job: Job
+    config: dict[str, Any]  # what distinguishes it: the recipe keys a search set
+    status: Status = "waiting"
+    pack: str | None = None
+    slot: int | None = None
+    step: int = 0
+    total: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    saved_step: int = 0
+    error: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    steps_at_start: int = 0
+    inbox: deque[dict[str, Any]] = field(default_factory=deque)  # evaluations that nobody has fetched yet
+    followed: bool = False  # somebody decides after each evaluation whether the job goes on
+    held: bool = False  # it has reported and nobody has asked for more yet
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a pack does next."""
+
+    join: tuple[Job, ...] = ()
+    leave: tuple[str, ...] = ()
+    save: tuple[str, ...] = ()
+    hold: tuple[str, ...] = ()  # members that make no step until somebody has decided on their last evaluation
+    close: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do but steps."""
+        return not (self.join or self.leave or self.save or self.close)
+
+
+class Coordinator:
+    """See the module. Use as `ray.remote(Coordinator).options(num_cpus=0).remote(...)`.
+
+    Args:
+        expected: jobs that will probably be submitted; while there are fewer, a pack whose slot falls free waits a
+            moment for the next one.
+        at_once: how many of them there will be at the same time, at most; None for as many as packs have slots.
+    """
+
+    def __init__(self, expected: int = 0, at_once: int | None = None) -> None:
+        self.expected, self.at_once = expected, at_once
+        self.records: dict[str, Record] = {}
+        self._changed = asyncio.Condition()
+        self._logs: list[dict[str, Any]] = []
+        self._packs: dict[str, float] = {}  # pack -> when one of its jobs last ended, 0.0 at first
+        self._came = 0.0  # when a job was last submitted
+        self._patience = _GATHER_S  # with the next job
+        self._saves: set[str] = set()
+        self._closing = False
+        self._error: str | None = None
+        self._seconds: dict[str, float] = {}
+
+    # ---------------------------------------------------------------- for trainers and trials
+
+    async def submit(self, job: Job, config: dict[str, Any], followed: bool = False) -> None:
+        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint.
+
+        Args:
+            followed: after each evaluation the job makes no step until `next_evaluation` is asked for again.
+        """
+        record = self.records.get(job.name)
+        if record is not None and record.status in ("waiting", "running"):
+            raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
+        self.records[job.name] = Record(job, config, followed=followed)
+        self._came = time.monotonic()
+        await self._notify()
+
+    async def next_evaluation(self, name: str) -> dict[str, Any]:
+        """The job's next evaluation; waits for it. `{"error": ...}` once the job has failed."""
+        record = self.records[name]
+        if record.held and not record.inbox:  # what it reported was looked at, and it may go on
+            record.held = False
+            await self._notify()
+        await self._until(
+            lambda: bool(record.inbox) or record.status not in ("waiting", "running") or self._error is not None
+        )
+        if record.inbox:
+            return record.inbox.popleft()
+        return {"error": record.error or self._error or f"job {name!r} was {record.status}"}
+
+    async def stop(self, name: str) -> None:
+        """Take a job out; its slot goes to the next one. Nothing happens when it has ended."""
+        record = self.records.get(name)
+        if record is not None and record.status in ("waiting", "running"):
+            self._end(record, "stopped")
+            await self._notify()
+
+    async def checkpoint(self, name: str) -> int:
+        """Have the job's state written now; returns its step."""
+        record = self.records[name]
+        if record.status == "running":
+            self._saves.add(name)
+            await self._until(lambda: name not in self._saves or record.status != "running")
+        return record.saved_step
+
+    async def close(self) -> None:
+        """No more jobs will come: packs end when they have nothing left. Those who followed jobs have gone, some
+        without a word: Tune does not clean up a trial's process that it has kept for a next trial."""
+        self._closing = True
+        for record in self.records.values():
+            if record.followed and record.status in ("waiting", "running"):
+                self._end(record, "stopped")
+        await self._notify()
+
+    async def fail(self, error: str) -> None:
+        """A pack is gone for good: whoever waits learns why."""
+        self._error = error
+        await self._notify()
+
+    async def snapshot(self, after: int) -> tuple[list[Record], list[dict[str, Any]], int]:
+        """All records, the log lines after cursor `after`, and the new cursor."""
+        return list(self.records.values()), self._logs[after:], len(self._logs)
+
+    async def seconds(self) -> dict[str, float]:
+        """Seconds that the packs' first workers spent, by what on; of packs that have ended."""
+        return self._seconds
+
+    # ---------------------------------------------------------------- for packs
+
+    async def sync(self, pack: str, reports: Sequence[Report], held: dict[str, int], free: int) -> Orders:
+        """Bring a step's reports and what the pack holds (job -> slot); take away what to do next."""
+        self._packs.setdefault(pack, 0.0)
+        for report in reports:
+            self._take(report)
+        for name, slot in held.items():
+            self.records[name].slot = slot
+        if reports:
+            await self._notify()
+        await self._gather(pack, held, free)
+        orders = self._orders(pack, held, free)
+        for job in orders.join:
+            record = self.records[job.name]
+            record.status, record.pack = "running", pack
+            record.started = record.started or time.time()
+        return orders
+
+    async def saved(self, names: Sequence[str]) -> None:
+        """These jobs' states were written on request."""
+        self._saves -= set(names)
+        await self._notify()
+
+    async def spent(self, seconds: dict[str, float]) -> None:
+        """What a pack that ends has spent its time on."""
+        for what, value in seconds.items():
+            self._seconds[what] = self._seconds.get(what, 0.0) + value
+
+    async def _gather(self, pack: str, held: dict[str, int], free: int) -> None:
+        """Wait, for a moment, until the pack's next step is worth taking.
+
+        Members of one pace share passes best, and what joins a step late stays late: so a pack waits for members on
+        hold, and for jobs that are about to come, at the start and after others have ended. Without anything to do it
+        waits for something.
+        """
+        began = time.monotonic()
+
+        def vacant(now: Orders) -> bool:
+            more = len(self.records) < self.expected and self._active < (self.at_once or self.expected)
+            return more and free > len(now.join) and not self._closing
+
+        def until() -> float:
+            now = self._orders(pack, held, free)
+            if now.leave or now.save or now.close:
+                return began
+            if not now.join and len(held) == len(now.hold):  # no step could be taken
+                return began + _IDLE_S
+            decided = began + _DECIDE_S if now.hold else began
+            gathered = max(self._packs[pack], self._came) + self._patience if vacant(now) else began
+            return max(decided, gathered)
+
+        while (left := until() - time.monotonic()) > 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._until(lambda: until() <= time.monotonic()), left)
+        if not vacant(self._orders(pack, held, free)):
+            self._patience = _GATHER_S
+        elif time.monotonic() - began >= self._patience:  # who limits a search by other means keeps slots free for ever
+            self._patience = max(_LEAST_S, self._patience / 4)
+
+    @property
+    def _active(self) -> int:
+        return sum(record.status in ("waiting", "running") for record in self.records.values())
+
+    def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
+        wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]
+        leave = tuple(name for name in held if name not in {job.name for job in wanted})
+        join = [job for job in wanted if job.name not in held]
+        waiting = [record.job for record in self.records.values() if record.status == "waiting"]
+        # packs share all jobs evenly: the one that holds the fewest can always take one more
+        share = -(-self._active // max(1, len(self._packs))) - (len(held) - len(leave) + len(join))
+        join += waiting[: max(0, min(share, free + len(leave) - len(join)))]
+        save = tuple(name for name in held if name in self._saves and name not in leave)
+        close = self._closing and not join and not waiting and not held
+        hold = tuple(name for name in held if name not in leave and self.records[name].held)
+        return Orders(tuple(join), leave, save, hold, close)
+
+    def _take(self, report: Report) -> None:
+        record = self.records.get(report.job)
+        if record is None or record.status != "running":
+            return  # stopped while this step ran
+        record.step, record.total, record.epoch = report.step, report.total, report.epoch
+        if report.saved:
+            record.saved_step = report.step
+        if report.loss is not None:
+            record.loss = report.loss
+        metrics = report.logged
+        if metrics and report.error is None:
+            self._logs.append({"job": report.job, "step": report.step, "time": time.time(), "metrics": metrics})
+        if report.metrics is not None or (report.done and not record.metrics):
+            record.metrics = report.metrics or {}
+            record.held = record.followed
+            record.inbox.append(
+                metrics | {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
+            )
+        if report.error is not None:
+            record.error = report.error
+            self._end(record, "failed")
+        elif report.done:
+            self._end(record, "finished")
+
+    def _end(self, record: Record, status: Status) -> None:
+        record.status, record.ended = status, time.time()
+        if record.pack is not None:
+            self._packs[record.pack] = time.monotonic()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(reached)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def public(record: Record) -> dict[str, Any]:
+    """A record as JSON-able data, without the inbox."""
+    values = asdict(record)
+    del values["inbox"], values["job"]
+    return {"name": record.job.name, **values}

@@ -1,0 +1,294 @@
+"""The packs of one run: start them, watch them, and bring their results home.
+
+A trainer and a search both use this: it checks the recipes, puts the rows into the object store, starts the coordinator
+and a `TorchTrainer` for each pack, and passes on what the packs report to the table and the tracker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_lora.bases.load import Base, describe_base
+from ray_lora.errors import RayLoraError, RecipeError
+from ray_lora.recipe import BaseSpec, Recipe
+from ray_lora.running.allocator import WORKER_ENV
+from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.plan import Plan, make_plan, targets_embeddings
+from ray_lora.running.progress import Progress
+from ray_lora.running.sources import Source, prepare
+from ray_lora.running.worker import PackConfig, run_worker
+from ray_lora.tasks import TASKS
+from ray_lora.training.history import read_history
+from ray_lora.training.job import Job
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from ray_lora.tracking import Tracker
+
+_ENDED: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+}
+_POLL_S = 0.5
+_ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds less with these on one machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3",  # what a killed search may forget of its finished trials
+}
+_MAX_FAILURES = 3  # times a pack's workers are started again unless RunConfig says otherwise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Recipes that were checked against their data and their base. Nothing runs yet."""
+
+    recipes: dict[str, Recipe]
+    sources: dict[str, Source]
+    base: Base  # on the meta device
+    plan: Plan
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first recipe; base, scaling and tracking are the same in all."""
+        return next(iter(self.recipes.values()))
+
+
+def check(
+    recipes: Mapping[str, Recipe],
+    datasets: Mapping[str, ray.data.Dataset] | None = None,
+    most_slots: int | None = None,
+) -> Prepared:
+    """Check recipes that are to share one base, and put their rows into the object store.
+
+    Raises:
+        RayLoraError: something does not fit; the message says what.
+    """
+    first = next(iter(recipes.values()))
+    for recipe in recipes.values():
+        if recipe.base != first.base or recipe.scaling != first.scaling:
+            raise RecipeError(
+                f"recipes {first.name!r} and {recipe.name!r} differ in base or scaling; one pack trains on one base"
+            )
+    device = "cuda" if first.scaling.use_gpu else "cpu"
+    base = describe_base(first.base, device)
+    pieces = max(4, first.scaling.num_workers)
+    sources = {name: prepare(recipe, datasets, pieces) for name, recipe in recipes.items()}
+    plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
+    widest = max(plans, key=lambda plan: plan.max_rank)
+    slots = min(plan.slots for plan in plans)
+    return Prepared(dict(recipes), sources, base, replace(widest, slots=slots))
+
+
+def spread(prepared: Prepared, scaling: ScalingConfig, jobs: int) -> tuple[Prepared, int]:
+    """Packs for so many jobs: as many as the cluster's devices allow, each with no more slots than its share."""
+    resources = ray.cluster_resources()
+    workers = scaling.num_workers[0] if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+    assert isinstance(workers, int)
+    devices = resources.get("GPU", 0) if scaling.use_gpu else resources.get("CPU", 1)
+    if devices < workers:
+        kind = "GPU" if scaling.use_gpu else "CPU"
+        raise RecipeError(
+            f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers"
+        )
+    packs = prepared.recipe.scaling.packs or max(1, min(int(devices // workers), jobs))
+    slots = prepared.recipe.scaling.slots or min(prepared.plan.slots, -(-jobs // packs))
+    return replace(prepared, plan=replace(prepared.plan, slots=slots)), packs
+
+
+class _PackTrainer(TorchTrainer):
+    """A TorchTrainer without the helper actors that a pack has no use for; each costs seconds of a CPU at the start."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        spared = {"DatasetsCallback"}  # a pack fetches its rows itself
+        if len(ray.nodes()) == 1:
+            spared.add("PlacementGroupCleanerCallback")  # what it would clean up dies with the node
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray hides it from type checkers
+        return [callback for callback in callbacks if type(callback).__name__ not in spared]
+
+
+class PackRun:
+    """Running packs.
+
+    Args:
+        prepared: from `check`.
+        output: the run's folder, seen by all workers.
+        scaling_config, run_config: Ray's, for each pack; None for the recipe's own.
+        tracker: where records go.
+        packs: how many packs.
+        jobs: how many jobs will probably be submitted; at_once: how many of them at the same time, at most.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        output: Path,
+        tracker: Tracker,
+        *,
+        title: str,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | tune.RunConfig | None = None,
+        packs: int = 1,
+        jobs: int = 0,
+        at_once: int | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.prepared, self.output, self.tracker = prepared, output, tracker
+        self.scaling = scaling_config or scaling_of(prepared.recipe)
+        self.run_config = run_config
+        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
+        self.progress = Progress(title, TASKS[prepared.recipe.task.type].metric, quiet)
+        self.records: list[Record] = []
+        self.seconds: dict[str, float] = {}
+        self.error: BaseException | None = None
+        self._cursor = 0
+        self._tracked: dict[str, str] = {}
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"pack-{number}", daemon=True)
+            for number in range(packs)
+        ]
+        self._watch = threading.Thread(target=self._watcher, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        """Start the packs; they wait for jobs."""
+        if len(ray.nodes()) == 1:
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+        for thread in [*self._threads, self._watch]:
+            thread.start()
+
+    def submit(self, job: Job, config: dict[str, Any]) -> None:
+        """Queue a job."""
+        ray.get(self.coordinator.submit.remote(job, config))
+
+    def finish(self) -> list[Record]:
+        """Wait until every job has ended; returns what became of them.
+
+        Raises:
+            RayLoraError: the coordinator died, and the packs with it.
+            Exception: what a pack failed with, once Ray Train has given it up.
+        """
+        with contextlib.suppress(RayActorError):
+            ray.get(self.coordinator.close.remote())
+        for thread in self._threads:
+            thread.join()
+        self._ended.set()
+        self._watch.join()
+        if self.error is not None:
+            raise self.error
+        try:
+            self.seconds = ray.get(self.coordinator.seconds.remote())
+        except RayActorError:
+            raise RayLoraError(
+                "the run's coordinator has died; give the same command again: it goes on from the last checkpoints"
+            ) from None
+        return self.records
+
+    def _run(self, number: int) -> None:
+        plan = self.prepared.plan
+        told = PackConfig(
+            pack=f"pack-{number}",
+            coordinator=self.coordinator,
+            base=_for_workers(self.prepared),
+            sources=self.prepared.sources,
+            output=str(self.output / "jobs"),
+            slots=plan.slots,
+            max_rank=plan.max_rank,
+            max_rows=plan.max_rows,
+            embeddings=any(targets_embeddings(recipe) for recipe in self.prepared.recipes.values()),
+        )
+        trainer = _PackTrainer(
+            run_worker,
+            train_loop_config={"pack": told},
+            scaling_config=self.scaling,
+            run_config=self._ray_config(number),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # the thread hands it to finish(); trials that wait must learn of it now
+            self.error = error
+            with contextlib.suppress(RayActorError):
+                ray.get(self.coordinator.fail.remote(f"pack {number} failed: {error}"))
+
+    def _ray_config(self, number: int) -> RunConfig:
+        given = None if isinstance(self.run_config, tune.RunConfig) else self.run_config  # that one is for the trials
+        asked = given is not None and given.failure_config != FailureConfig()  # Ray fills in one that never tries again
+        return RunConfig(
+            name=f"pack-{number}",
+            storage_path=str((self.output / "ray").resolve()),
+            failure_config=given.failure_config if given and asked else FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=given.callbacks if given else None,
+            worker_runtime_env={"env_vars": WORKER_ENV},  # type: ignore[call-arg]  # mypy sees the class of Train v1
+        )
+
+    # ---------------------------------------------------------------- what is told to the table and the tracker
+
+    def _watcher(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self._look()
+        self._look()
+        self.progress.close()
+
+    def _look(self) -> None:
+        try:
+            records, logs, self._cursor = ray.get(self.coordinator.snapshot.remote(self._cursor))
+        except ray.exceptions.RayError:
+            return  # the coordinator is gone; finish() says why
+        self.records = records
+        for record in records:
+            if record.job.name not in self._tracked:
+                self._tracked[record.job.name] = "RUNNING"
+                self.tracker.open_child(
+                    record.job.name, params(record.job), {"ray_lora.config": json.dumps(record.config)}
+                )
+                for line in read_history(self.output / "jobs" / record.job.name):  # of a run that was killed
+                    self.tracker.log(record.job.name, line["step"], line["metrics"])
+        for line in logs:
+            self.tracker.log(line["job"], line["step"], line["metrics"])
+        for record in records:
+            ended = _ENDED.get(record.status)
+            if ended and self._tracked[record.job.name] == "RUNNING":
+                self._tracked[record.job.name] = ended
+                folder = self.output / "jobs" / record.job.name / "adapter"
+                self.tracker.finish_child(
+                    record.job.name, ended, dict(record.metrics), folder if record.status == "finished" else None
+                )
+        self.progress.show(records)
+
+
+def _for_workers(prepared: Prepared) -> BaseSpec:
+    """The base as a process in another folder names it: a relative folder becomes an absolute one."""
+    spec, folder = prepared.recipe.base, prepared.base.folder
+    local = folder == Path(spec.model).expanduser()
+    return spec.model_copy(update={"model": str(folder.resolve())}) if local else spec
+
+
+def scaling_of(recipe: Recipe) -> ScalingConfig:
+    """Ray's ScalingConfig of a recipe: one CPU (and one GPU where asked for) a worker."""
+    scaling = recipe.scaling
+    resources = {"CPU": 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    return ScalingConfig(num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
+
+
+def params(job: Job) -> dict[str, Any]:
+    """A job's settings under PEFT's and Hugging Face's names."""
+    return (
+        job.lora.model_dump(mode="json")
+        | job.training.model_dump(mode="json")
+        | {"task": job.task.type, "data": job.data}
+    )

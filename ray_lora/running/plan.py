@@ -1,0 +1,215 @@
+"""The plan: what a recipe will cost, and whether it can run, before anything starts.
+
+The memory of a pack is its base, its slots and the activations of one pass:
+
+    base          weights in the base's dtype
+    one slot      each trained number as value, gradient and two moments (16 bytes), and a copy in the base's dtype
+    one pass      `max_rows` rows of activations that the backward needs
+
+    show(plan_recipe(Recipe.load("examples/tweets.yaml")))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from ray_lora.bases.load import Base, describe_base
+from ray_lora.engine import AdapterEngine
+from ray_lora.engine.packed import transposes
+from ray_lora.errors import CapacityError, RecipeError
+from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec
+from ray_lora.tasks import build_task
+
+_MAX_SLOTS = 64
+_MAX_ROWS = {"cpu": 64, "cuda": 512}  # of one pass: more fill the device no better
+_BATCH = "training.per_device_train_batch_size"
+_SHARE = 0.8  # of the free memory that a plan may use
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pack's size.
+
+    Attributes:
+        max_rank: the largest rank any configuration may ask for.
+        parameters: trained numbers of one adapter at the recipe's rank, head included.
+        adapter_bytes: its file.
+        base_bytes, slot_bytes, pass_bytes: memory of the base, of one slot and of one pass.
+        slots: adapters a pack trains at once.
+    """
+
+    base: str
+    dtype: str
+    device: str
+    max_rank: int
+    parameters: int
+    adapter_bytes: int
+    base_bytes: int
+    slot_bytes: int
+    pass_bytes: int
+    free_bytes: int
+    slots: int
+    max_rows: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of a full pack."""
+        return self.base_bytes + self.slots * self.slot_bytes + self.pass_bytes
+
+
+def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None = None) -> Plan:
+    """Check that every adapter the recipe can ask for fits its base, and size the pack.
+
+    Args:
+        task: the recipe's task with its labels.
+        base: from `describe_base`.
+        most_slots: adapters that could train at once (a search's trials); None when unknown.
+
+    Raises:
+        RecipeError: a target or a rank does not fit the base.
+        CapacityError: not even one adapter fits in memory.
+    """
+    max_rank = largest_rank(recipe)
+    engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
+    head = build_task(task, base.processor).head
+    engine.reserve_head(head)
+    for lora in lora_choices(recipe):
+        engine.match(lora, head)
+    slot = engine.init(recipe.lora, head, seed=0)
+    parameters = sum(view.numel() for view in engine.read(slot).values())
+    engine.close()
+    numbers = engine.flat.shape[1] + sum(flat.shape[1] for flat in engine.head_flat.values())
+    width = torch.empty(0, dtype=base.dtype).element_size()
+    device = "cuda" if recipe.scaling.use_gpu else "cpu"
+    weights = sum(p.numel() for p in base.backbone.parameters())
+    weights += transposes(base.backbone) if device == "cpu" else 0
+    base_bytes = weights * width
+    slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
+    pass_bytes = _activations(base, task, _MAX_ROWS[device]) * width
+    free = _free_memory(device)
+    fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
+    batch = min([recipe.training.per_device_train_batch_size, *choices(recipe, _BATCH)])
+    filling = -(-_MAX_ROWS[device] // batch)  # adapters whose batches fill a pass
+    wanted = recipe.scaling.slots or min(filling, _MAX_SLOTS, most_slots or _MAX_SLOTS)
+    if fits < (recipe.scaling.slots or 1):
+        least = recipe.scaling.slots or 1
+        needed = base_bytes + pass_bytes + least * slot_bytes
+        raise CapacityError(
+            f"{least} adapters of rank {max_rank} on {base.id!r} need {_size(needed)}, {_size(free * _SHARE)} may be "
+            "used; lower lora.r or scaling.slots, or choose a smaller base"
+        )
+    return Plan(
+        base=base.id,
+        dtype=str(base.dtype).removeprefix("torch."),
+        device=device,
+        max_rank=max_rank,
+        parameters=parameters,
+        adapter_bytes=4 * parameters,
+        base_bytes=base_bytes,
+        slot_bytes=slot_bytes,
+        pass_bytes=pass_bytes,
+        free_bytes=free,
+        slots=max(1, min(wanted, fits)),
+        max_rows=_MAX_ROWS[device],
+    )
+
+
+def choices(recipe: Recipe, key: str) -> list[Any]:
+    """The values a search can give to a recipe key, as far as its space names them; bounds of ranges."""
+    values: list[Any] = []
+    for name, sampler in (recipe.search.space or {}).items():
+        if name == key:
+            for argument in sampler.values():
+                values += list(argument) if isinstance(argument, (list, tuple)) else [argument]
+    return values
+
+
+def lora_choices(recipe: Recipe) -> list[LoraSpec]:
+    """The recipe's LoRA settings under each value that its search names for one of them."""
+    specs = [recipe.lora]
+    for key in recipe.search.space or {}:
+        if key.startswith("lora."):
+            specs += [recipe.override({key: value}).lora for value in choices(recipe, key)]
+    return specs
+
+
+def largest_rank(recipe: Recipe) -> int:
+    """The largest rank that the recipe or its search names."""
+    return max(max([lora.r, *lora.rank_pattern.values()]) for lora in lora_choices(recipe))
+
+
+def plan_recipe(recipe: Recipe) -> dict[str, Json]:
+    """The plan of a recipe as plain data; reads and checks its files, starts nothing."""
+    from ray_lora.running.sources import inspect
+
+    task, rows = inspect(recipe)
+    plan = make_plan(recipe, task, describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu"))
+    batch = recipe.training.per_device_train_batch_size * recipe.scaling.num_workers
+    per_epoch = math.ceil(rows["train"] / batch)
+    steps = recipe.training.max_steps
+    steps = steps if steps > 0 else math.ceil(recipe.training.num_train_epochs * per_epoch)
+    return asdict(plan) | {
+        "name": recipe.name,
+        "total_bytes": plan.total_bytes,
+        "labels": list(task.labels or ()),
+        "rows": rows,
+        "steps": steps,
+        "rows_trained": steps * batch,
+    }
+
+
+def show(plan: Mapping[str, Json]) -> str:
+    """A plan for reading."""
+    lines = [
+        ("base", f"{plan['base']} in {plan['dtype']} on {plan['device']}, {_size(plan['base_bytes'])}"),
+        ("adapter", f"{plan['parameters']:,} trained parameters, {_size(plan['adapter_bytes'])} on disk"),
+        ("slot", f"{_size(plan['slot_bytes'])} at max_rank {plan['max_rank']}: value, gradient, two moments"),
+        ("pass", f"about {_size(plan['pass_bytes'])} for {plan['max_rows']} rows"),
+        ("pack", f"{plan['slots']} slots, about {_size(plan['total_bytes'])} of {_size(plan['free_bytes'])} free"),
+        ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
+        ("labels", ", ".join(plan["labels"])),
+        ("training", f"{plan['steps']:,} steps, {plan['rows_trained']:,} rows for each adapter"),
+    ]
+    return "\n".join(f"{name:<9} {text}" for name, text in lines)
+
+
+def targets_embeddings(recipe: Recipe) -> bool:
+    """Whether any configuration could target an Embedding: their stacks are large and kept only on request."""
+    targets = [lora.target_modules for lora in lora_choices(recipe)]
+    return any("embed" in str(target) for target in targets)
+
+
+def _activations(base: Base, task: TaskSpec, rows: int) -> int:
+    """Numbers that a backward keeps for one pass: about 16 hidden-sized and 4 intermediate-sized values a layer and
+    token.
+
+    The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
+    architectures are of the same order.
+    """
+    config = base.config
+    layers = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", [1]))
+    hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", [64]))
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    return int(layers * rows * task.max_length * (16 * hidden + 4 * intermediate))
+
+
+def _free_memory(device: str) -> int:
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise RecipeError("scaling.use_gpu is true, this machine has no GPU; set scaling.use_gpu=false")
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

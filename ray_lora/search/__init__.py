@@ -1,0 +1,1 @@
+"""Searches: configurations as Ray Tune trials that train in packs."""

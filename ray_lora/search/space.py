@@ -1,0 +1,142 @@
+"""What a search tries, in Ray Tune's words: a recipe's `search` section as samplers, scheduler and searcher, checked
+before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune import TuneConfig
+
+from ray_lora.errors import RecipeError, did_you_mean
+from ray_lora.recipe import Json, Recipe, check_key
+from ray_lora.search.trial import job_of
+from ray_lora.tasks import TASKS
+
+_SAMPLERS = {
+    "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
+}  # fmt: skip
+
+# For people who have no space: rates first. LoRA's best rate is about ten times full fine-tuning's and hardly depends
+# on the rank (Schulman et al., "LoRA Without Regret", 2025), so three decades around 1e-3 are covered before ranks are.
+DEFAULT_SPACE: dict[str, dict[str, Json]] = {
+    "training.learning_rate": {"grid_search": [1e-4, 3e-4, 1e-3, 3e-3]},
+    "lora.r": {"grid_search": [2, 8, 32]},
+}
+
+
+def check_search(recipe: Recipe) -> None:
+    """Raise RecipeError for a `search` section that could not run; nothing is started."""
+    scored_by(recipe, TuneConfig())
+    if recipe.search.space is not None:
+        check_space(sampled(recipe), recipe)
+
+
+def sampled(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's space as Ray Tune samplers.
+
+    Raises:
+        RecipeError: a sampler or its arguments are wrong.
+    """
+    space = {}
+    for key, sampler in (recipe.search.space or {}).items():
+        if len(sampler) != 1:
+            raise RecipeError(f"search.space.{key} needs one sampler such as {{grid_search: [2, 4]}}; got {sampler}")
+        ((name, arguments),) = sampler.items()
+        if name not in _SAMPLERS:
+            raise RecipeError(
+                f"search.space.{key}: unknown sampler {name!r}; one of {', '.join(sorted(_SAMPLERS))}"
+                f"{did_you_mean(name, _SAMPLERS)}"
+            )
+        if not isinstance(arguments, list) or not arguments:
+            raise RecipeError(f"search.space.{key}.{name} has nothing to try; give a list, for example [2, 4, 8]")
+        try:
+            space[key] = getattr(tune, name)(*([arguments] if name in ("grid_search", "choice") else arguments))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"search.space.{key}.{name}: {arguments} does not fit: {error}") from None
+    return space
+
+
+def configured(recipe: Recipe) -> TuneConfig:
+    """The recipe's `search` as Ray's TuneConfig."""
+    search = recipe.search
+    metric, mode = scored_by(recipe, TuneConfig())
+    scheduler: Any = None
+    if search.scheduler == "asha":
+        scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", max_t=10_000, grace_period=1)
+    elif search.scheduler == "median":
+        scheduler = tune.schedulers.MedianStoppingRule(time_attr="training_iteration", grace_period=1)
+    searcher: Any = None
+    if search.searcher == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed)
+    return TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=search.num_samples,
+        max_concurrent_trials=search.max_concurrent_trials,
+        time_budget_s=search.time_budget_s,
+    )
+
+
+def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
+    """The metric that decides, and whether more is better."""
+    metrics = dict(TASKS[recipe.task.type].metrics) | {"loss": "min"}
+    metric = config.metric or recipe.search.metric or TASKS[recipe.task.type].metric
+    if metric not in metrics:
+        raise RecipeError(
+            f"unknown metric {metric!r}; {recipe.task.type} reports {', '.join(metrics)}{did_you_mean(metric, metrics)}"
+        )
+    mode = config.mode or recipe.search.mode or metrics[metric]
+    return metric, mode  # type: ignore[return-value]
+
+
+def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise RecipeError for a space with nothing in it, an unknown key or a value that is not allowed."""
+    if not space:
+        raise RecipeError("the search space is empty; give search.space at least one recipe key to try")
+    for key, sampler in space.items():
+        check_key(key)
+        for value in grid_of(sampler) or []:
+            job_of("check", recipe, {key: value}, recipe.task)
+
+
+def values_of(sampler: Any) -> list[Any]:
+    """What a sampler can give, as far as it says so."""
+    return grid_of(sampler) or [
+        type(sampler).__name__,
+        getattr(sampler, "lower", None),
+        getattr(sampler, "upper", None),
+    ]
+
+
+def grid_of(sampler: Any) -> list[Any] | None:
+    """The values of a grid or a choice; None for a range."""
+    if isinstance(sampler, Mapping) and "grid_search" in sampler:
+        return list(sampler["grid_search"])
+    return list(sampler.categories) if hasattr(sampler, "categories") else None
+
+
+def count_trials(space: Mapping[str, Any], num_samples: int) -> int:
+    """Trials a basic search will start: grids times samples."""
+    grids = [
+        len(sampler["grid_search"])
+        for sampler in space.values()
+        if isinstance(sampler, Mapping) and "grid_search" in sampler
+    ]
+    return math.prod(grids) * max(1, num_samples)
+
+
+def with_bounds(recipe: Recipe, space: Mapping[str, Any]) -> Recipe:
+    """The recipe with the values a Python `param_space` names written into its `search.space`, for the plan."""
+    named: dict[str, Any] = {}
+    for key, sampler in space.items():
+        values = grid_of(sampler)
+        if values is None and hasattr(sampler, "lower"):
+            values = [sampler.lower, sampler.upper - 1] if key == "lora.r" else None
+        if values:
+            named[key] = {"choice": values}
+    return recipe.override({"search.space": named})

@@ -1,0 +1,109 @@
+"""A search trial: one configuration of a Ray Tune search, trained in a pack that it shares with others.
+
+To Ray Tune it is an ordinary Trainable, so every searcher, scheduler, stopper and callback works as it is. It imports
+no torch and claims no CPU: it joins a pack, asks for the next evaluation, leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune import Trainable
+
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import Recipe, TaskSpec
+from ray_lora.training.job import Job
+
+SEARCHED = ("lora.", "training.")
+
+
+class PackTrial(Trainable):
+    """One configuration; `config` maps recipe keys to values."""
+
+    def setup(
+        self, config: dict[str, Any], coordinator: Any = None, recipe: str = "", task: str = "", output: str = ""
+    ) -> None:
+        self._coordinator, self._output = coordinator, Path(output)
+        self._recipe, self._task = Recipe.model_validate_json(recipe), TaskSpec.model_validate_json(task)
+        self._joined: str | None = None
+        self._join(config)
+
+    def step(self) -> dict[str, Any]:
+        """The next evaluation of this configuration."""
+        assert self._joined is not None
+        result: dict[str, Any] = ray.get(self._coordinator.next_evaluation.remote(self._joined))
+        if "error" in result:
+            raise RuntimeError(result["error"])
+        return result
+
+    def cleanup(self) -> None:
+        if self._joined is not None:
+            ray.get(self._coordinator.stop.remote(self._joined))
+            self._joined = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Serve the next configuration in this process."""
+        self.cleanup()
+        self._join(new_config)
+        return True
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """For schedulers that pause or clone: the pack writes the state now, this copies it."""
+        assert self._joined is not None
+        ray.get(self._coordinator.checkpoint.remote(self._joined))
+        state = self._output / self._joined / "state"
+        if state.exists():
+            shutil.copytree(state, Path(checkpoint_dir) / "state", dirs_exist_ok=True)
+        (Path(checkpoint_dir) / "job.json").write_text(json.dumps({"job": self._joined}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from a checkpoint, this trial's own or (when a scheduler clones) another's."""
+        config, trial = self.config, self._joined
+        self.cleanup()
+        state = Path(checkpoint) / "state"
+        if state.exists() and trial is not None:
+            mine = self._output / trial / "state"
+            shutil.rmtree(mine, ignore_errors=True)
+            shutil.copytree(state, mine)
+        self._join(config)
+
+    def _join(self, config: Mapping[str, Any]) -> None:
+        job = job_of(self.trial_id, self._recipe, config, self._task)
+        ray.get(self._coordinator.submit.remote(job, flat(config), followed=True))
+        self._joined = job.name
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"lora": {"r": 8}}` and `{"lora.r": 8}` as the latter."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and prefix + key in ("lora", "training")
+        values |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
+
+
+def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec) -> Job:
+    """The job of one configuration.
+
+    Raises:
+        RecipeError: a value is not allowed, or a key cannot differ between adapters on one base.
+    """
+    values = {key: _plain(value) for key, value in flat(config).items()}
+    other = [key for key in values if not key.startswith(SEARCHED)]
+    if other:
+        raise RecipeError(
+            f"a search on one base can try keys under {' and '.join(SEARCHED)}, not {', '.join(other)}; "
+            "run one search for each value of it"
+        )
+    mine = recipe.override(values)
+    return Job(name, recipe.name, task, mine.lora, mine.training)
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,204 @@
+"""Search ranks, rates and everything else of `lora` and `training` with Ray Tune, on one shared base.
+
+    results = LoraTuner(recipe, param_space={"lora.r": tune.grid_search([2, 4, 8, 16])}).fit()
+    results.get_best_result().metrics, results.get_best_result().config
+
+Every configuration is a Ray Tune trial; that trials share a base is invisible to Tune. The same command goes on where
+it was killed and repeats no finished trial.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.train import RunConfig, ScalingConfig
+from ray.tune import ResultGrid, TuneConfig, Tuner
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.errors import RayLoraError, RecipeError
+from ray_lora.recipe import Json, Recipe
+from ray_lora.running.claims import claimed
+from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
+from ray_lora.running.trainer import located, start_ray
+from ray_lora.search import report
+from ray_lora.search.space import (
+    DEFAULT_SPACE,
+    check_space,
+    configured,
+    count_trials,
+    sampled,
+    scored_by,
+    values_of,
+    with_bounds,
+)
+from ray_lora.search.trial import PackTrial, flat
+from ray_lora.store import open_store, put_once
+from ray_lora.tracking import Tracker
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+class LoraTuner:
+    """A Ray Tune search whose trials share one base.
+
+    Args:
+        recipe: what all configurations have in common.
+        param_space: Ray's own, over recipe keys (`"lora.r"`, `"training.learning_rate"`); None for the recipe's.
+        tune_config: Ray's own; None for the recipe's `search`.
+        datasets, scaling_config: as `LoraTrainer`.
+        run_config: Ray Tune's for the trials (name, storage path, stoppers, callbacks), or Ray Train's for the packs.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        param_space: Mapping[str, Any] | None = None,
+        tune_config: TuneConfig | None = None,
+        datasets: Mapping[str, ray.data.Dataset] | None = None,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | tune.RunConfig | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if param_space is None and recipe.search.space is None:
+            recipe = recipe.override({"search.space": DEFAULT_SPACE})
+        self.recipe = recipe
+        self.space = flat(param_space) if param_space is not None else sampled(recipe)
+        self.tune_config = tune_config or configured(recipe)
+        self.datasets, self.scaling_config, self.run_config, self.quiet = datasets, scaling_config, run_config, quiet
+        self.seconds = 0.0
+        self.folder: Path | None = None
+        check_space(self.space, recipe)
+
+    def fit(self) -> ResultGrid:
+        """Run the search and return Ray's own ResultGrid; `summary.trials` has the same with their adapter folders.
+
+        Raises:
+            RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
+        """
+        metric, mode = scored_by(self.recipe, self.tune_config)
+        start_ray()
+        trials = count_trials(self.space, self.tune_config.num_samples)
+        recipe = with_bounds(self.recipe, self.space)
+        prepared = check({self.recipe.name: recipe}, self.datasets, trials)
+        if not prepared.sources[recipe.name].validation:
+            raise RecipeError("a search compares scores on validation rows; set data.validation")
+        located_at = located(self.recipe, self.run_config)
+        text = self.recipe.model_dump_json() + repr(sorted((key, values_of(s)) for key, s in self.space.items()))
+        with claimed(located_at, "search", text) as output:
+            self.folder = output
+            return self._search(prepared, trials, output, metric, mode)
+
+    def _search(self, prepared: Prepared, trials: int, output: Path, metric: str, mode: str) -> ResultGrid:
+        recipe = prepared.recipe
+        tracker = Tracker(
+            recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "mlflow.jsonl"
+        )
+        tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
+        started = time.perf_counter()
+        prepared, packs = spread(prepared, self.scaling_config or scaling_of(recipe), trials)
+        at_once = self.tune_config.max_concurrent_trials or packs * prepared.plan.slots
+        run = PackRun(
+            prepared,
+            output,
+            tracker,
+            title=f"search {recipe.name}",
+            scaling_config=self.scaling_config,
+            run_config=self.run_config,
+            packs=packs,
+            jobs=trials - len(list(output.glob("jobs/*/adapter"))),
+            at_once=at_once,
+            quiet=self.quiet,
+        )
+        run.start()
+        tuner = self._tuner(prepared, run, output, metric, mode, at_once)
+        try:
+            try:
+                grid = tuner.fit()
+                self.seconds = time.perf_counter() - started
+            finally:
+                run.finish()
+        except BaseException:
+            tracker.close()  # its runs stay open: the same command goes on in them
+            raise
+        self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
+        rows = sum(block.rows for block in prepared.sources[recipe.name].validation)
+        summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
+        self.summary = report.write(summary, tracker, output)
+        best = self.summary.best
+        if best is not None and best.adapter is not None:
+            if recipe.store != "mlflow":  # that store registers what is put into it
+                tracker.register(
+                    Path(best.adapter), recipe.name, tags={"score": f"{metric} {best.metrics[metric]:.4f}"}
+                )
+            tracker.finish_parent("FINISHED", {"job": best.name, "config": best.config}, best.metrics)
+        else:
+            tracker.finish_parent("FAILED")
+        tracker.close()
+        self.link = tracker.link()
+        return grid
+
+    def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, at_once: int) -> Tuner:
+        trainable = tune.with_parameters(
+            PackTrial,
+            coordinator=run.coordinator,
+            recipe=self.recipe.model_dump_json(),
+            task=prepared.sources[self.recipe.name].task.model_dump_json(),
+            output=str(output / "jobs"),
+        )
+        # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
+        trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})
+        config = dataclasses.replace(
+            self.tune_config,
+            metric=metric,
+            mode=mode,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        )
+        path = str(output / "tune")
+        if Tuner.can_restore(path):
+            return Tuner.restore(path, trainable, param_space=self.space, restart_errored=True)
+        given = self.run_config
+        return Tuner(
+            trainable,
+            param_space=self.space,
+            tune_config=config,
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(output),
+                stop=getattr(given, "stop", None),
+                callbacks=getattr(given, "callbacks", None) if isinstance(given, tune.RunConfig) else None,
+                failure_config=tune.FailureConfig(max_failures=0),
+                verbose=0,
+            ),
+        )
+
+
+def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
+    """Run a recipe's search and put the best adapter into its store as `champion`:
+    `{"best": {"config", "metrics", "ref"}, "trials": [...], "seconds"}`."""
+    store = open_store(recipe.store, recipe.tracking.uri)
+    tuner = LoraTuner(recipe, quiet=quiet)
+    tuner.fit()
+    best = tuner.summary.best
+    if best is None:
+        errors = [trial.error for trial in tuner.summary.trials if trial.error]
+        why = f"the first error is: {errors[0]}" if errors else "give it more time, or a smaller training.eval_steps"
+        raise RayLoraError(f"none of the search's {len(tuner.summary.trials)} trials was evaluated; {why}")
+    assert best.adapter is not None
+    entry = put_once(store, Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
+    return {
+        "best": {"config": best.config, "metrics": best.metrics, "ref": f"{entry.name}@{entry.version}"},
+        "trials": [dataclasses.asdict(trial) for trial in tuner.summary.trials],
+        "seconds": tuner.seconds,
+        "advice": tuner.summary.advice,
+        "link": tuner.link,
+    }

@@ -1,0 +1,273 @@
+"""The HTTP routes of an endpoint: OpenAI's, vLLM's and Hugging Face's shapes. Knows nothing of Ray or tensors."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from ray_lora.adapters.peft_folder import CONFIG
+from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
+from ray_lora.recipe import Json
+from ray_lora.serving.endpoint import Answer, Endpoint
+from ray_lora.serving.http import faults, schemas
+from ray_lora.serving.http.limits import BodyLimit
+from ray_lora.serving.http.page import add_page
+from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
+from ray_lora.serving.http.request_id import RequestId
+from ray_lora.serving.names import BASE
+from ray_lora.store import Entry
+from ray_lora.store.refs import CHAMPION, check_name
+
+_HEADER = "serve_multiplexed_model_id"
+
+
+def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
+    """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
+    app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
+    faults.install(app)
+    app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
+    app.add_middleware(RequestId, echo=echo_ids)
+
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ElsewhereError)
+        try:
+            return response_of(await endpoint.names.peers.ask(error.base, await asked_of(request, error.version)))
+        except RayLoraError as refused:
+            return faults.of(refused)
+
+    app.add_exception_handler(ElsewhereError, elsewhere)
+    _add_answers(app, endpoint)
+    _add_feedback(app, endpoint)
+    _add_models(app, endpoint)
+    _add_loading(app, endpoint)
+    add_page(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        endpoint.check()
+        return {"status": "ok", "base": endpoint.base_id}
+
+    @app.get("/v1/status")
+    async def status(request: Request) -> dict[str, Json]:
+        """What is in a replica's slots, what waits, counters since its start: of the one that answers, and `others`."""
+        endpoint.keys.of(request.headers).check_admin()
+        mine, everyone = await endpoint.status(), await endpoint.names.peers.tell(None, "status")
+        return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
+
+    return app
+
+
+def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/predict", response_model=schemas.PredictResponse)
+    async def predict(body: schemas.PredictRequest, request: Request) -> Response:
+        inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        ref = _ref(endpoint, body.model, request)
+        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
+        answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
+        entry = answer.entry
+        content = {
+            "model": entry.name,
+            "version": entry.version,
+            "task": answer.task,
+            "predictions": answer.predictions,
+        }
+        return JSONResponse(content, headers=_headers(entry))
+
+    @app.post("/classify", response_model=schemas.ClassifyResponse)
+    @app.post("/v1/classify", response_model=schemas.ClassifyResponse)
+    async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        ref = _ref(endpoint, body.model, request)
+        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
+        entry = choice.entry
+        if entry.task is not None and not entry.task.type.endswith("-classification"):
+            raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
+        answer = await endpoint.predict(choice, inputs, {"top_k": 1_000_000}, request.state.request_id)
+        data = [_class(index, ranked, answer) for index, ranked in enumerate(answer.predictions)]
+        content = {
+            "id": f"classify-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": ref,
+            "data": data,
+            "usage": _usage(answer.tokens),
+        }
+        return JSONResponse(content, headers=_headers(answer.entry))
+
+    @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
+    async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
+        ref = _ref(endpoint, body.model, request)
+        if ref in endpoint.names.peers.bases:
+            raise ElsewhereError(ref)
+        if not endpoint.names.is_base(ref):
+            entry = await endpoint.names.resolve(ref)
+            raise DataError(
+                f"{entry.ref} does not give embeddings; the base does: set model to {endpoint.base_id!r} or {BASE!r}"
+            )
+        if body.dimensions is not None:
+            raise DataError("dimensions cannot be chosen: these embeddings have the base's hidden size")
+        vectors, tokens = await endpoint.embed([body.input] if isinstance(body.input, str) else body.input)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _vector(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ]
+        return JSONResponse({"object": "list", "data": data, "model": endpoint.base_id, "usage": _usage(tokens)})
+
+
+def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/feedback", response_model=schemas.FeedbackResponse)
+    async def feedback(body: schemas.FeedbackRequest, request: Request) -> schemas.FeedbackResponse:
+        """Say of an answer whether, or how far, it was good; of several feedbacks on one answer the last one counts."""
+        key = endpoint.keys.of(request.headers)
+        arm = await endpoint.results.find(body.id)
+        key.check_adapter(arm.name)
+        await endpoint.results.feedback(arm, body.id, body.value, _user(body.user, request))
+        return schemas.FeedbackResponse(id=body.id, model=arm.name, version=arm.version, variant=arm.variant)
+
+
+def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
+    def card(entry: Entry, name: str, versions: Sequence[int], home: str | None) -> schemas.ModelCard:
+        return schemas.ModelCard(
+            id=name,
+            created=endpoint.created,
+            root=entry.ref,
+            parent=home or entry.base,
+            task=entry.task.type if entry.task else None,
+            version=entry.version,
+            aliases=list(entry.aliases),
+            labels=list(entry.task.labels) if entry.task and entry.task.labels else None,
+            versions=list(versions),
+            metrics=entry.metrics,
+            sha256=entry.sha256 or None,
+            split=entry.traffic.split,
+            shadow=entry.traffic.shadow,
+            share=None if entry.traffic.shadow is None else entry.traffic.share,
+            served=home is not None,
+        )
+
+    def base_card(base: str, fingerprint: str) -> schemas.ModelCard:
+        return schemas.ModelCard(id=base, created=endpoint.created, root=base, parent=None, sha256=fingerprint)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> schemas.ModelList:
+        key = endpoint.keys.of(request.headers)
+        versions: dict[str, list[Entry]] = {}
+        for entry in await endpoint.registry.list():
+            if not entry.traffic.withdrawn and key.may_use(entry.name):
+                versions.setdefault(entry.name, []).append(entry)
+        cards = [base_card(endpoint.base_id, endpoint.machine.base.fingerprint)]
+        cards += [base_card(base, await endpoint.names.fingerprint_of(base)) for base in endpoint.names.peers.bases]
+        for name, entries in versions.items():
+            default = next((entry for entry in entries if CHAMPION in entry.aliases), entries[-1])
+            home = await endpoint.names.home_of(default)
+            cards.append(card(default, name, [entry.version for entry in entries], home))
+        return schemas.ModelList(data=cards)
+
+    @app.get("/v1/models/{ref:path}")
+    async def model(ref: str, request: Request) -> schemas.ModelCard:
+        key = endpoint.keys.of(request.headers)
+        if endpoint.names.is_base(ref):
+            return base_card(endpoint.base_id, endpoint.machine.base.fingerprint)
+        if ref in endpoint.names.peers.bases:
+            return base_card(ref, await endpoint.names.fingerprint_of(ref))
+        key.check_adapter(ref.partition("@")[0])
+        entry = await endpoint.names.resolve(ref)
+        versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
+        return card(entry, ref, versions, endpoint.base_id)
+
+
+def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
+    @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    async def load_lora_adapter(body: schemas.LoadRequest, request: Request) -> str:
+        endpoint.keys.of(request.headers).check_admin()
+        ref, name = body.lora_name, body.lora_name.partition("@")[0]
+        if body.lora_path is not None:
+            check_name(body.lora_name)
+            held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
+            if name in held and not body.load_inplace:
+                raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
+            ref = await endpoint.publish(name, _folder(body.lora_path))
+        await endpoint.withdraw(name, False)
+        entry = await endpoint.names.entry_of(ref)
+        await endpoint.names.peers.tell(
+            await endpoint.names.home_of(entry) or endpoint.base_id, "prewarm", ref, body.pinned
+        )
+        return f"Success: LoRA adapter '{entry.name}' added successfully."
+
+    @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
+        endpoint.keys.of(request.headers).check_admin()
+        entry = await endpoint.names.entry_of(body.lora_name)
+        await endpoint.withdraw(entry.name, True)
+        return f"Success: LoRA adapter '{entry.name}' removed successfully."
+
+    @app.post("/v1/refresh")
+    async def refresh(request: Request) -> dict[str, str]:
+        """Ask the store anew from here on: what it said before this call is not used for any later request."""
+        endpoint.keys.of(request.headers).check_admin()
+        await endpoint.names.peers.tell(None, "renew")
+        return {"status": "ok"}
+
+
+def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
+    """The adapter that the body or the header names (both may, when they agree), if the request's key is for it."""
+    key = endpoint.keys.of(request.headers)
+    named = {value for key, value in request.headers.items() if key.lower().replace("-", "_") == _HEADER}
+    if model is not None:
+        named.add(model)
+    if len(named) > 1:
+        raise DataError(
+            f"model and the header {_HEADER} name different adapters ({', '.join(sorted(named))}); name one"
+        )
+    if not named:
+        raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
+    ref = named.pop()
+    if not endpoint.names.is_base(ref) and ref not in endpoint.names.peers.bases:
+        key.check_adapter(ref.partition("@")[0])
+    return ref
+
+
+def _chosen(request: Request) -> int | None:
+    """The version that a split has chosen where this request came in; never a client's word."""
+    chosen: int | None = request.scope["state"].get("version")
+    return chosen
+
+
+def _user(given: str | None, request: Request) -> str | None:
+    """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
+    header = request.headers.get("x-user")
+    if given is not None and header is not None and given != header:
+        raise DataError(f"user and the header x-user name different users ({given!r}, {header!r}); name one")
+    return header if given is None else given
+
+
+def _headers(entry: Entry) -> dict[str, str]:
+    return {"x-adapter": entry.ref, "x-adapter-sha256": entry.sha256}
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+
+
+def _class(index: int, ranked: Json, answer: Answer) -> dict[str, Json]:
+    scores = {item["label"]: item["score"] for item in ranked}
+    probs = [scores[label] for label in answer.labels]
+    return {"index": index, "label": ranked[0]["label"], "probs": probs, "num_classes": len(probs)}
+
+
+def _vector(vector: list[float], encoding: str) -> list[float] | str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path)
+    if not (folder / CONFIG).is_file():
+        raise AdapterNotFoundError(f"{path[:200]!r} holds no {CONFIG}; give a PEFT folder of the server's machine")
+    return folder

@@ -1,0 +1,1 @@
+"""Versions compared while they serve: splits, shadows, what was counted of each."""

@@ -1,0 +1,87 @@
+"""What every store does, and what it says of one version. Knows no files, no MLflow, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ray_lora.errors import RayLoraError
+from ray_lora.recipe import TaskSpec
+from ray_lora.store.steer import Change, Pointers
+from ray_lora.store.traffic import Traffic
+
+if TYPE_CHECKING:
+    from ray_lora.adapters.adapter import Adapter
+
+
+class StoreAwayError(RayLoraError, ConnectionError):
+    """The store does not answer, and what was asked for is not known here. Trying again later may help."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of one adapter, as its store describes it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    sha256: str  # content hash; empty in `list()` where plain PEFT wrote the folder and nobody has read it yet
+    task: TaskSpec | None
+    base: str | None
+    base_fingerprint: str | None
+    metrics: dict[str, float]
+    num_parameters: int
+    bytes: int  # of the weights file
+    traffic: Traffic = field(default_factory=Traffic)  # of the name: the same for all its versions
+
+    @property
+    def ref(self) -> str:
+        """`name@version`, which names this content for ever."""
+        return f"{self.name}@{self.version}"
+
+
+class Store(Protocol):
+    """Where adapters live. Versions are immutable and their numbers are never used again; aliases move.
+
+    All methods raise AdapterNotFoundError for a ref that names nothing, AdapterError for an adapter that cannot be
+    used, and StoreAwayError when the store does not answer.
+    """
+
+    uri: str
+
+    def put(self, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
+        """Keep the adapter as a new version of `name`; never overwrites one."""
+        ...
+
+    def resolve(self, ref: str) -> Entry:
+        """What the ref names now. Reads no tensors of an adapter that has a card."""
+        ...
+
+    def get(self, ref: str) -> tuple[Entry, Path]:
+        """A local folder of what the ref names now, its content hash checked; it belongs to the store: only read it."""
+        ...
+
+    def load(self, ref: str) -> tuple[Entry, Adapter]:
+        """What the ref names now, read into memory once, its content hash checked."""
+        ...
+
+    def list(self) -> list[Entry]:
+        """All versions, by name and version. Unusable ones are left out with a warning; `resolve` says why."""
+        ...
+
+    def alias(self, name: str, alias: str, version: int | None) -> None:
+        """Point `name@alias` at a version, or take the alias away (None)."""
+        ...
+
+    def point(self, name: str, change: Change) -> Pointers:
+        """Replace what a name points to by what `change` makes of it (`steer.py` has them), one change at a time.
+
+        Whoever asks meanwhile gets what was before or what is after; once this has returned, only what is after.
+        """
+        ...
+
+    def remove(self, ref: str) -> None:
+        """Forget one version and the aliases on it. A bare name is refused while it has several versions."""
+        ...

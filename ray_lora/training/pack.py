@@ -1,0 +1,288 @@
+"""A pack: the adapters that train together on one engine, one forward and one backward for all of them.
+
+Jobs join and leave between steps. Each has its own rank, rate, schedule, seed, batch size, data and task; whatever its
+neighbours do, its losses and its adapter are those it would have alone. The pack knows engine and tasks; it knows
+nothing of Ray, trackers or where rows come from.
+
+    pack = Pack(engine, {"tweets": splits})
+    pack.join(job)
+    while pack.members:
+        for report in pack.step(): print(report)
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
+from ray_lora.errors import AdapterError, CapacityError, DataError
+from ray_lora.inference.predict import chunks, forward, predict
+from ray_lora.recipe import TaskSpec
+from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.history import write_history
+from ray_lora.training.job import Job, Report
+from ray_lora.training.member import Member, steps_of
+from ray_lora.training.shards import ALONE, Group, Split, Splits
+from ray_lora.training.state import load_state, save_state
+
+__all__ = ["Group", "Pack", "Split", "Splits", "steps_of"]
+
+
+class Pack:
+    """Jobs that train together.
+
+    Args:
+        engine: built with `train=True`.
+        data: splits by name, this worker's shard of each.
+        group: the pack's other workers; every worker makes the same calls in the same order.
+        output: where each job's folder is (`<output>/<job>/`), None to write nothing.
+        max_rows: rows in one forward and backward; a step runs as many as it needs and the sums are the same.
+    """
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        data: Mapping[str, Splits],
+        *,
+        group: Group = ALONE,
+        output: Path | None = None,
+        max_rows: int = 64,
+    ) -> None:
+        self.engine, self.data, self.group, self.output, self.max_rows = engine, data, group, output, max_rows
+        self.optimizer = SlotOptimizer(engine)
+        self.members: dict[str, Member] = {}
+        self.seconds: dict[str, float] = {}  # where the time of all steps went
+        self._tasks: dict[TaskSpec, Task] = {}
+
+    def task(self, spec: TaskSpec) -> Task:
+        """The task of a spec, one object for equal specs."""
+        if spec not in self._tasks:
+            self._tasks[spec] = build_task(spec, self.engine.base.processor)
+        return self._tasks[spec]
+
+    # ---------------------------------------------------------------- joining and leaving
+
+    def join(self, job: Job, state: Path | None = None) -> int:
+        """Give a job a slot, fresh or as its checkpoint left it; returns the slot.
+
+        Raises:
+            RecipeError: its targets or ranks do not fit the base.
+            DataError: its split has no rows.
+            AdapterError: the checkpoint is of another adapter.
+            CapacityError: no slot is free, or the name is taken.
+        """
+        if job.name in self.members:
+            raise CapacityError(f"job {job.name!r} is already in the pack; give each job its own name")
+        splits, task = self.data[job.data], self.task(job.task)
+        if splits.train.total == 0:
+            raise DataError(f"job {job.name!r} has no training rows")
+        batch = job.training.per_device_train_batch_size * self.group.world
+        per_epoch = math.ceil(splits.train.total / batch)
+        total = steps_of(job.training, per_epoch)
+        slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
+        self.optimizer.join(slot, job.training, total)
+        member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
+        self.members[job.name] = member
+        if state is not None and state.exists():
+            try:
+                member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
+            except AdapterError:
+                self.leave(job.name)
+                raise
+        return slot
+
+    def _sizes(self, job: Job, task: Task) -> Sequence[int]:
+        """Sizes of all workers' training rows, in the rows' order, for a job whose order follows from them."""
+        if job.training.train_sampling_strategy != "group_by_length":
+            return ()
+        mine = {row: task.size(features) for row, features in self.data[job.data].train.rows.items()}
+        whole = {row: size for part in self.group.gather(mine) for row, size in part.items()}
+        return [whole[row] for row in sorted(whole)]
+
+    def stop(self, name: str) -> None:
+        """Take a job out before its end: what its last evaluation found is written, and its slot is free."""
+        self._write(self.members[name])
+        self.leave(name)
+
+    def leave(self, name: str) -> None:
+        """Free a job's slot; nothing is written."""
+        member = self.members.pop(name)
+        self.optimizer.leave(member.slot)
+        self.engine.evict(member.slot)
+
+    def export(self, name: str, metrics: Mapping[str, float] | None = None) -> Adapter:
+        """The job's adapter as it is now."""
+        member = self.members[name]
+        return self.engine.export(member.slot, Card(task=member.job.task, metrics=dict(metrics or {})))
+
+    def save(self, name: str) -> None:
+        """Write a job's checkpoint; every worker calls it, the first one writes."""
+        member = self.members[name]
+        if self.output is not None and self.group.rank == 0:
+            folder = self.output / name / "state"
+            with self._timed("save"):
+                save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
+
+    # ---------------------------------------------------------------- one step for all
+
+    def step(self, hold: Collection[str] = ()) -> list[Report]:
+        """Train every member one optimizer step on its own next batch; evaluate and save those that are due.
+
+        Args:
+            hold: names of members that make no step this time.
+        """
+        members = [member for name, member in self.members.items() if name not in hold]
+        rates = {member.slot: self.optimizer.rate(member.slot) for member in members}
+        # a job whose last checkpoint was its last step has only its evaluation left
+        training = [member for member in members if member.step < member.total]
+        if training:
+            self._train(training)
+        failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
+        with self._timed("evaluate"):
+            scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
+        reports = []
+        for member in members:
+            if member in failed:
+                reports.append(self._fail(member))
+            else:
+                reports += self._report(member, rates[member.slot], scores.get(member.job.name))
+        return reports
+
+    def _train(self, members: Sequence[Member]) -> None:
+        sums, counts = self._gradients(members)
+        with self._timed("reduce"):
+            self._reduce(sums, counts, members)
+        with self._timed("optimizer"):
+            terms, totals = counts.tolist(), sums.tolist()
+            norms = self.optimizer.step({member.slot: terms[member.slot] for member in members})
+        for member in members:
+            member.losses.append(totals[member.slot] / terms[member.slot])
+            member.grad_norm = norms[member.slot]
+            member.step += 1
+
+    def _gradients(self, members: Sequence[Member]) -> tuple[Tensor, Tensor]:
+        """Add every member's gradients to the engine's buffers; sums of losses and counts of terms, [slots + 1]."""
+        features: list[Features] = []
+        slots: list[int] = []
+        draws: list[int] = []
+        for member in members:
+            mine = [row for row in member.next_rows() if row in member.splits.train.rows]
+            features += [member.splits.train.rows[row] for row in mine]
+            slots += [member.slot] * len(mine)
+            draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
+        tasks = {member.slot: member.task for member in members}
+        device = self.engine.base.device
+        sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
+        counts = torch.zeros_like(sums)
+        for chunk in chunks(features, slots, tasks, self.max_rows):
+            total: Tensor | None = None
+            with self._timed("forward"):
+                for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk, draws):
+                    losses, terms = task.loss(outputs, [features[row] for row in rows])
+                    index = torch.tensor([slots[row] for row in rows], device=device)
+                    sums.index_add_(0, index, losses.detach().double())
+                    counts.index_add_(0, index, terms.double())
+                    total = losses.sum() if total is None else total + losses.sum()
+            assert total is not None
+            with self._timed("backward"):
+                total.backward()
+        return sums, counts
+
+    def _reduce(self, sums: Tensor, counts: Tensor, members: Sequence[Member]) -> None:
+        """Sum losses, counts and the members' gradients over the pack's workers."""
+        if self.group.world == 1:
+            return
+        stats = torch.stack([sums, counts])
+        self.group.all_reduce(stats)
+        sums.copy_(stats[0])
+        counts.copy_(stats[1])
+        top = max(member.slot for member in members) + 1
+        for grad in [self.engine.grad, *self.engine.head_grad.values()]:
+            self.group.all_reduce(grad[:top])
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+    # ---------------------------------------------------------------- after a step
+
+    def _evaluates(self, member: Member) -> bool:
+        every = member.job.training.eval_steps or member.per_epoch
+        return member.step % every == 0 or member.step >= member.total
+
+    def _evaluate(self, due: Sequence[Member]) -> dict[str, dict[str, float]]:
+        """Scores of the members that are due, all in the same passes."""
+        due = [member for member in due if member.splits.validation is not None]
+        features: list[Features] = []
+        slots: list[int] = []
+        for member in due:
+            assert member.splits.validation is not None
+            rows = list(member.splits.validation.rows.values())
+            features += rows
+            slots += [member.slot] * len(rows)
+        answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=self.max_rows)
+        scores, at = {}, 0
+        for member in due:
+            assert member.splits.validation is not None
+            rows = list(member.splits.validation.rows.values())
+            mine = self.group.gather((answers[at : at + len(rows)], rows))
+            at += len(rows)
+            predictions = [answer for part, _ in mine for answer in part]
+            scores[member.job.name] = member.task.score(predictions, [row for _, part in mine for row in part])
+        return scores
+
+    def _report(self, member: Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
+        done = member.step >= member.total
+        saves = done or metrics is not None or member.step % member.job.training.save_steps == 0
+        logs = done or metrics is not None or member.step % member.job.training.logging_steps == 0
+        if not (saves or logs):
+            return []
+        loss = sum(member.losses) / len(member.losses) if logs and member.losses else None
+        shown = Report(
+            member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saves, done
+        )
+        if logs:
+            member.losses.clear()
+        writes = self.output is not None and self.group.rank == 0
+        if writes and (done or metrics is not None):
+            member.evaluated = self.export(member.job.name, metrics)
+        if logs and writes:
+            assert self.output is not None
+            write_history(self.output / member.job.name, member.step, shown.logged)
+        if saves:
+            self.save(member.job.name)
+        if done:
+            self.stop(member.job.name)
+        return [shown]
+
+    def _write(self, member: Member) -> None:
+        """Write the adapter that the last evaluation found, replacing what a killed run left."""
+        if self.output is None or member.evaluated is None:
+            return
+        folder, fresh = (self.output / member.job.name / name for name in ("adapter", "adapter.tmp"))
+        shutil.rmtree(fresh, ignore_errors=True)
+        member.evaluated.save(fresh)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+
+    def _fail(self, member: Member) -> Report:
+        self.leave(member.job.name)
+        what = f"loss {member.losses[-1]:.4g}, gradient norm {member.grad_norm:.4g}"
+        return Report(
+            member.job.name,
+            member.step,
+            member.total,
+            member.epoch,
+            error=f"diverged at step {member.step} ({what}); lower training.learning_rate",
+        )
