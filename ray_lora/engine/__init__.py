@@ -7,9 +7,9 @@
 weights as products read them, `engine` the slots, `optim` the optimizer that steps all of them.
 """
 
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.dropout import draw_of
 from ray_lora.engine.engine import AdapterEngine
-from ray_lora.engine.heads import HeadSpec
 from ray_lora.engine.optim import SlotOptimizer
 from ray_lora.engine.routing import take_rows
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_lora.adapters.peft_folder import PREFIX
-from ray_lora.engine.heads import Head, HeadSpec
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer
 from ray_lora.recipe import LoraSpec
 

@@ -19,11 +19,12 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.adapters.peft_folder import split
 from ray_lora.bases.load import Base
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import narrow, targets
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
-from ray_lora.engine.heads import Head, HeadSpec
+from ray_lora.engine.heads import Head
 from ray_lora.engine.routing import Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.kernels import accumulate, blocked, select
 from ray_lora.engine.routing import Routing
 from ray_lora.errors import AdapterError
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """Which plain transformers class answers, and how many labels it has."""
-
-    architecture: str  # "AutoModelForSequenceClassification"
-    num_labels: int
-
 
 _Pass = tuple[Routing, int]  # the rows a head runs on, and how many labels they have
 

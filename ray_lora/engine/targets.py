@@ -13,7 +13,8 @@ from torch import nn
 from ray_lora.adapters.adapter import Adapter, layer_rank
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.bases.load import Base
-from ray_lora.engine.heads import Head, HeadSpec
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
 from ray_lora.recipe import LoraSpec

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ray_lora.engine.heads import HeadSpec
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks.classification import Classification

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from torch import Tensor
 
-from ray_lora.engine.heads import HeadSpec
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
 

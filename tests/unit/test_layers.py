@@ -25,7 +25,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "recipe": {"errors"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
-    "tasks": {"engine.heads"},  # the kind of head a task asks for; nothing of slots
+    "tasks": {"bases.plain", "bases.padding"},  # the kind of head a task asks for, how texts are padded
     "inference": {"data"},
     "training": {"inference"},
     "running": {"tracking"},
