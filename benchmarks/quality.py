@@ -175,7 +175,7 @@ def train_full(
     seconds = time.process_time() - started
     model.eval()
     test, answers = data[on], {}
-    for chunk in chunks(test, [1] * len(test), {1: task}, 64):
+    for chunk in chunks([task.size(row) for row in test], [1] * len(test), 64):
         with torch.inference_mode():
             outputs = model(**task.collate([test[row] for row in chunk]))
         answers |= dict(zip(chunk, task.decode(outputs, [test[row] for row in chunk], {}), strict=True))

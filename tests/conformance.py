@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RecipeError
-from ray_lora.inference.predict import chunks, forward, predict
+from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.tasks import Features, Row, Task
 
@@ -177,7 +177,7 @@ def _losses(task: Task, features: Sequence[Features], engine: AdapterEngine, slo
     found = torch.zeros(2, len(features), dtype=torch.float64)
     slots = [slot] * len(features)
     with torch.no_grad():
-        for chunk in chunks(features, slots, {slot: task}, 64):
+        for chunk in passes(engine, {slot: task}, features, slots):
             for _, rows, outputs in forward(engine, {slot: task}, features, slots, chunk):
                 sums, counts = task.loss(outputs, [features[row] for row in rows])
                 assert sums.shape == counts.shape == (len(rows),)

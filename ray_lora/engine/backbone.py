@@ -1,23 +1,26 @@
 """A base's backbone as an engine runs it: hooked, its weights packed, its passes without what nobody reads.
 
-`undo` gives the base its plain weights and its own ways back. It knows layers and routings, not slots' contents.
+Rows of different lengths are laid end to end where the class allows it (`joined`), so that no padding is computed; all
+other classes are given padded rows. `undo` gives the base its plain weights and its own ways back. It knows layers and
+routings, not slots' contents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ray_lora.bases.load import Base
 from ray_lora.engine import narrow
-from ray_lora.engine.aligned import Aligned
-from ray_lora.engine.buffers import Buffers
-from ray_lora.engine.encoder import EncoderPass
+from ray_lora.engine.attention import JoinedPass
+from ray_lora.engine.joined import Joined
 from ray_lora.engine.layers import TargetLayer
 from ray_lora.engine.packed import Packing
-from ray_lora.engine.routing import Routing
+from ray_lora.engine.routing import Routes
 from ray_lora.errors import CapacityError
 
 _HELD = "held_by_an_adapter_engine"
@@ -28,17 +31,20 @@ class Backbone:
 
     Args:
         train: whether passes have gradients.
+        join: lay rows end to end where the class allows it.
     """
 
-    def __init__(self, base: Base, layers: Mapping[str, TargetLayer], buffers: Buffers, train: bool) -> None:
+    def __init__(self, base: Base, layers: Mapping[str, TargetLayer], train: bool, join: bool = True) -> None:
         self._module: Any = base.backbone
-        self._routing: Routing | None = None
-        self._first_token = False
-        self._hooks = [layer.attach(lambda: self._routing) for layer in layers.values()]
-        self._hooks += narrow.attach(base.backbone, lambda: self._first_token)
-        self._encoder = EncoderPass.find(base.backbone, layers, buffers, base.device)
+        self._device = base.device
+        self._routes: Routes | None = None
+        self._cut: narrow.Cut | None = None
+        self._joins = join and can_join(base)
+        self._shift = positions_from(base.backbone)
+        self._hooks = [layer.attach(lambda: self._routes) for layer in layers.values()]
+        self._hooks += narrow.attach(base.backbone, lambda: self._cut)
         self._packing = Packing(base.backbone, train)
-        self._aligned = Aligned(base.backbone, base.dtype, base.device)
+        self._attention = JoinedPass(base.backbone) if self._joins else None
         setattr(base.backbone, _HELD, True)
 
     @staticmethod
@@ -48,29 +54,84 @@ class Backbone:
             raise CapacityError(f"base {base.id!r} is held by another engine; close() that one, or use its slots")
 
     @property
-    def pads(self) -> bool:
-        """Whether a pass that answers computes the padding between rows of different lengths."""
-        return self._encoder is None
+    def joins(self) -> bool:
+        """Whether rows of different lengths are laid end to end, so that no padding is computed."""
+        return self._joins
 
-    def run(self, inputs: Mapping[str, Tensor], routing: Routing | None, first_token: bool) -> Any:
-        """The backbone's outputs.
+    def join(self, inputs: Mapping[str, Tensor], slots: Sequence[int]) -> Joined | None:
+        """How these rows are laid end to end; None where they are not."""
+        if not self._joins or "input_ids" not in inputs:
+            return None
+        mask = inputs.get("attention_mask")
+        return Joined.of(torch.ones_like(inputs["input_ids"]) if mask is None else mask, slots, self._device)
+
+    def run(self, inputs: Mapping[str, Tensor], routes: Routes | None, joined: Joined | None, first_token: bool) -> Any:
+        """The backbone's outputs, [rows, longest, ...].
 
         Args:
             inputs: the backbone's inputs, each [rows, ...].
-            routing: the rows' slots; None for the bare base. It stays set until the next pass, for a backward.
+            routes: the rows' slots; None for the bare base. They stay set until the next pass, for a backward.
+            joined: from `join`.
             first_token: whether the pass's heads read nothing else; an encoder's outputs are then cut to it.
         """
-        self._routing, self._first_token = routing, first_token
-        dropped = routing is not None and routing.dropout is not None
-        lengths = None if self._encoder is None or dropped else self._encoder.lengths(inputs)
-        if self._encoder is None or lengths is None:
+        first_token = first_token and narrow.reads_first(self._module)
+        self._routes = routes
+        if joined is None:
+            self._cut = _first_column if first_token else None
             return self._module(**inputs)
-        return self._encoder(inputs, lengths, routing, first_token)
+        assert self._attention is not None
+        self._attention.current = joined
+        self._cut = (lambda states: states.index_select(1, joined.firsts)) if first_token else None
+        return self._joined(inputs, joined, first_token)
+
+    def _joined(self, inputs: Mapping[str, Tensor], joined: Joined, first_token: bool) -> Any:
+        """Rows laid end to end, without the pooler, which takes each row's first token for itself."""
+        given = {name: joined.take(tensor) for name, tensor in inputs.items() if name != "attention_mask"}
+        pooler = getattr(self._module, "pooler", None)
+        if pooler is not None:
+            self._module.pooler = None
+        try:
+            outputs = self._module(position_ids=joined.positions[None] + self._shift, **given)
+        finally:
+            if pooler is not None:
+                self._module.pooler = pooler
+        states = outputs.last_hidden_state
+        states = states.transpose(0, 1) if first_token else joined.spread(states)
+        kept = {"last_hidden_state": states}
+        if pooler is not None:
+            kept["pooler_output"] = pool(self._module, pooler, states)
+        return type(outputs)(**kept)
 
     def undo(self) -> None:
         """Take the hooks off the base and give it its plain weights and its own attention back."""
         for hook in self._hooks:
             hook.remove()
         self._packing.undo()
-        self._aligned.undo()
+        if self._attention is not None:
+            self._attention.undo()
         setattr(self._module, _HELD, False)
+
+
+def can_join(base: Base) -> bool:
+    """Whether the class says that it takes an attention of ours, and positions."""
+    if base.device.type == "meta" or not JoinedPass.possible(base.backbone):
+        return False
+    return "position_ids" in inspect.signature(base.backbone.forward).parameters
+
+
+def positions_from(backbone: Any) -> int:
+    """The position of a row's first token: RoBERTa's kind counts from behind its padding index."""
+    embeddings: Any = getattr(backbone, "embeddings", None)
+    counts = hasattr(embeddings, "create_position_ids_from_input_ids")
+    return int(embeddings.padding_idx) + 1 if counts else 0
+
+
+def pool(backbone: Any, pooler: Any, states: Tensor) -> Tensor:
+    """The pooler's output of padded rows; ALBERT's is a plain layer that its class hands the first token."""
+    activation = getattr(backbone, "pooler_activation", None)
+    pooled: Tensor = pooler(states) if activation is None else activation(pooler(states[:, 0]))
+    return pooled
+
+
+def _first_column(states: Tensor) -> Tensor:
+    return states[:, :1]

@@ -7,7 +7,6 @@ runs a layer again.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,28 +21,38 @@ class Dropout:
     """What the rows of one pass drop.
 
     Attributes:
-        probability: of each row's adapter, [rows].
-        draws: a number for each row that fixes its mask, [rows] int64.
+        probability: of each row's adapter, [rows]; where rows are joined, of each token's, [tokens].
+        draws: a number for each row (or token's row) that fixes its mask, int64.
+        places: how many entries of its row lie before a token, [tokens]; None for rows.
     """
 
     probability: Tensor
     draws: Tensor
+    places: Tensor | None = None
 
     def mask(self, x: Tensor, layer: int) -> Tensor:
-        """Zero or 1/(1-p) for each value of x [rows, ...]; ones in rows that drop nothing."""
-        mask = torch.ones_like(x)
+        """Zero or 1/(1-p) for each value of x [rows or tokens, ...]; ones in rows that drop nothing."""
+        flat = x.reshape(len(self.draws), -1)
+        mask = torch.ones_like(flat)
         mine = self.probability.nonzero().squeeze(1)
-        shape = (len(mine), *[1] * (x.dim() - 1))
-        p = self.probability[mine].view(shape)
-        chance = _uniform(self.draws[mine], layer, math.prod(x.shape[1:])).view(len(mine), *x.shape[1:])
+        p = self.probability[mine].unsqueeze(1)
+        before = None if self.places is None else self.places[mine] * flat.shape[1]
+        chance = _uniform(self.draws[mine], layer, flat.shape[1], before)
         mask[mine] = ((chance >= p) / (1 - p)).to(x.dtype)
-        return mask
+        return mask.view_as(x)
 
 
-def _uniform(draws: Tensor, layer: int, places: int) -> Tensor:
-    """Numbers in [0, 1), [rows, places]; a shorter row's are the first of a longer one's."""
+def _uniform(draws: Tensor, layer: int, places: int, before: Tensor | None = None) -> Tensor:
+    """Numbers in [0, 1), [rows, places]; a shorter row's are the first of a longer one's.
+
+    Args:
+        before: the number of each row's first place, [rows]; None for 0.
+    """
     keys = (draws * 0x9E3779B97F4A7C1 + (layer * 0xC2B2AE3D27D4EB4) % (1 << 63)) >> 16
-    bits = torch.arange(places, dtype=torch.int32, device=draws.device).mul_(_GOLDEN)[None] + keys.int()[:, None]
+    place = torch.arange(places, dtype=torch.int32, device=draws.device)[None]
+    if before is not None:
+        place = place + before.int()[:, None]
+    bits = place.mul(_GOLDEN) + keys.int()[:, None]
     bits ^= (bits >> 16) & 0xFFFF
     bits *= _FIRST
     bits ^= (bits >> 13) & 0x7FFFF

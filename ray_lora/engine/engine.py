@@ -25,7 +25,8 @@ from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head
-from ray_lora.engine.routing import Routing, take_rows
+from ray_lora.engine.joined import Joined
+from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
 
@@ -58,7 +59,7 @@ class AdapterEngine:
         self.flat, self.grad = self.buffers.flat, self.buffers.grad
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
-        self._backbone = Backbone(base, self.layers, self.buffers, train)
+        self._backbone = Backbone(base, self.layers, train)
 
     def close(self) -> None:
         """Give the base back as it was."""
@@ -81,12 +82,14 @@ class AdapterEngine:
             (row indices, outputs) for each kind of head among the rows; slots without a head give the backbone's
             outputs.
         """
+        owners: list[int] = slots.tolist()
+        self._check_slots(owners)
+        joined = self._backbone.join(inputs, owners)
         inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
         slots = slots.to(self.base.device)
-        self._check_slots(slots)
-        by_head = self._by_head(slots.tolist())
+        by_head = self._by_head(owners)
         first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
-        hidden = self._backbone.run(inputs, self._route(slots, draws), first_token)
+        hidden = self._backbone.run(inputs, self._routes(owners, joined, draws), joined, first_token)
         results = []
         for spec, rows in by_head.items():
             index = torch.tensor(rows, device=self.base.device)
@@ -100,33 +103,49 @@ class AdapterEngine:
         return results
 
     @property
-    def pads(self) -> bool:
-        """Whether an answering pass computes the padding between rows of different lengths."""
-        return self._backbone.pads
+    def joins(self) -> bool:
+        """Whether rows of different lengths are laid end to end, so that a pass computes no padding."""
+        return self._backbone.joins
 
     def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
         """The backbone's outputs for rows of any slots, without heads."""
-        self._check_slots(slots)
-        routing = self._route(slots.to(self.base.device))
-        return self._backbone.run({name: self._cast(t) for name, t in inputs.items()}, routing, False)
+        owners: list[int] = slots.tolist()
+        self._check_slots(owners)
+        joined = self._backbone.join(inputs, owners)
+        given = {name: self._cast(tensor) for name, tensor in inputs.items()}
+        return self._backbone.run(given, self._routes(owners, joined), joined, False)
 
-    def _check_slots(self, slots: Tensor) -> None:
-        unknown = sorted(set(slots.tolist()) - set(self.residents) - {0})
+    def _check_slots(self, owners: Sequence[int]) -> None:
+        unknown = sorted(set(owners) - set(self.residents) - {0})
         if unknown:
             raise CapacityError(
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
             )
 
-    def _route(self, slots: Tensor, draws: Tensor | None = None) -> Routing | None:
+    def _routes(self, owners: Sequence[int], joined: Joined | None, draws: Tensor | None = None) -> Routes | None:
         """None where every row is the bare base's."""
-        if not bool(slots.any()):
+        if not any(owners):
             return None
-        dropout = self._dropout(slots, draws) if draws is not None and self.dropout else None
-        return Routing.of(slots, self._ranks, self.buffers.scaling, dropout)
+        drawn = draws if self.dropout else None
+        rows = self._route(owners, self._dropout(owners, drawn))
+        if joined is None:
+            return Routes(rows)
+        dropout = self._dropout(owners, drawn, joined)
+        return Routes(rows, self._route(joined.owners, dropout, joined=True), joined.count)
 
-    def _dropout(self, slots: Tensor, draws: Tensor) -> Dropout:
-        probability = [self.dropout.get(slot, 0.0) for slot in slots.tolist()]
-        return Dropout(torch.tensor(probability, device=slots.device), draws.to(slots.device))
+    def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
+        slots = torch.tensor(owners, device=self.base.device)
+        return Routing.of(slots, self._ranks, self.buffers.scaling, dropout, joined)
+
+    def _dropout(self, owners: Sequence[int], draws: Tensor | None, joined: Joined | None = None) -> Dropout | None:
+        if draws is None:
+            return None
+        probability = torch.tensor([self.dropout.get(slot, 0.0) for slot in owners], device=self.base.device)
+        draws = draws.to(self.base.device)
+        if joined is None:
+            return Dropout(probability, draws)
+        of_token = probability[joined.of_row].index_fill_(0, joined.idle, 0)
+        return Dropout(of_token, draws[joined.of_row], joined.positions)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_lora.engine.kernels import LoraTerm, lora_add, pick
-from ray_lora.engine.routing import Routing
+from ray_lora.engine.routing import Routes, Routing
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,15 @@ class TargetLayer:
         """Whether any of a pass's slots has a pair here."""
         return any(self.ranks[slot] for slot in routing.distinct)
 
-    def attach(self, current: Callable[[], Routing | None]) -> Any:
-        """Hook the module; `current` gives the routing of the pass, None for the bare base."""
+    def attach(self, current: Callable[[], Routes | None]) -> Any:
+        """Hook the module; `current` gives the routes of the pass, None for the bare base."""
         term = self._conv if isinstance(self.module, nn.Conv2d) else self._embed if self.embedding else self._linear
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            routing = current()
-            if routing is None or not self.holds(routing):
+            routes = current()
+            if routes is None or not self.holds(routes.rows):
                 return output
-            return term(args[0], output, routing)
+            return term(args[0], output, routes.of(args[0], shared=self.embedding))
 
         return self.module.register_forward_hook(hook)
 
@@ -130,12 +130,14 @@ class TargetLayer:
     def _embed(self, ids: Tensor, base: Tensor, routing: Routing) -> Tensor:
         """PEFT's Embedding: the columns of A at the ids, then B; no dropout, as in PEFT."""
         slots, rank = routing.slots, routing.rank
-        per_row = ids.expand(len(slots), *ids.shape[1:]).reshape(len(slots), -1)  # [rows, m]
+        if not routing.joined:
+            ids = ids.expand(len(slots), *ids.shape[1:])  # all rows may share their positions
+        per_row = ids.reshape(len(slots), -1)  # [rows, m]
         columns = pick(self.A, lambda stack: stack[:, :rank].transpose(1, 2), slots[:, None], per_row)
         a = columns.to(base.dtype)  # [rows, m, rank]
         b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(base.dtype)  # [rows, out, rank]
         term = torch.bmm(a * self.scaling[slots].reshape(-1, 1, 1), b.transpose(1, 2))
-        return base + term.reshape(len(slots), *ids.shape[1:], -1)
+        return base + term.reshape(*ids.shape, -1)
 
     def _conv(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
         """Each row's own A as one group of a grouped convolution, then its own B at every pixel."""

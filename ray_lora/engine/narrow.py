@@ -9,26 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 READERS = {"AutoModelForSequenceClassification"}  # head classes that read an encoder's first token
-_ENCODERS = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}  # whose layers are BERT's
+# where the layers are, and what in a layer is given what attention gathered, [rows, tokens, hidden] in each argument
+_BERT = ("encoder.layer", "attention.output")
+_LAYERS = {
+    "bert": _BERT,
+    "camembert": _BERT,
+    "distilbert": ("transformer.layer", "sa_layer_norm"),
+    "electra": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+}
+
+Cut = Callable[[Tensor], Tensor]
 
 
-def is_encoder(backbone: nn.Module) -> bool:
-    """Whether its layers are BERT's and every token sees all others."""
+def reads_first(backbone: nn.Module) -> bool:
+    """Whether every token of its layers sees all others, and how to go on with the first one is known."""
     config = getattr(backbone, "config", None)
-    return getattr(config, "model_type", None) in _ENCODERS and not getattr(config, "is_decoder", False)
+    return getattr(config, "model_type", None) in _LAYERS and not getattr(config, "is_decoder", False)
 
 
-def attach(backbone: nn.Module, wanted: Callable[[], bool]) -> list[Any]:
-    """Hook the backbone's last layer so that a pass for which `wanted()` keeps the first token, [rows, 1, hidden]."""
-    if not is_encoder(backbone):
+def attach(backbone: nn.Module, cut: Callable[[], Cut | None]) -> list[Any]:
+    """Hook the backbone's last layer so that a pass for which `cut()` gives a function keeps what that gives of
+    states [rows, tokens, hidden]."""
+    if not reads_first(backbone):
         return []
+    config: Any = backbone.config
+    layers, gathered = _LAYERS[config.model_type]
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return tuple(states[:, :1] for states in args) if wanted() else None
+        first = cut()
+        return None if first is None else tuple(first(states) for states in args)
 
-    # the output block is given what attention gathered and the residual, both [rows, tokens, hidden]
-    output = backbone.get_submodule("encoder.layer")[-1].attention.output  # type: ignore[index]
-    return [output.register_forward_pre_hook(hook)]
+    last: nn.Module = backbone.get_submodule(layers)[-1]  # type: ignore[index]
+    return [last.get_submodule(gathered).register_forward_pre_hook(hook)]

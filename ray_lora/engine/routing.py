@@ -1,4 +1,4 @@
-"""Which slot each row of the current pass belongs to. Every target layer of one engine reads the same Routing.
+"""Which slot each row of the current pass belongs to. Every target layer of one engine reads the same Routes.
 
 A pass sets the routing and leaves it set until the next pass, so that a backward, and layers re-run by activation
 checkpointing, see the slots of their own forward.
@@ -30,6 +30,7 @@ class Routing:
         span: where in a stack the owners stand, when they are neighbours there in ascending order.
         scales: alpha/r of each layer and block, [layers, blocks, 1, 1], as the table has them; none without one.
         dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
+        joined: whether its rows are blocks of tokens, of rows that are laid end to end.
     """
 
     slots: Tensor
@@ -40,6 +41,7 @@ class Routing:
     scales: Tensor
     span: slice | None = None
     dropout: Dropout | None = None
+    joined: bool = False
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class Routing:
         ranks: list[int],
         scaling: Tensor | None = None,
         dropout: Dropout | None = None,
+        joined: bool = False,
     ) -> Routing:
         """Routing of `slots` [rows] given each slot's largest rank and the table of alpha/r, [layers, slots]."""
         rows = slots.tolist()
@@ -66,17 +69,41 @@ class Routing:
             scales=table[:, owner, None, None],
             span=slice(owners[0], owners[0] + len(owners)) if neighbours else None,
             dropout=dropout,
+            joined=joined,
         )
 
     def by_row(self, x: Tensor) -> Tensor:
-        """View [rows * m, ..., width] as [rows, m', width]; layers inside a model may split rows, never mix them."""
-        rows = self.slots.shape[0]
-        if x.shape[0] % rows:
+        """View [rows * m, ..., width] as [rows, m', width]."""
+        return x.reshape(len(self.slots), -1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The routings of one pass.
+
+    Attributes:
+        rows: of its rows.
+        tokens: where rows are joined, of blocks of their tokens; `count` tokens in all.
+    """
+
+    rows: Routing
+    tokens: Routing | None = None
+    count: int = 0
+
+    def of(self, x: Tensor, shared: bool = False) -> Routing:
+        """The routing of a layer's input: of tokens, [1, tokens, ...], or of rows, [rows * m, ...].
+
+        Layers inside a model may split rows, never mix them; a `shared` input may be one for all rows.
+        """
+        if self.tokens is not None and self.count in (x.shape[0], x.shape[:2].numel()):
+            return self.tokens
+        rows = len(self.rows.slots)
+        if x.shape[0] % rows and x.shape[:2] != (1, rows) and not shared:
             raise CapacityError(
                 f"a target layer saw {x.shape[0]} leading entries for {rows} rows; "
                 "it mixes rows and cannot hold adapters"
             )
-        return x.reshape(rows, -1, x.shape[-1])
+        return self.rows
 
 
 def take_rows(outputs: Any, index: Tensor) -> Any:

@@ -17,8 +17,8 @@ from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
-# What a pass costs beside its rows times its longest row; a pass that joins tokens pads a quarter of its work only.
-_OVERHEAD, _OVERHEAD_JOINED = 100, 400
+_OVERHEAD = 100  # what a padded pass costs beside its rows times its longest row, in tokens
+_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a processor's caches
 
 
 def predict(
@@ -39,7 +39,7 @@ def predict(
         max_rows: rows in one pass; rows of like size share a pass.
     """
     answers: list[Json] = [None] * len(features)
-    for chunk in chunks(features, slots, tasks, max_rows, _OVERHEAD if engine.pads else _OVERHEAD_JOINED):
+    for chunk in passes(engine, tasks, features, slots, max_rows):
         with torch.inference_mode():
             for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
                 options = parameters or [{}] * len(features)
@@ -52,13 +52,41 @@ def predict(
     return answers
 
 
-def chunks(
+def passes(
+    engine: AdapterEngine,
+    tasks: Mapping[int, Task],
     features: Sequence[Features],
     slots: Sequence[int],
-    tasks: Mapping[int, Task],
-    max_rows: int,
-    overhead: float = _OVERHEAD,
+    max_rows: int = 64,
 ) -> list[list[int]]:
+    """Row numbers of each pass: by tokens where rows are laid end to end, else where the least is lost to padding."""
+    sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
+    if engine.joins:
+        return by_tokens(sizes, slots, _TOKENS.get(engine.base.device.type, _TOKENS["cuda"]))
+    return chunks(sizes, slots, max_rows)
+
+
+def by_tokens(sizes: Sequence[int], slots: Sequence[int], most: int) -> list[list[int]]:
+    """Row numbers in passes of about equal numbers of tokens, at most `most` unless a row alone has more.
+
+    Rows of one slot stay together, so that a pass has few slots.
+    """
+    order = sorted(range(len(sizes)), key=slots.__getitem__)
+    total = sum(sizes)
+    share = total / max(1, -(-total // most))
+    found: list[list[int]] = []
+    held, taken = 0, 0
+    for row in order:
+        if not found or held + sizes[row] > most or taken + sizes[row] / 2 > share * len(found):
+            found.append([])
+            held = 0
+        found[-1].append(row)
+        held += sizes[row]
+        taken += sizes[row]
+    return found
+
+
+def chunks(sizes: Sequence[int], slots: Sequence[int], max_rows: int, overhead: float = _OVERHEAD) -> list[list[int]]:
     """Row numbers in passes of at most `max_rows`, cut where the least is lost to padding and to passes.
 
     Rows of one slot and of like size stay together in blocks, which the low-rank term computes at once. A pass costs
@@ -66,9 +94,9 @@ def chunks(
     found by dynamic programming. Inside a pass rows come in ascending slots.
 
     Args:
-        overhead: what a pass costs by itself, in the units of `task.size`.
+        sizes: of each row, what `task.size` gives.
+        overhead: what a pass costs by itself, in the same units.
     """
-    sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
     blocks = sorted(_blocks(sizes, slots, max_rows), key=lambda rows: sizes[rows[-1]])
     before = [0, *accumulate(map(len, blocks))]  # rows in the first n blocks
     longest = [sizes[rows[-1]] for rows in blocks]

@@ -25,7 +25,7 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
 from ray_lora.errors import AdapterError, CapacityError, DataError
-from ray_lora.inference.predict import chunks, forward, predict
+from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.history import write_history
@@ -183,7 +183,7 @@ class Pack:
         device = self.engine.base.device
         sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
         counts = torch.zeros_like(sums)
-        for chunk in chunks(features, slots, tasks, self.max_rows):
+        for chunk in passes(self.engine, tasks, features, slots, self.max_rows):
             total: Tensor | None = None
             with self._timed("forward"):
                 for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk, draws):

@@ -146,10 +146,11 @@ def test_each_row_of_a_mixed_batch_answers_as_peft_alone(kind: str, which: str, 
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
-def test_slot_0_is_the_untouched_model(kind: str, grad: bool, bases: Bases, oracles: Oracles) -> None:
-    """Bit for bit in a pass that trains; a pass that answers sums in another order."""
+@pytest.mark.usefixtures("grad")
+def test_slot_0_is_the_untouched_model(kind: str, bases: Bases, oracles: Oracles) -> None:
+    """Rows that are laid end to end are summed in another order."""
     folder, inputs = bases(kind), token_batch(12)
-    close = {"atol": 0, "rtol": 0} if grad else {"atol": 2e-6, "rtol": 2e-6}
+    close = {"atol": 2e-6, "rtol": 2e-6}
     kept = inputs["attention_mask"].bool()
     expected = plain(folder)(**inputs).last_hidden_state
     with engine_on(folder, slots=3, max_rank=16, embeddings=True) as engine:
@@ -162,8 +163,6 @@ def test_slot_0_is_the_untouched_model(kind: str, grad: bool, bases: Bases, orac
             tuned = (torch.tensor(slots) != 0)[:, None] & kept
             torch.testing.assert_close(mixed[bare], expected[bare], **close)
             assert not torch.isclose(mixed[tuned], expected[tuned]).all(1).any()
-        if grad:  # hooks are on the base itself
-            assert torch.equal(engine.base.backbone(**inputs).last_hidden_state, mixed)
         engine.close()
         assert torch.equal(engine.base.backbone(**inputs).last_hidden_state, expected)
 
@@ -220,8 +219,10 @@ def test_a_fresh_adapter_of_ours_starts_as_peft_starts(bases: Bases, tmp_path: P
                 assert 0.01 < tensor.std() < 0.03
             else:
                 assert not tensor.any()
-        mixed = engine.hidden(inputs, torch.full((6,), slot)).last_hidden_state
-        assert torch.equal(mixed, plain(folder)(**inputs).last_hidden_state)  # B = 0: still the base
+        kept = inputs["attention_mask"].bool()
+        mixed = engine.hidden(inputs, torch.full((6,), slot)).last_hidden_state[kept]
+        base = plain(folder)(**inputs).last_hidden_state[kept]
+        torch.testing.assert_close(mixed, base, atol=2e-6, rtol=2e-6)  # B = 0: still the base
         engine.export(slot).save(tmp_path / "fresh")
         torch.testing.assert_close(
             reopen(folder, tmp_path / "fresh", 3)(**inputs).logits,
@@ -250,9 +251,9 @@ def test_an_adapter_without_a_head_gives_hidden_states(bases: Bases, tmp_path: P
         slot = engine.load(saved(model, tmp_path / "a"))
         ((rows, outputs),) = engine.forward(inputs, torch.tensor([slot, 0] * 3))
         assert rows.tolist() == list(range(6))
-        torch.testing.assert_close(
-            outputs.last_hidden_state[::2], model(**part(inputs, [0, 2, 4])).last_hidden_state, atol=1e-5, rtol=1e-5
-        )
+        kept = inputs["attention_mask"][::2].bool()
+        alone = model(**part(inputs, [0, 2, 4])).last_hidden_state[kept]
+        torch.testing.assert_close(outputs.last_hidden_state[::2][kept], alone, atol=1e-5, rtol=1e-5)
         engine.export(slot).save(tmp_path / "b")
         torch.testing.assert_close(reopen(folder, tmp_path / "b", None)(**inputs)[0], model(**inputs)[0])
 

@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import ViTImageProcessor, pipeline
 
 from ray_lora.bases.load import Base
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.inference.predict import chunks, embed, predict
+from ray_lora.inference.predict import by_tokens, chunks, embed, predict
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks import TASKS, Row, Task, build_task
 from tests.conformance import check_task
 from tests.conftest import sentences
-from tests.unit.bases import IMAGE, open_base, quiet_peft, reopen, save_base
+from tests.unit.bases import IMAGE, open_base, plain, quiet_peft, reopen, save_base
 
 LABELS = ("no", "perhaps", "yes")
 
@@ -284,13 +286,26 @@ def test_passes_hold_every_row_once_in_ascending_slots(text_base: Base, max_rows
     task = build_task(TaskSpec(labels=LABELS), text_base.processor)
     features = task.encode([{"text": text} for text in sentences(40, longest=20)])
     slots = [row * 7 % 5 for row in range(40)]
-    passes = chunks(features, slots, dict.fromkeys(range(5), task), max_rows)
+    found = [task.size(feature) for feature in features]
+    passes = chunks(found, slots, max_rows)
     assert sorted(row for rows in passes for row in rows) == list(range(40))
     assert max(map(len, passes)) <= max_rows
     assert all([slots[row] for row in rows] == sorted(slots[row] for row in rows) for rows in passes)
-    assert chunks([], [], {}, max_rows) == []
-    sizes = sorted(sorted(task.size(features[row]) for row in rows) for rows in passes)
+    assert chunks([], [], max_rows) == []
+    sizes = sorted(sorted(found[row] for row in rows) for rows in passes)
     assert all(before[-1] <= after[0] for before, after in pairwise(sizes))  # like sizes together
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), max_size=60), st.integers(30, 90))
+def test_passes_of_joined_rows_hold_so_many_tokens(rows: list[tuple[int, int]], most: int) -> None:
+    sizes, slots = [size for size, _ in rows], [slot for _, slot in rows]
+    passes = by_tokens(sizes, slots, most)
+    assert sorted(row for held in passes for row in held) == list(range(len(rows)))
+    assert all(held for held in passes)
+    assert all(len(held) == 1 or sum(sizes[row] for row in held) <= most for held in passes)
+    order = [slots[row] for held in passes for row in held]
+    assert order == sorted(order)
+    assert len(passes) <= 2 * -(-sum(sizes) // most) + 1
 
 
 @pytest.mark.parametrize("engine", ["text_base"], indirect=True)
@@ -298,8 +313,9 @@ def test_embeddings_are_means_over_tokens(engine: AdapterEngine) -> None:
     task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
     features = task.encode([{"text": text} for text in sentences(4)])
     pooled = embed(engine, task.collate(features))
+    model = plain(engine.base.folder, dtype=torch.float64)
     for row, feature in enumerate(features):
-        hidden = engine.base.backbone(input_ids=torch.tensor([feature["input_ids"]])).last_hidden_state[0]
+        hidden = model(input_ids=torch.tensor([feature["input_ids"]])).last_hidden_state[0]
         torch.testing.assert_close(pooled[row], hidden.mean(0).float(), atol=1e-6, rtol=1e-5)
     assert pooled.dtype == torch.float32
     slot = engine.init(LoraSpec(r=2), None, seed=0)

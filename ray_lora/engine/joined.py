@@ -1,0 +1,196 @@
+"""Rows of different lengths laid end to end, so that a pass computes no padding: where each token lies, and back.
+
+    joined = Joined.of(mask, slots)             # mask [rows, longest]: 1 where a row has a token
+    tokens = joined.take(input_ids)             # [1, tokens]
+    states = joined.spread(states)              # [1, tokens, hidden] -> [rows, longest, hidden]
+
+Tokens of one slot lie together. Each slot's stretch is filled up to a multiple of `block` with tokens that belong to no
+row and that nobody reads, so that the low-rank terms of all slots are one product of equal blocks, and the number of
+tokens to a multiple of 16, so that there are few different shapes of products. It knows rows, not models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_FILL = 16  # a number of tokens, and the width of a row's attention: what products and softmax like
+_BLOCKS = (4, 8, 16, 32, 64, 128)
+_BLOCK_COST = 3.0  # what a block costs, in tokens: measured for products of a rank of 8 beside layers 384 wide
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows whose attention is computed together.
+
+    Attributes:
+        tokens: the token at each place, [rows, width]; behind a row's end its first token.
+        ends: each row's number of tokens, [rows].
+        full: whether no place lies behind a row's end.
+    """
+
+    rows: int
+    width: int
+    tokens: Tensor
+    ends: Tensor
+    full: bool
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The tokens of some rows.
+
+    Attributes:
+        rows, width: of the padded form, [rows, width, ...].
+        count: tokens of the joined form, those that belong to no row included.
+        block: tokens that have one slot, one after the other; divides `count`.
+        owners: slot of each block, [count / block].
+        places: where in the flattened padded form each token lies, [count].
+        positions: of each token in its own row, [count].
+        of_row: the row of each token, [count].
+        firsts: each row's first token, [rows].
+        idle: tokens that belong to no row.
+        to_padded: the token at each place of the padded form, [rows * width]; a row's first where it has none.
+        lengths: each row's number of tokens; starts: its first token.
+        kept: what others make of these rows, once.
+    """
+
+    rows: int
+    width: int
+    count: int
+    block: int
+    owners: tuple[int, ...]
+    places: Tensor
+    positions: Tensor
+    of_row: Tensor
+    firsts: Tensor
+    idle: Tensor
+    to_padded: Tensor
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, mask: Tensor, slots: Sequence[int], device: torch.device) -> Joined:
+        """Rows that have a token wherever `mask` [rows, longest] is not 0, at least one each, with these slots."""
+        held = mask.cpu().numpy() != 0
+        rows, width = held.shape
+        lengths = held.sum(1)
+        order = np.argsort(np.asarray(slots), kind="stable")
+        of_slot, sizes = _by_slot(np.asarray(slots)[order], lengths[order])
+        block = _block(sizes)
+        filled = -(-sizes // block) * block
+        count = _filled(int(filled.sum()), _FILL if _FILL % block == 0 else block)
+        filled[-1] += count - filled.sum()
+        starts = np.empty(rows, dtype=np.int64)
+        at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
+        gaps = np.concatenate([[0], np.cumsum(filled - sizes)[:-1]])
+        starts[order] = at + np.repeat(gaps, np.bincount(_numbers(np.asarray(slots)[order])))
+        of_token = np.repeat(np.arange(rows), lengths)  # in the padded form's order
+        inner = np.arange(len(of_token)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        here = starts[of_token] + inner
+        flat = np.flatnonzero(held)
+        places, positions, of_row = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        places[here], positions[here], of_row[here] = flat, inner, of_token
+        idle = np.ones(count, dtype=bool)
+        idle[here] = False
+        to_padded = np.repeat(starts, width)
+        to_padded[flat] = here
+        return cls(
+            rows=rows,
+            width=width,
+            count=count,
+            block=block,
+            owners=tuple(int(slot) for slot in np.repeat(of_slot, filled // block)),
+            places=_move(places, device),
+            positions=_move(positions, device),
+            of_row=_move(of_row, device),
+            firsts=_move(starts, device),
+            idle=_move(np.flatnonzero(idle), device),
+            to_padded=_move(to_padded, device),
+            lengths=tuple(lengths.tolist()),
+            starts=tuple(starts.tolist()),
+        )
+
+    def take(self, padded: Tensor) -> Tensor:
+        """[rows, longest, ...] as [1, tokens, ...]."""
+        return padded.flatten(0, 1).index_select(0, self.places).unsqueeze(0)
+
+    def spread(self, joined: Tensor) -> Tensor:
+        """[1, tokens, ...] as [rows, longest, ...]; what stands where a row has no token means nothing."""
+        return joined[0].index_select(0, self.to_padded).view(self.rows, self.width, *joined.shape[2:])
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """All rows by their width in attention, a multiple of 16; few buckets where rows are few."""
+        lengths, starts = np.asarray(self.lengths), np.asarray(self.starts)
+        widths = -(-lengths // _FILL) * _FILL
+        buckets = []
+        for group in _groups(widths):
+            width, ends = int(widths[group].max()), lengths[group]
+            column = np.arange(width)
+            tokens = starts[group][:, None] + np.where(column < ends[:, None], column, 0)
+            device = self.places.device
+            buckets.append(
+                Bucket(
+                    rows=len(group),
+                    width=width,
+                    tokens=torch.from_numpy(tokens).to(device),
+                    ends=torch.from_numpy(ends).to(device),
+                    full=bool((ends == width).all()),
+                )
+            )
+        return buckets
+
+
+def _by_slot(slots: Index, lengths: Index) -> tuple[Index, Index]:
+    """Each slot among sorted ones, and its number of tokens."""
+    of_slot, first = np.unique(slots, return_index=True)
+    return of_slot, np.add.reduceat(lengths, first)
+
+
+def _numbers(slots: Index) -> Index:
+    """0 for the first slot among sorted ones, 1 for the next."""
+    return np.unique(slots, return_inverse=True)[1]
+
+
+def _block(sizes: Index) -> int:
+    """Tokens of a block for slots of so many tokens: small blocks fill little up, large ones are few."""
+    if len(sizes) == 1:
+        return _filled(int(sizes[0]), _FILL)
+
+    def cost(block: int) -> float:
+        filled = -(-sizes // block) * block
+        return float(filled.sum()) + _BLOCK_COST * float(filled.sum() // np.gcd.reduce(filled))
+
+    return min(_BLOCKS, key=cost)
+
+
+def _groups(widths: Index) -> list[Index]:
+    """Rows of like width, widest last; a width that few rows have joins the next wider one."""
+    groups: list[list[int]] = [[]]
+    for width in np.unique(widths):
+        rows = np.flatnonzero(widths == width).tolist()
+        few = groups[-1] and len(groups[-1]) * (int(width) - int(widths[groups[-1]].max())) <= 4 * _FILL
+        if few or not groups[-1]:
+            groups[-1] += rows
+        else:
+            groups.append(rows)
+    return [np.asarray(sorted(group)) for group in groups]
+
+
+def _filled(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _move(array: Index, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
