@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter, Card
     from ray_lora.allowed import allow
-    from ray_lora.bases.load import Base, load_base
+    from ray_lora.bases.base import Base
+    from ray_lora.bases.built import BuildContext, Built
+    from ray_lora.bases.load import load_base
     from ray_lora.engine import AdapterEngine
     from ray_lora.errors import (
         AdapterError,
@@ -54,6 +56,8 @@ __all__ = [
     "Base",
     "BaseModelError",
     "BaseSpec",
+    "BuildContext",
+    "Built",
     "CapacityError",
     "Card",
     "DataError",
@@ -83,7 +87,9 @@ __all__ = [
 _MODULES = {  # public name -> the module that holds it
     "adapters.adapter": ("Adapter", "Card"),
     "allowed": ("allow",),
-    "bases.load": ("Base", "load_base"),
+    "bases.base": ("Base",),
+    "bases.built": ("BuildContext", "Built"),
+    "bases.load": ("load_base",),
     "engine": ("AdapterEngine",),
     "errors": (
         "AdapterError",
