@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter, Card
-    from ray_lora.bases.load import Base, load_base
+    from ray_lora.allowed import allow
+    from ray_lora.bases.base import Base
+    from ray_lora.bases.built import BuildContext, Built
+    from ray_lora.bases.load import load_base
     from ray_lora.engine import AdapterEngine
     from ray_lora.errors import (
         AdapterError,
@@ -53,6 +56,8 @@ __all__ = [
     "Base",
     "BaseModelError",
     "BaseSpec",
+    "BuildContext",
+    "Built",
     "CapacityError",
     "Card",
     "DataError",
@@ -71,6 +76,7 @@ __all__ = [
     "TrackingSpec",
     "TrainingSpec",
     "__version__",
+    "allow",
     "build_app",
     "evaluate_ref",
     "load_base",
@@ -80,7 +86,10 @@ __all__ = [
 
 _MODULES = {  # public name -> the module that holds it
     "adapters.adapter": ("Adapter", "Card"),
-    "bases.load": ("Base", "load_base"),
+    "allowed": ("allow",),
+    "bases.base": ("Base",),
+    "bases.built": ("BuildContext", "Built"),
+    "bases.load": ("load_base",),
     "engine": ("AdapterEngine",),
     "errors": (
         "AdapterError",

@@ -32,7 +32,8 @@ class Spec(BaseModel):
 
 
 class BaseSpec(Spec):
-    """Which frozen pretrained model: a packaged base's name, a hub id, or a folder."""
+    """Which frozen pretrained model: a packaged base's name, a hub id, a folder, a GGUF file, or a builder that the
+    user allowed, `package.module:callable`."""
 
     model: str = "minilm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

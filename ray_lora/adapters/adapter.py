@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ray_lora.adapters.peft_folder import (
     CONFIG,
+    COUNTER,
     PREFIX,
     WEIGHTS,
     LowRank,
@@ -107,6 +108,11 @@ class Adapter:
         if (folder / CONFIG).exists():
             raise AdapterError(f"{str(folder)!r} already holds an adapter; give another folder or remove it first")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        tensors |= {
+            f"{name.removesuffix('running_mean')}{COUNTER}": torch.zeros((), dtype=torch.int64)
+            for name in self.tensors
+            if name.endswith(".running_mean")
+        }
         (folder / WEIGHTS).write_bytes(dump_tensors(tensors, metadata={"format": "pt"}))
         card = self.card.model_copy(update={"sha256": self.sha256})
         (folder / CARD).write_text(card.model_dump_json(indent=2))

@@ -25,6 +25,7 @@ from ray_lora.recipe import LoraSpec
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # of every key in a PEFT file
+COUNTER = "num_batches_tracked"  # of a batch norm in train mode: PEFT asks for the key, and no answer depends on it
 
 # PEFT fields that say where adapters came from or how they were initialised; they do not change what an adapter
 # answers.
@@ -137,9 +138,11 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
     for key, tensor in tensors.items():
         if not key.startswith(PREFIX):
             raise AdapterError(f"{where!r}: key {key!r} does not begin with {PREFIX!r}; it was not saved by PEFT")
+        name = key.removeprefix(PREFIX)
+        if name.endswith(f".{COUNTER}"):
+            continue
         if not tensor.is_floating_point() or not _finite(tensor):
             raise AdapterError(f"{where!r}: tensor {key!r} holds values that are not finite numbers")
-        name = key.removeprefix(PREFIX)
         for mark in (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B"):
             if name.endswith(mark):
                 parts.setdefault(name.removesuffix(mark), {})[mark] = tensor.float()

@@ -45,7 +45,7 @@ class Buffers:
         grad: their gradients, in the same layout; empty unless the engine trains.
         scaling: alpha/r of every layer and slot, [layers, slots + 1], in the base's dtype.
         compute: `flat` in the base's dtype, what a pass multiplies with; `flat` itself where the dtypes agree.
-        head_flat, head_grad: the same for each head class.
+        head_flat, head_grad: the same for each head class; what is never trained comes last and has no gradients.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Buffers:
     def place_head(self, head: Head) -> None:
         """Fresh rows for a head class, in place of those it had."""
         flat = self.flat.new_zeros(len(self.flat), sum(head.sizes), dtype=self._exact)
-        grad = torch.zeros_like(flat) if self._train else None
+        grad = flat.new_zeros(len(flat), sum(head.sizes[:2])) if self._train else None
         head.place(flat, grad)
         self.head_flat[head.architecture] = flat
         if grad is not None:
@@ -109,7 +109,8 @@ class Buffers:
         """The slot's numbers under PEFT's file keys, cut to the adapter's ranks and labels.
 
         Args:
-            flats: other buffers of the same layout, pairs first, then head (an optimizer's moments).
+            flats: buffers of gradients or of an optimizer's moments, pairs first, then head; they hold nothing for what
+                is never trained.
         """
         views: dict[str, Tensor] = {}
         for name in resident.targets:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.adapters.peft_folder import split
-from ray_lora.bases.load import Base
+from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import narrow, targets
 from ray_lora.engine.backbone import Backbone
@@ -258,6 +258,7 @@ class AdapterEngine:
         """Make room for heads of this class with up to `num_labels` labels, keeping what is resident."""
         old = self.heads.get(spec.architecture)
         if old is not None and old.labels >= spec.num_labels:
+            old.reserve(spec.num_labels)
             return
         holders = [s for s, held in self.residents.items() if held.head and held.head.architecture == spec.architecture]
         if old is not None and self.train and holders:
@@ -265,11 +266,13 @@ class AdapterEngine:
                 f"heads of {spec.num_labels} labels join a pack built for {old.labels}; "
                 "start the pack with all label sets"
             )
-        head = Head(self.base.config, self.base.prefix, spec).to(self.base.device)
+        head = Head(self.base, spec)
         if not head.targets & set(self.layers):
             raise AdapterError(
                 f"{head.architecture} shares no layer with base {self.base.id!r}; choose a head for this base"
             )
+        for held in (self.residents[slot].head for slot in holders):
+            head.reserve(held.num_labels if held else spec.num_labels)
         kept = {slot: self.read(slot) for slot in holders}
         self.heads[spec.architecture] = head
         self.buffers.place_head(head)
@@ -282,7 +285,7 @@ class AdapterEngine:
         """Copies of the slot's tensors under PEFT's file keys, cut to the adapter's ranks and labels.
 
         Args:
-            flats: other buffers of the same layout (an optimizer's moments).
+            flats: buffers of gradients or moments, which hold nothing for what is never trained.
         """
         views = self._views(slot, flats)
         return {key: view.detach().clone(memory_format=torch.contiguous_format) for key, view in views.items()}

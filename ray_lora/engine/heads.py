@@ -1,71 +1,26 @@
-"""Heads: a transformers task class whose backbone is the engine's, and whose Linear layers hold one weight a slot.
+"""Heads: a base's plain class whose backbone is the engine's, and whose modules hold one copy of themselves a slot.
 
 The class's own forward runs on hidden states that the engine computed for a whole mixed batch, so a head does exactly
-what the plain transformers class does, for all rows of one head class at once.
+what the plain class does, for all rows of one head class and size at once.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.kernels import accumulate, blocked, select
+from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of
 from ray_lora.engine.routing import Routing
+from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
 from ray_lora.errors import AdapterError
 
-_Pass = tuple[Routing, int]  # the rows a head runs on, and how many labels they have
-
-
-class _Slotted(torch.autograd.Function):
-    """W_slot x + b_slot for each row; gradients go straight into the stacked buffers."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, routing: Routing, width: int) -> Tensor:
-        w = select(weight[:, :width], routing)
-        inputs = blocked(x, routing)
-        out = torch.baddbmm(select(bias[:, :width].unsqueeze(1), routing), inputs, w.transpose(1, 2))
-        ctx.save_for_backward(inputs, w)
-        ctx.routing, ctx.grads, ctx.width, ctx.shape = routing, (weight.grad, bias.grad), width, x.shape
-        return out.reshape(*x.shape[:-1], width)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, w = ctx.saved_tensors
-        grad_weight, grad_bias = ctx.grads
-        g_rows = g.reshape(*inputs.shape[:-1], ctx.width)
-        if grad_weight is not None:
-            accumulate(grad_weight[:, : ctx.width], ctx.routing, torch.bmm(g_rows.transpose(1, 2), inputs))
-            accumulate(grad_bias[:, : ctx.width], ctx.routing, g_rows.sum(1))
-        dx = torch.bmm(g_rows, w).reshape(ctx.shape) if ctx.needs_input_grad[0] else None
-        return dx, None, None, None, None
-
-
-class SlotLinear(nn.Module):
-    """A Linear with one weight and bias a slot: weight [slots, out, in], bias [slots, out], in float32."""
-
-    def __init__(self, name: str, like: nn.Linear, per_label: bool, current: Callable[[], _Pass]) -> None:
-        super().__init__()
-        self.name, self.per_label, self.has_bias = name, per_label, like.bias is not None
-        self.in_features, self.out_features = like.in_features, like.out_features
-        self.weight: nn.Parameter
-        self.bias: nn.Parameter
-        self._current = current
-
-    def width(self, labels: int) -> int:
-        """Outputs that a head of `labels` labels uses."""
-        return labels if self.per_label else self.out_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        routing, labels = self._current()
-        width = self.width(labels)
-        rows = routing.by_row(x).to(self.weight.dtype)
-        out: Tensor = _Slotted.apply(rows, self.weight, self.bias, routing, width)  # type: ignore[no-untyped-call]
-        return out.reshape(*x.shape[:-1], width)
+_KINDS: tuple[Kind, ...] = ("weight", "undecayed", "kept")  # as they lie in a slot's row
 
 
 class _Given(nn.Module):
@@ -79,130 +34,161 @@ class _Given(nn.Module):
         return self.outputs
 
 
-class Head(nn.Module):
-    """One head class on one base: stacked weights of up to `labels` labels for every slot.
+class Head:
+    """One head class on one base: stacked tensors of up to `labels` labels for every slot.
 
     Attributes:
-        linears: its SlotLinear layers, in the class's order.
+        parts: its tensors, in the class's order.
+        stacks: each as [slots, ...] by its name; those that are trained are Parameters.
         targets: names inside the backbone that exist in the plain class too (a class may have no pooler).
-        modules: the class's own top-level modules, PEFT's `modules_to_save`.
+        modules_to_save: the class's own top-level modules, PEFT's word.
     """
 
-    def __init__(self, config: Any, prefix: str, spec: HeadSpec) -> None:
-        super().__init__()
-        self.architecture, self.labels = spec.architecture, spec.num_labels
-        model = _plain(config, spec.architecture, spec.num_labels)
-        wider = dict(_plain(config, spec.architecture, spec.num_labels + 1).named_parameters())
+    def __init__(self, base: Base, spec: HeadSpec) -> None:
+        self.architecture, self.labels, self._base = spec.architecture, spec.num_labels, base
+        model = self._base.plain(spec)
+        wider = base.plain(HeadSpec(spec.architecture, spec.num_labels + 1))
+        start = f"{base.prefix}."
         self.targets = frozenset(
-            name.removeprefix(prefix + ".") for name, _ in model.named_modules() if name.startswith(prefix + ".")
+            name.removeprefix(start) for name, _ in model.named_modules() if name.startswith(start)
         )
         # a decoder's class finds a row's last token by its id, so padding must have the id that the class knows
-        self._padding: int | None = getattr(model.config.get_text_config(), "pad_token_id", None)
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else None
+        self._padding: int | None = getattr(text, "pad_token_id", None)
+        modules = owners(model, base.prefix, spec.architecture)
+        self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
+        self.modules_to_save = tuple(sorted({name.split(".")[0] for name in modules}))
+        self.initializer_range = float(getattr(base.config, "initializer_range", 0.02))
+        self.stacks: dict[str, Tensor] = {}
+        self._classes: dict[int, nn.Module] = {}  # labels -> the class
         self._given = _Given()
-        self._pass: _Pass | None = None
-        setattr(model, prefix, self._given)
-        self.linears: list[SlotLinear] = []
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear):
-                per_label = wider[f"{name}.weight"].shape != module.weight.shape
-                slotted = SlotLinear(name, module, per_label, self._current)
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, slotted)
-                self.linears.append(slotted)
-        left = [name for name, _ in model.named_parameters()]
-        if left or not self.linears:
-            raise AdapterError(
-                f"head class {spec.architecture} has parameters {left[:3]} that are not Linear layers; "
-                "such a head is not supported"
-            )
-        self.modules_to_save = tuple(sorted({linear.name.split(".")[0] for linear in self.linears}))
-        self.initializer_range = float(getattr(config, "initializer_range", 0.02))
-        self.model = model.eval()
+        self._pass: HeadPass | None = None
+        self.reserve(spec.num_labels)
+
+    def reserve(self, labels: int) -> None:
+        """Make the class for so many labels, which may read their number in its forward.
+
+        Raises:
+            AdapterError: one of its sizes does not grow evenly with the labels.
+        """
+        if labels not in self._classes:
+            spec = HeadSpec(self.architecture, labels)
+            self._classes[labels] = self._slotted(self._fresh(spec) or self._base.plain(spec), self.shapes(labels))
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Numbers a slot holds: weights, biases."""
-        return (
-            sum(linear.out_features * linear.in_features for linear in self.linears),
-            sum(linear.out_features for linear in self.linears),
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers a slot holds: weights, what is trained without decay (biases, norms), what is never trained."""
+        weights, undecayed, kept = (
+            sum(math.prod(part.shape) for part in self.parts if part.kind == kind) for kind in _KINDS
         )
+        return weights, undecayed, kept
 
     def place(self, flat: Tensor, grad: Tensor | None) -> None:
-        """Make every layer's weight and bias a view of flat [slots, weights + biases]."""
-        for linear, weight, bias in self._parts(flat):
-            linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
+        """Make every stack a view of flat [slots, numbers], its gradients of grad [slots, trained numbers]."""
+        for part, stack in self._lie(flat):
+            self.stacks[part.name] = stack if part.kind == "kept" else nn.Parameter(stack)
         if grad is not None:
-            for linear, weight, bias in self._parts(grad):
-                linear.weight.grad, linear.bias.grad = weight, bias
+            for part, stack in self._lie(grad):
+                self.stacks[part.name].grad = stack
+
+    def _lie(self, flat: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Each part and its stack in `flat`: weights, then what is not decayed, then; the rest where `flat` has it."""
+        at = 0
+        for kind in _KINDS[: 3 if flat.shape[1] == sum(self.sizes) else 2]:
+            for part in self.parts:
+                if part.kind == kind:
+                    end = at + math.prod(part.shape)
+                    yield part, flat[:, at:end].view(-1, *part.shape)
+                    at = end
+
+    # ---------------------------------------------------------------- one slot's numbers
 
     def init(self, slot: int, labels: int, generator: torch.Generator) -> None:
-        """transformers' start: weights normal, biases zero."""
-        for linear in self.linears:
-            fresh = torch.empty(linear.width(labels), linear.in_features)
-            fresh.normal_(0, self.initializer_range, generator=generator)
-            linear.weight.data[slot, : len(fresh)] = fresh.to(linear.weight)
+        """A fresh head: as the builder's class starts it, else transformers' start, which is weights normal, biases
+        zero, norms one and zero."""
+        fresh = self._built(labels, generator)
+        with torch.no_grad():
+            for name, view in self._views(self.stacks, slot, labels):
+                if fresh is not None:
+                    view.copy_(fresh[name])
+                elif name.endswith("bias") or name.endswith("running_mean"):
+                    view.zero_()
+                elif view.dim() < 2:
+                    view.fill_(1)
+                else:
+                    view.copy_(torch.empty(view.shape).normal_(0, self.initializer_range, generator=generator))
+
+    def _built(self, labels: int, generator: torch.Generator) -> dict[str, Tensor] | None:
+        """A builder's own start, from a seed that the generator draws."""
+        model = self._fresh(HeadSpec(self.architecture, labels), generator.initial_seed())
+        return None if model is None else model.state_dict()
+
+    def _fresh(self, spec: HeadSpec, seed: int = 0) -> nn.Module | None:
+        """`base.fresh` from a seed; nobody else's random numbers move."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._base.fresh(spec)
 
     def views(self, flat: Tensor, slot: int, labels: int) -> dict[str, Tensor]:
-        """One slot's part of `flat` under the plain class's parameter names, cut to `labels`."""
-        named = {}
-        for linear, weight, bias in self._parts(flat):
-            width = linear.width(labels)
-            named[f"{linear.name}.weight"] = weight[slot, :width]
-            if linear.has_bias:
-                named[f"{linear.name}.bias"] = bias[slot, :width]
-        return named
+        """One slot's part of `flat` under the plain class's names, cut to `labels`; of a buffer of gradients or
+        moments only what is trained."""
+        return dict(self._views({part.name: stack for part, stack in self._lie(flat)}, slot, labels))
+
+    def _views(self, stacks: dict[str, Tensor], slot: int, labels: int) -> Iterator[tuple[str, Tensor]]:
+        shapes = self.shapes(labels)
+        for part in self.parts:
+            if part.name in stacks:
+                yield part.name, stacks[part.name].detach()[corner(slot, shapes[part.name])]
 
     def shapes(self, labels: int) -> dict[str, tuple[int, ...]]:
-        """Parameter names and shapes of the plain class's head with this many labels."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for linear in self.linears:
-            shapes[f"{linear.name}.weight"] = (linear.width(labels), linear.in_features)
-            if linear.has_bias:
-                shapes[f"{linear.name}.bias"] = (linear.width(labels),)
-        return shapes
+        """Names and shapes of the plain class's head with this many labels."""
+        return {part.name: part.cut(self.labels - labels) for part in self.parts}
 
-    def _parts(self, flat: Tensor) -> Iterator[tuple[SlotLinear, Tensor, Tensor]]:
-        """Each layer, its weight [slots, out, in] and bias [slots, out] in `flat`: all weights, then all biases."""
-        at, bias_at = 0, self.sizes[0]
-        for linear in self.linears:
-            out, into = linear.out_features, linear.in_features
-            weight = flat[:, at : at + out * into].view(-1, out, into)
-            yield linear, weight, flat[:, bias_at : bias_at + out]
-            at, bias_at = at + out * into, bias_at + out
+    def labels_in(self, tensors: Mapping[str, Tensor]) -> int | None:
+        """How many labels a head of these tensors has; None for a class whose head has none."""
+        for part in self.parts:
+            axis, given = part.labels_axis, tensors.get(part.name)
+            if axis is not None and given is not None and given.dim() == len(part.shape):
+                return self.labels - (part.shape[axis] - given.shape[axis]) // part.slope[axis]
+        return None
 
-    def forward(self, hidden: Any, inputs: dict[str, Tensor], routing: Routing, labels: int) -> Any:
+    # ---------------------------------------------------------------- a pass
+
+    def __call__(self, hidden: Any, inputs: dict[str, Tensor], routing: Routing, labels: int) -> Any:
         """The class's outputs from the backbone's outputs and the model inputs of the same rows."""
-        self._given.outputs, self._pass = hidden, (routing, labels)
+        self._given.outputs, self._pass = hidden, HeadPass(routing)
         if self._padding is not None and {"input_ids", "attention_mask"} <= inputs.keys():
             empty = inputs["attention_mask"] == 0
             inputs = inputs | {"input_ids": inputs["input_ids"].masked_fill(empty, self._padding)}
         try:
-            return self.model(**inputs)
+            return self._classes[labels](**inputs)
         finally:
             self._given.outputs = self._pass = None
 
-    def _current(self) -> _Pass:
+    def _current(self) -> HeadPass:
         assert self._pass is not None
         return self._pass
 
-
-def _plain(config: Any, architecture: str, labels: int) -> Any:
-    """The plain transformers class without memory for its weights."""
-    import transformers
-
-    config = copy.deepcopy(config)
-    config.num_labels = labels
-    text = config.get_text_config()
-    if getattr(text, "pad_token_id", 0) is None:
-        text.pad_token_id = -1  # no token at all; without one a decoder's class takes a single row at a time
-    named = architecture.startswith("AutoModelFor")  # the name may come from a file: it reaches nothing else
-    factory = getattr(transformers, architecture, None) if named else None
-    if factory is None:
-        raise AdapterError(
-            f"transformers has no class {architecture!r}; name a class such as AutoModelForSequenceClassification"
-        )
-    try:
-        with torch.device("meta"):
-            return factory.from_config(config)
-    except ValueError as error:
-        raise AdapterError(f"{architecture} does not know this base ({config.model_type}): {error}") from None
+    def _slotted(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+        for name, module in owners(model, self._base.prefix, self.architecture).items():
+            own = {part: tensor.shape for part, tensor in own_tensors(module).items()}
+            for part, shape in own.items():
+                if shapes.get(f"{name}.{part}") != tuple(shape):
+                    raise AdapterError(
+                        f"head class {self.architecture} has {name}.{part} of shape {tuple(shape)}, by its other sizes "
+                        f"it would be {shapes.get(f'{name}.{part}')}; a head's sizes must grow evenly with its labels"
+                    )
+            slotted: nn.Module
+            if type(module).forward is nn.Linear.forward and not module._forward_pre_hooks:
+                slotted = SlotLinear(name, own, self.stacks, self._current)
+            else:
+                slotted = SlotLeaf(name, module, own, self.stacks, self._current, self._base.device)
+            model.set_submodule(name, slotted)
+        setattr(model, self._base.prefix, self._given)
+        lost = [name for name, tensor in model.named_buffers() if tensor.is_meta]
+        if lost:
+            raise AdapterError(
+                f"head class {self.architecture} computes {lost[:3]} when it is built, which is not supported"
+            )
+        return model.to(self._base.device)

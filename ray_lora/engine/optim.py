@@ -1,8 +1,8 @@
 """One optimizer for all slots: torch's AdamW with one parameter group a slot.
 
 Each slot keeps its own rate, schedule, weight decay, clipping and step count, so an adapter is stepped exactly as it
-would be alone. Biases are not decayed, as in Hugging Face's Trainer. The gradients of a step are sums over rows; `step`
-divides each slot's by its own number of terms.
+would be alone. Biases and norms are not decayed, as in Hugging Face's Trainer. The gradients of a step are sums over
+rows; `step` divides each slot's by its own number of terms.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SlotOptimizer:
         self.engine = engine
         self._training: dict[int, tuple[TrainingSpec, int]] = {}  # slot -> spec, total steps
         self._done: dict[int, int] = {}  # slot -> steps taken
-        self._parts: dict[int, list[nn.Parameter]] = {}  # slot -> low-rank numbers, head weights, head biases
+        self._parts: dict[int, list[nn.Parameter]] = {}  # slot -> low-rank numbers, head weights, biases and norms
         self._adamw: torch.optim.AdamW | None = None
 
     def join(self, slot: int, spec: TrainingSpec, total: int) -> None:
@@ -123,8 +123,9 @@ class SlotOptimizer:
         spec = self.engine.residents[slot].head
         if spec is None:
             return [lora[slot]]
-        flat, weights = heads[spec.architecture][slot], self.engine.heads[spec.architecture].sizes[0]
-        return [lora[slot], flat[:weights], flat[weights:]]
+        weights, undecayed, _ = self.engine.heads[spec.architecture].sizes
+        flat = heads[spec.architecture][slot]
+        return [lora[slot], flat[:weights], flat[weights : weights + undecayed]]
 
     # ---------------------------------------------------------------- what a checkpoint holds
 
@@ -159,7 +160,7 @@ class SlotOptimizer:
                 self._adamw.state[part][moment].copy_(values)
 
     def _moments(self, slot: int, moment: str) -> list[Tensor] | None:
-        """The slot's moments laid out as the engine's buffers, [slots, numbers] with only this slot filled."""
+        """The slot's moments laid out as the engine's gradients, [slots, numbers] with only this slot filled."""
         assert self._adamw is not None
         states = [self._adamw.state.get(part, {}) for part in self._parts[slot]]
         if not all(states):

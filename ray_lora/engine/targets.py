@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_lora.adapters.adapter import Adapter, layer_rank
 from ray_lora.adapters.peft_folder import LowRank
-from ray_lora.bases.load import Base
+from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_linear, refusal
@@ -164,13 +164,9 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
             f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
             f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
         )
-    head = heads.get(architecture) or Head(base.config, base.prefix, HeadSpec(architecture, 2))
-    labels = 2  # of a class whose head has no labels
-    for linear in head.linears:
-        weight = adapter.head.get(f"{linear.name}.weight")
-        if linear.per_label and weight is not None:
-            labels = int(weight.shape[0])
-    spec = HeadSpec(architecture, labels)
+    head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
+    labels = head.labels_in(adapter.head)
+    spec = HeadSpec(architecture, 2 if labels is None else labels)  # 2: of a class whose head has no labels
     _check_head(adapter, head, spec, base)
     return spec
 

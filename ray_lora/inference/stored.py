@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.allowed import is_name
 from ray_lora.bases.load import load_base
 from ray_lora.data.read import canonical, check_rows, read
 from ray_lora.engine import AdapterEngine, HeadSpec
@@ -124,6 +125,11 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     if model is None:
         raise BaseModelError(
             f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+        )
+    if base is None and is_name(model):
+        raise BaseModelError(
+            f"adapter {ref!r} names the builder {model!r} as its base; code runs only when you ask for it: give "
+            f"--base {model}"
         )
     engine = AdapterEngine(
         load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),

@@ -150,10 +150,10 @@ def test_unused_slots_and_numbers_beyond_a_rank_never_move(engine: AdapterEngine
         for slot, rank in enumerate((1, 2, 8), start=1):
             assert not layer.A[slot, rank:].any()
             assert not layer.B[slot, :, rank:].any()
-    head = engine.heads[TEXT].linears[0]
-    assert not head.weight[1, 2:].any()  # a head of two labels in a buffer of three
-    assert not head.bias[1, 2:].any()
-    assert head.weight[3, 2].any()
+    stacks = engine.heads[TEXT].stacks
+    assert not stacks["classifier.weight"][1, 2:].any()  # a head of two labels in a buffer of three
+    assert not stacks["classifier.bias"][1, 2:].any()
+    assert stacks["classifier.weight"][3, 2].any()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ray_lora.allowed import is_name
 from ray_lora.errors import RecipeError
 from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.store import Store
 
 
 def choose_bases(args: AppArgs, store: Store) -> tuple[BaseArgs, ...]:
-    """The bases asked for, else all that the store's adapters name; one that has several names counts once.
+    """The bases asked for, else all that the store's adapters name; one that has several names counts once. A builder
+    is code: it is served only when it is asked for.
 
     Raises:
         RecipeError: no base is given, and the store's adapters name none.
@@ -19,11 +21,11 @@ def choose_bases(args: AppArgs, store: Store) -> tuple[BaseArgs, ...]:
         return (BaseArgs(model=args.base),)
     named: dict[str, str] = {}  # by fingerprint, else by name
     for entry in store.list():
-        if entry.base and entry.base not in named.values():
+        if entry.base and entry.base not in named.values() and not is_name(entry.base):
             named.setdefault(entry.base_fingerprint or entry.base, entry.base)
     if not named:
         raise RecipeError(
-            f"which base to serve is not clear from the store {args.store!r}: it holds no adapter that names one; "
-            "give base=…"
+            f"which base to serve is not clear from the store {args.store!r}: it holds no adapter that names one "
+            "(builders do not count: they are code); give base=…"
         )
     return tuple(BaseArgs(model=model) for model in sorted(named.values()))

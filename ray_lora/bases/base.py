@@ -1,0 +1,96 @@
+"""A base: a frozen pretrained model and what is known of it. It knows no files, no adapters and no tasks.
+
+base.backbone                                              # eval mode, no parameter requires a gradient
+base.plain(HeadSpec("AutoModelForSequenceClassification", 3))     # the class that would answer without this library
+base.batch(base.examples([5, 9]))                          # two plausible rows as the backbone's inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_lora.bases import examples, transformers_base
+from ray_lora.bases.built import Built, plain_of
+from ray_lora.bases.padding import pad
+from ray_lora.bases.plain import HeadSpec
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base.
+
+    Attributes:
+        id: the name, hub id, folder, file or builder it was asked for by.
+        folder: the folder or GGUF file it was read from; `Path()` for a builder's.
+        backbone: the model without a task head.
+        processor: its tokenizer or image processor, or None.
+        config: transformers' config, or the facts that a builder gives.
+        fingerprint: sha256 over its weights, whatever dtype they are held in.
+        prefix: the attribute under which task classes hold the backbone ("bert").
+        built: what its builder gave, on the meta device; None for a transformers model.
+    """
+
+    id: str
+    folder: Path
+    backbone: nn.Module
+    processor: Any
+    config: Any
+    fingerprint: str
+    prefix: str
+    dtype: torch.dtype
+    device: torch.device
+    built: Built | None = None
+
+    def plain(self, spec: HeadSpec) -> nn.Module:
+        """The plain class with such a head, on the meta device, in eval mode; the backbone is its attribute `prefix`.
+
+        Raises:
+            AdapterError: there is no such class, or it does not know this base.
+        """
+        if self.built is None:
+            return transformers_base.plain(self.config, spec)
+        return plain_of(self.built, spec, "meta")
+
+    def fresh(self, spec: HeadSpec) -> nn.Module | None:
+        """The plain class whose head has memory and values as the class initialises it, from torch's own generator;
+        the backbone stays on the meta device. None where transformers' rule says how a head starts.
+
+        Raises:
+            AdapterError: as `plain`.
+        """
+        return None if self.built is None else plain_of(self.built, spec, "cpu")
+
+    def examples(self, sizes: Sequence[int], seed: int = 0) -> list[dict[str, Tensor]]:
+        """Plausible inputs, one row each and without the axis of rows.
+
+        Args:
+            sizes: tokens of each row; only their number counts where all rows have one size.
+
+        Raises:
+            BaseModelError: the base takes neither texts nor images, and its builder gives no examples.
+        """
+        if self.built is not None:
+            return self.built.examples(sizes, seed)
+        return examples.draw(self.backbone, self.config, self.processor, sizes, seed)
+
+    def batch(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Rows as `examples` gives them, as the backbone's inputs, each [rows, ...]; token ids are padded."""
+        batch = {}
+        if "input_ids" in rows[0]:
+            batch = pad([row["input_ids"].tolist() for row in rows], self._tokenizer())
+        others = [name for name in rows[0] if name not in ("input_ids", "attention_mask")]
+        return batch | {name: torch.stack([row[name] for row in rows]) for name in others}
+
+    def _tokenizer(self) -> Any:
+        """What pads texts: the tokenizer, else what the config says of padding."""
+        if hasattr(self.processor, "padding_side"):
+            return self.processor
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        return SimpleNamespace(padding_side="right", pad_token_id=getattr(text, "pad_token_id", None))

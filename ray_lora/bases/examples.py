@@ -1,0 +1,74 @@
+"""Plausible inputs of a transformers model: random tokens or pixels of the sizes that it takes.
+
+draw(backbone, config, tokenizer, [5, 9])      # [{"input_ids": [5], "attention_mask": [5]}, {... [9]}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_lora.errors import BaseModelError
+
+_PIXELS = 64  # height and width where neither processor nor config says one
+_SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk", "mask")
+
+
+def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int], seed: int) -> list[dict[str, Tensor]]:
+    """One row for each size, without the axis of rows.
+
+    Raises:
+        BaseModelError: the model takes neither token ids nor pixels.
+    """
+    takes = getattr(backbone, "main_input_name", "input_ids")
+    generator = torch.Generator().manual_seed(seed)
+    if takes == "pixel_values":
+        shape = (int(getattr(config, "num_channels", 3)), *_picture(config, processor))
+        return [{"pixel_values": torch.randn(shape, generator=generator)} for _ in sizes]
+    if takes != "input_ids":
+        raise BaseModelError(
+            f"base {config.model_type!r} takes {takes}, of which no examples can be drawn; "
+            "only bases that take input_ids or pixel_values have them"
+        )
+    words = _words(config.get_text_config(), processor)
+    rows = []
+    for size in sizes:
+        ids = words[torch.randint(len(words), (size,), generator=generator)]
+        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return rows
+
+
+def _words(config: Any, tokenizer: Any) -> Tensor:
+    """The token ids that are not special."""
+    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    for name in _SPECIAL:
+        ids = getattr(config, f"{name}_token_id", None)
+        special.update(ids if isinstance(ids, list) else [ids])
+    ordinary = torch.ones(int(config.vocab_size), dtype=torch.bool)
+    ordinary[[i for i in special if isinstance(i, int) and 0 <= i < len(ordinary)]] = False
+    return ordinary.nonzero().flatten()
+
+
+def _picture(config: Any, processor: Any) -> tuple[int, int]:
+    """Height and width of a picture."""
+    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+    sizes = [crop, getattr(processor, "size", None), getattr(config, "image_size", None)]
+    return next((size for size in map(_height_width, sizes) if size is not None), (_PIXELS, _PIXELS))
+
+
+def _height_width(size: Any) -> tuple[int, int] | None:
+    """A size as processors and configs write it: a number, two, or a mapping with height and width or an edge."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    named = {name: getattr(size, name, None) for name in ("height", "width", "shortest_edge")} | (
+        dict(size) if isinstance(size, dict) else {}
+    )
+    if named["height"] and named["width"]:
+        return int(named["height"]), int(named["width"])
+    edge = named["shortest_edge"]
+    return (int(edge), int(edge)) if edge else None

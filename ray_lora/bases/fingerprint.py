@@ -1,0 +1,30 @@
+"""A base's fingerprint: sha256 over its weights, so that no adapter meets another base than its own."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@lru_cache(maxsize=32)
+def fingerprint(path: Path) -> str:
+    """sha256 over a folder's safetensors files in name order, or over a file."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def module_fingerprint(module: nn.Module) -> str:
+    """sha256 over the state dict: each tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
