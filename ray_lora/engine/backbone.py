@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_lora.bases.load import Base
+from ray_lora.bases.base import Base
 from ray_lora.engine import narrow
 from ray_lora.engine.attention import JoinedPass
 from ray_lora.engine.joined import Joined
@@ -31,20 +31,19 @@ class Backbone:
 
     Args:
         train: whether passes have gradients.
-        join: lay rows end to end where the class allows it.
     """
 
-    def __init__(self, base: Base, layers: Mapping[str, TargetLayer], train: bool, join: bool = True) -> None:
+    def __init__(self, base: Base, layers: Mapping[str, TargetLayer], train: bool) -> None:
         self._module: Any = base.backbone
         self._device = base.device
         self._routes: Routes | None = None
         self._cut: narrow.Cut | None = None
-        self._joins = join and can_join(base)
+        self.could_join = can_join(base)
         self._shift = positions_from(base.backbone)
         self._hooks = [layer.attach(lambda: self._routes) for layer in layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._cut)
         self._packing = Packing(base.backbone, train)
-        self._attention = JoinedPass(base.backbone) if self._joins else None
+        self._attention: JoinedPass | None = None
         setattr(base.backbone, _HELD, True)
 
     @staticmethod
@@ -56,11 +55,19 @@ class Backbone:
     @property
     def joins(self) -> bool:
         """Whether rows of different lengths are laid end to end, so that no padding is computed."""
-        return self._joins
+        return self._attention is not None
+
+    def lay(self, joined: bool) -> None:
+        """From now on lay rows end to end, or give the class padded rows and its own attention."""
+        if joined and self._attention is None:
+            self._attention = JoinedPass(self._module)
+        elif not joined and self._attention is not None:
+            self._attention.undo()
+            self._attention = None
 
     def join(self, inputs: Mapping[str, Tensor], slots: Sequence[int]) -> Joined | None:
         """How these rows are laid end to end; None where they are not."""
-        if not self._joins or "input_ids" not in inputs:
+        if self._attention is None or "input_ids" not in inputs:
             return None
         mask = inputs.get("attention_mask")
         return Joined.of(torch.ones_like(inputs["input_ids"]) if mask is None else mask, slots, self._device)
@@ -102,13 +109,16 @@ class Backbone:
             kept["pooler_output"] = pool(self._module, pooler, states)
         return type(outputs)(**kept)
 
+    def rest(self) -> None:
+        """Forget the last pass: the backbone is the plain one when somebody else calls it."""
+        self._routes, self._cut = None, None
+
     def undo(self) -> None:
         """Take the hooks off the base and give it its plain weights and its own attention back."""
         for hook in self._hooks:
             hook.remove()
         self._packing.undo()
-        if self._attention is not None:
-            self._attention.undo()
+        self.lay(joined=False)
         setattr(self._module, _HELD, False)
 
 

@@ -91,6 +91,11 @@ class Buffers:
         if grad is not None:
             self.head_grad[head.architecture] = grad
 
+    def drop_head(self, architecture: str) -> None:
+        """Give up a head class's rows."""
+        self.head_flat.pop(architecture, None)
+        self.head_grad.pop(architecture, None)
+
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""
         if self.compute is not self.flat:

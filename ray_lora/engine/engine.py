@@ -20,13 +20,14 @@ from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.adapters.peft_folder import split
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine import narrow, targets
+from ray_lora.engine import narrow, probe, targets
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head
 from ray_lora.engine.joined import Joined
 from ray_lora.engine.routing import Routes, Routing, take_rows
+from ray_lora.engine.sharing import Sharing
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
 
@@ -60,6 +61,9 @@ class AdapterEngine:
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
         self._backbone = Backbone(base, self.layers, train)
+        self.sharing = probe.of_base(self)
+        self._head_sharing: dict[str, Sharing] = {}
+        self._backbone.lay(joined=self.sharing.lengths == "joined")
 
     def close(self) -> None:
         """Give the base back as it was."""
@@ -102,10 +106,14 @@ class AdapterEngine:
             results.append((index, outputs))
         return results
 
-    @property
-    def joins(self) -> bool:
-        """Whether rows of different lengths are laid end to end, so that a pass computes no padding."""
-        return self._backbone.joins
+    def sharing_of(self, slot: int) -> Sharing:
+        """How rows of a slot share passes: as the base allows, and its head."""
+        head = self.residents[slot].head if slot else None
+        return self.sharing if head is None else self.sharing.with_head(self._head_sharing[head.architecture])
+
+    def passes_alone(self, slot: int) -> bool:
+        """Whether rows of this slot share no pass with other adapters' rows."""
+        return bool(slot) and self.sharing.passes_alone(self.residents[slot].targets)
 
     def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
         """The backbone's outputs for rows of any slots, without heads."""
@@ -129,7 +137,9 @@ class AdapterEngine:
         drawn = draws if self.dropout else None
         rows = self._route(owners, self._dropout(owners, drawn))
         if joined is None:
-            return Routes(rows)
+            first = None if drawn is None else drawn[:1]
+            alike = len(set(owners)) == 1
+            return Routes(rows, whole=self._route(owners[:1], self._dropout(owners[:1], first)) if alike else None)
         dropout = self._dropout(owners, drawn, joined)
         return Routes(rows, self._route(joined.owners, dropout, joined=True), joined.count)
 
@@ -174,6 +184,7 @@ class AdapterEngine:
             RecipeError: targets match nothing, or a rank is beyond a layer's width or `max_rank`.
             CapacityError: no slot is free.
         """
+        self._check_usable()
         if head is not None:
             self.reserve_head(head)
         names = self.match(config, head)
@@ -198,6 +209,7 @@ class AdapterEngine:
             BaseModelError: the adapter was trained on another base.
             CapacityError: no slot is free.
         """
+        self._check_usable()
         targets.check_base(adapter, self.base)
         head = targets.head_of(adapter, self.base, self.heads)
         prefix = targets.prefix_of(adapter, self.base)
@@ -232,6 +244,10 @@ class AdapterEngine:
             layer.ranks[slot] = 0
             layer.scaling[slot] = 0
         self.buffers.clear(slot)
+
+    def _check_usable(self) -> None:
+        if self.sharing.refused:
+            raise AdapterError(f"base {self.base.id!r} cannot be used with adapters: {self.sharing.refused}")
 
     def _claim(self, resident: Resident, ranks: Mapping[str, int]) -> int:
         """A free slot, marked as this resident's."""
@@ -276,6 +292,12 @@ class AdapterEngine:
         kept = {slot: self.read(slot) for slot in holders}
         self.heads[spec.architecture] = head
         self.buffers.place_head(head)
+        if old is None:
+            self._head_sharing[spec.architecture] = found = probe.of_head(self, head)
+            if found.refused:
+                del self.heads[spec.architecture], self._head_sharing[spec.architecture]
+                self.buffers.drop_head(spec.architecture)
+                raise AdapterError(f"{spec.architecture} on base {self.base.id!r}: {found.refused}")
         for slot, tensors in kept.items():
             self.write(slot, tensors)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +119,24 @@ class Head:
                     view.fill_(1)
                 else:
                     view.copy_(torch.empty(view.shape).normal_(0, self.initializer_range, generator=generator))
+
+    @contextmanager
+    def tried(self, labels: int) -> Iterator[dict[str, Tensor]]:
+        """Values for a comparison in slot 0, which is nobody's, by their names in the plain class; gone afterwards."""
+        draw = torch.Generator().manual_seed(0)
+        self.init(0, labels, draw)
+        views = dict(self._views(self.stacks, 0, labels))
+        kinds = {part.name: part.kind for part in self.parts}
+        with torch.no_grad():
+            for name, view in views.items():
+                if kinds[name] != "kept":
+                    size = max(1, view[0].numel() if view.dim() > 1 else 16) ** -0.5
+                    view.add_(torch.empty(view.shape).normal_(0, size, generator=draw).to(view))
+        try:
+            yield {name: view.clone() for name, view in views.items()}
+        finally:
+            for stack in self.stacks.values():
+                stack.detach()[0] = 0
 
     def _built(self, labels: int, generator: torch.Generator) -> dict[str, Tensor] | None:
         """A builder's own start, from a seed that the generator draws."""

@@ -84,11 +84,13 @@ class Routes:
     Attributes:
         rows: of its rows.
         tokens: where rows are joined, of blocks of their tokens; `count` tokens in all.
+        whole: where all rows have one slot, of whatever a layer is given, as a whole.
     """
 
     rows: Routing
     tokens: Routing | None = None
     count: int = 0
+    whole: Routing | None = None
 
     def of(self, x: Tensor, shared: bool = False) -> Routing:
         """The routing of a layer's input: of tokens, [1, tokens, ...], or of rows, [rows * m, ...].
@@ -98,12 +100,13 @@ class Routes:
         if self.tokens is not None and self.count in (x.shape[0], x.shape[:2].numel()):
             return self.tokens
         rows = len(self.rows.slots)
-        if x.shape[0] % rows and x.shape[:2] != (1, rows) and not shared:
-            raise CapacityError(
-                f"a target layer saw {x.shape[0]} leading entries for {rows} rows; "
-                "it mixes rows and cannot hold adapters"
-            )
-        return self.rows
+        if x.shape[0] % rows == 0 or x.shape[:2] == (1, rows) or shared:
+            return self.rows
+        if self.whole is not None:
+            return self.whole
+        raise CapacityError(
+            f"a target layer saw {x.shape[0]} leading entries for {rows} rows; its adapters share no pass with others"
+        )
 
 
 def take_rows(outputs: Any, index: Tensor) -> Any:

@@ -59,11 +59,36 @@ def passes(
     slots: Sequence[int],
     max_rows: int = 64,
 ) -> list[list[int]]:
-    """Row numbers of each pass: by tokens where rows are laid end to end, else where the least is lost to padding."""
+    """Row numbers of each pass, of rows that may share one (`engine.sharing`): cut by tokens where rows are laid end to
+    end, else where the least is lost to padding."""
     sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
-    if engine.joins:
-        return by_tokens(sizes, slots, _TOKENS.get(engine.base.device.type, _TOKENS["cuda"]))
-    return chunks(sizes, slots, max_rows)
+    kinds: dict[tuple[str, int], list[int]] = {}
+    kind_of = {slot: _kind(engine, slot) for slot in set(slots)}
+    for row, slot in enumerate(slots):
+        kinds.setdefault(kind_of[slot], []).append(row)
+    found = []
+    for (lengths, _), rows in kinds.items():
+        mine, owners = [sizes[row] for row in rows], [slots[row] for row in rows]
+        if lengths == "joined":
+            most = _TOKENS.get(engine.base.device.type, _TOKENS["cuda"])
+            cut = by_tokens(mine, owners, most)
+        else:
+            cut = of_one_size(mine, owners, max_rows) if lengths == "equal" else chunks(mine, owners, max_rows)
+        found += [[rows[at] for at in part] for part in cut]
+    return found
+
+
+def _kind(engine: AdapterEngine, slot: int) -> tuple[str, int]:
+    """Rows of equal kinds may share a pass."""
+    return engine.sharing_of(slot).lengths, slot if engine.passes_alone(slot) else 0
+
+
+def of_one_size(sizes: Sequence[int], slots: Sequence[int], max_rows: int) -> list[list[int]]:
+    """Row numbers in passes of at most `max_rows` rows of one size, in ascending slots."""
+    same: dict[int, list[int]] = {}
+    for row in sorted(range(len(sizes)), key=slots.__getitem__):
+        same.setdefault(sizes[row], []).append(row)
+    return [part for rows in same.values() for part in _even([[row] for row in rows], max_rows)]
 
 
 def by_tokens(sizes: Sequence[int], slots: Sequence[int], most: int) -> list[list[int]]:
@@ -176,10 +201,29 @@ def _alike(options: Sequence[Mapping[str, Json]]) -> list[list[int]]:
 def embed(engine: AdapterEngine, batch: Mapping[str, Tensor], slots: Sequence[int] | None = None) -> Tensor:
     """Mean-pooled hidden states, [rows, hidden] float32, of the bare base (or of each row's slot)."""
     rows = next(iter(batch.values())).shape[0]
+    owners = torch.tensor(slots if slots is not None else [0] * rows)
+    mask = batch.get("attention_mask")
+    alike = torch.zeros(rows) if mask is None or engine.sharing.lengths != "equal" else mask.sum(1)
+    pooled: dict[int, Tensor] = {}
+    for size in alike.unique():
+        index = (alike == size).nonzero().squeeze(1)
+        part = {name: tensor[index] for name, tensor in batch.items()}
+        if mask is not None:
+            held = part["attention_mask"].any(0)
+            part = {
+                name: tensor[:, held] if tensor.shape[:2] == mask[index].shape else tensor
+                for name, tensor in part.items()
+            }
+        pooled |= dict(zip(index.tolist(), _pool(engine, part, owners[index]), strict=True))
+    return torch.stack([pooled[row] for row in range(rows)])
+
+
+def _pool(engine: AdapterEngine, batch: Mapping[str, Tensor], slots: Tensor) -> Tensor:
     with torch.inference_mode():
-        hidden = engine.hidden(batch, torch.tensor(slots if slots is not None else [0] * rows))
-    states: Tensor = hidden.last_hidden_state.float()
-    if states.dim() == 4:  # an image backbone: [rows, channels, height, width]
-        return states.mean((2, 3))
-    mask = batch["attention_mask"].to(states.device).unsqueeze(-1)
-    return (states * mask).sum(1) / mask.sum(1)
+        states: Tensor = engine.hidden(batch, slots).last_hidden_state.float()
+        if states.dim() == 4:  # an image backbone: [rows, channels, height, width]
+            return states.mean((2, 3))
+        if "attention_mask" not in batch:
+            return states.mean(1)
+        mask = batch["attention_mask"].to(states.device).unsqueeze(-1)
+        return (states * mask).sum(1) / mask.sum(1)

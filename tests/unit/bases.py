@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +17,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from ray_lora.bases.load import Base, load_base
+from ray_lora.bases.base import Base
+from ray_lora.bases.built import Built
+from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.recipe import BaseSpec
 
@@ -70,6 +73,20 @@ def _settle_batch_norm(backbone: nn.Module) -> None:
         for _ in range(3):
             backbone(pixel_values=torch.randn(8, 3, 16, 16) * 2 + 1)
     backbone.eval()
+
+
+def toy_base(backbone: nn.Module, draw: Callable[[torch.Generator], dict[str, Tensor]]) -> Base:
+    """A base of one's own module; `draw` gives one row's inputs."""
+
+    def examples(sizes: Sequence[int], seed: int) -> list[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        return [draw(generator) for _ in sizes]
+
+    built = Built(backbone, "model", lambda _: backbone, examples)
+    weights = b"".join(tensor.numpy().tobytes() for tensor in backbone.state_dict().values())
+    name, digest = type(backbone).__name__, hashlib.sha256(weights).hexdigest()
+    device = torch.device("cpu")
+    return Base(name, Path(), backbone, None, built.config, digest, "model", torch.float32, device, built)
 
 
 def open_base(folder: Path, dtype: torch.dtype = torch.float32, processor: Any = None) -> Base:

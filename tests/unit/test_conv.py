@@ -26,6 +26,7 @@ from tests.unit.bases import (
     quiet_peft,
     reopen,
     save_base,
+    toy_base,
     wrap,
 )
 
@@ -182,7 +183,7 @@ def own_base() -> Base:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = _Convolutions().requires_grad_(False).eval()
-    return Base("own", Path(), backbone, None, None, "f" * 64, "model", torch.float32, torch.device("cpu"))
+    return toy_base(backbone, lambda draw: {"pixel_values": torch.randn(4, 8, 8, generator=draw)})
 
 
 @pytest.mark.parametrize(

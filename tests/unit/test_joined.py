@@ -117,7 +117,7 @@ def test_joined_rows_equal_each_row_alone(kind: str, left: bool, folders: Any) -
     base.backbone.double()
     object.__setattr__(base, "dtype", torch.float64)
     engine = AdapterEngine(base, slots=2, max_rank=3, train=True)
-    assert engine.joins
+    assert engine.sharing.lengths == "joined"
     slots = [0, *(some_adapter(engine, rank) for rank in (2, 3))]
     for lengths in LENGTHS.values():
         rows = [(slots[number % 3], length) for number, length in enumerate(lengths)]

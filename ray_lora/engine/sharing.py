@@ -1,0 +1,87 @@
+"""What rows of one base may share: whether those of other lengths and of other adapters may stand in one pass.
+
+    Sharing("joined")                              # rows end to end, of any adapters
+    Sharing("equal", ("encoder.rel_proj",))        # rows of one length; adapters with a pair in that layer pass alone
+
+`probe` finds it by comparing, once for each base and kind of head; it is kept in a file by the base's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+Lengths = Literal["joined", "padded", "equal"]
+_REVISION = 1  # of the probe: what an older one found is asked again
+_ORDER: tuple[Lengths, ...] = ("joined", "padded", "equal")
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How rows may be computed together so that each gets the answer that it gets alone.
+
+    Attributes:
+        lengths: rows end to end without padding; padded to the longest; or only rows of one length in a pass.
+        apart: layers whose inputs hold no rows where the others' do (relative positions, rows on another axis): an
+            adapter with a pair in one of them shares no pass with others.
+        reason: what was seen where less is shared than could be.
+        refused: why no adapter can be used at all; empty where one can.
+    """
+
+    lengths: Lengths = "padded"
+    apart: tuple[str, ...] = ()
+    reason: str = ""
+    refused: str = ""
+
+    def passes_alone(self, targets: Collection[str]) -> bool:
+        """Whether an adapter with pairs in these layers shares no pass with others."""
+        return not set(self.apart).isdisjoint(targets)
+
+    def with_head(self, head: Sharing) -> Sharing:
+        """What holds for rows whose head shares no more than `head`."""
+        lengths = max(self.lengths, head.lengths, key=_ORDER.index)
+        reason = "; ".join(filter(None, (self.reason, head.reason)))
+        return Sharing(lengths, self.apart, reason, self.refused or head.refused)
+
+    @property
+    def words(self) -> str:
+        """For people: how rows share a pass."""
+        lengths = {"joined": "end to end", "padded": "padded", "equal": "of one length"}[self.lengths]
+        return f"rows {lengths}" + (", some adapters one a pass" if self.apart else "")
+
+
+# -------------------------------------------------------------------- kept by fingerprint
+
+
+def recall(fingerprint: str, what: str) -> Sharing | None:
+    """What was found of `what` on the base with this fingerprint, by these versions of the libraries."""
+    try:
+        told = json.loads(_file(fingerprint, what).read_text())
+        return Sharing(told["lengths"], tuple(told["apart"]), told["reason"], told["refused"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never asked, or torn: it is asked again
+
+
+def remember(fingerprint: str, what: str, sharing: Sharing) -> None:
+    """Keep what was found; a disk that takes nothing costs the next process a moment, not an answer."""
+    path = _file(fingerprint, what)
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(asdict(sharing) | {"what": what}))
+        fresh.replace(path)
+    except OSError:
+        return
+
+
+def _file(fingerprint: str, what: str) -> Path:
+    versions = [version(name) for name in ("ray_lora", "torch", "transformers")]
+    key = hashlib.sha256(json.dumps([_REVISION, fingerprint, what, versions]).encode()).hexdigest()
+    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser()
+    return cache / "sharing" / f"{key[:32]}.json"
