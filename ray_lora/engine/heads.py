@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of
+from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
 from ray_lora.errors import AdapterError
@@ -58,7 +58,7 @@ class Head:
         self._padding: int | None = getattr(text, "pad_token_id", None)
         modules = owners(model, base.prefix, spec.architecture)
         self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
-        self.modules_to_save = tuple(sorted({name.split(".")[0] for name in modules}))
+        self.modules_to_save = saved_modules(model, modules, spec.architecture)
         self.initializer_range = float(getattr(base.config, "initializer_range", 0.02))
         self.stacks: dict[str, Tensor] = {}
         self._classes: dict[int, nn.Module] = {}  # labels -> the class
