@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,13 @@ from torch import nn
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError
 
-_WRONG = (OSError, ValueError, KeyError, RuntimeError)  # what transformers raises for files it cannot use
+_WRONG = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    struct.error,
+)  # what transformers raises for files it cannot use
 
 
 def is_gguf(path: Path) -> bool:

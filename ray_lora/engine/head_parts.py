@@ -6,7 +6,7 @@ It reads classes; it computes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from ray_lora.errors import AdapterError
 
 Kind = Literal["weight", "undecayed", "kept"]  # trained; trained without weight decay; never trained
 
+# what PEFT adds below a target layer
+_PEFT_NAMES = ("lora_A", "lora_B", "lora_dropout", "lora_embedding_A", "lora_embedding_B", "base_layer", "default")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 # transformers.Trainer.get_decay_parameter_names: what is not decayed
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
@@ -79,6 +81,24 @@ def owners(model: nn.Module, prefix: str, architecture: str) -> dict[str, nn.Mod
     if not found:
         raise AdapterError(f"head class {architecture} has no parameters on this base; such a head is not supported")
     return found
+
+
+def saved_modules(model: nn.Module, names: Iterable[str], architecture: str) -> tuple[str, ...]:
+    """The top-level modules of the head's modules, PEFT's `modules_to_save`.
+
+    Raises:
+        AdapterError: PEFT, which goes by the ends of names, would take another module for one of them.
+    """
+    saved = tuple(sorted({name.split(".")[0] for name in names}))
+    others = [*_PEFT_NAMES, *(name for name, _ in model.named_modules() if name not in saved)]
+    for top in saved:
+        alike = [other for other in others if other.endswith(top)]
+        if alike:
+            raise AdapterError(
+                f"head class {architecture} has a module {top!r}, and PEFT would take {alike[0]!r} for it, which ends "
+                "alike; give the head's module another name"
+            )
+    return saved
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of
+from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
 from ray_lora.errors import AdapterError
 
 _KINDS: tuple[Kind, ...] = ("weight", "undecayed", "kept")  # as they lie in a slot's row
+_STATISTICS = (".running_mean", ".running_var")  # of a batch norm, which begin as zero and one
 
 
 class _Given(nn.Module):
@@ -47,7 +48,7 @@ class Head:
 
     def __init__(self, base: Base, spec: HeadSpec) -> None:
         self.architecture, self.labels, self._base = spec.architecture, spec.num_labels, base
-        model = self._base.plain(spec)
+        model = base.plain(spec)
         wider = base.plain(HeadSpec(spec.architecture, spec.num_labels + 1))
         start = f"{base.prefix}."
         self.targets = frozenset(
@@ -59,23 +60,34 @@ class Head:
         self._padding: int | None = getattr(text, "pad_token_id", None)
         modules = owners(model, base.prefix, spec.architecture)
         self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
-        self.modules_to_save = tuple(sorted({name.split(".")[0] for name in modules}))
+        unknown = [part.name for part in self.parts if part.kind == "kept" and not part.name.endswith(_STATISTICS)]
+        if base.built is None and unknown:
+            raise AdapterError(
+                f"head class {spec.architecture} keeps numbers {unknown[:3]} whose start is not known here; "
+                "such a head is not supported"
+            )
+        self.modules_to_save = saved_modules(model, modules, spec.architecture)
         self.initializer_range = float(getattr(base.config, "initializer_range", 0.02))
         self.stacks: dict[str, Tensor] = {}
         self._classes: dict[int, nn.Module] = {}  # labels -> the class
         self._given = _Given()
         self._pass: HeadPass | None = None
-        self.reserve(spec.num_labels)
+        self.reserve(spec.num_labels, model)
 
-    def reserve(self, labels: int) -> None:
+    def reserve(self, labels: int, plain: nn.Module | None = None) -> None:
         """Make the class for so many labels, which may read their number in its forward.
+
+        Args:
+            plain: what `base.plain` gives for it, where that is known.
 
         Raises:
             AdapterError: one of its sizes does not grow evenly with the labels.
         """
         if labels not in self._classes:
             spec = HeadSpec(self.architecture, labels)
-            self._classes[labels] = self._slotted(self._fresh(spec) or self._base.plain(spec), self.shapes(labels))
+            self._classes[labels] = self._slotted(
+                self._fresh(spec) or plain or self._base.plain(spec), self.shapes(labels)
+            )
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -94,7 +106,7 @@ class Head:
                 self.stacks[part.name].grad = stack
 
     def _lie(self, flat: Tensor) -> Iterator[tuple[Part, Tensor]]:
-        """Each part and its stack in `flat`: weights, then what is not decayed, then; the rest where `flat` has it."""
+        """Each part and its stack in `flat`: weights, what is not decayed, and the rest where `flat` has it."""
         at = 0
         for kind in _KINDS[: 3 if flat.shape[1] == sum(self.sizes) else 2]:
             for part in self.parts:

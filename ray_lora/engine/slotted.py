@@ -159,7 +159,7 @@ class SlotLeaf(SlotModule):
         rows = len(run.routing.slots)
         if x.shape[0] == 1 < rows:  # shared by all rows, such as numbers of positions
             x = x.expand(rows, *x.shape[1:])
-        if x.shape[0] % rows:
+        if x.shape[0] % rows or (x.dim() == 1 and len(x) != rows):
             raise CapacityError(
                 f"module {self.name!r} of a head saw {x.shape[0]} leading entries for {rows} rows; "
                 "it mixes rows and cannot have a copy for each adapter"

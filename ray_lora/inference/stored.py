@@ -112,7 +112,7 @@ def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str
         AdapterError: the adapter does not fit, or has no task.
     """
     entry, adapter = open_store(store, tracking_uri).load(ref)
-    return Opened(entry, *alone(adapter, entry.ref, base or entry.base))
+    return Opened(entry, *alone(adapter, entry.ref, base or _named(entry.base or adapter.card.base, entry.ref)))
 
 
 def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "auto") -> tuple[AdapterEngine, int, Task]:
@@ -121,16 +121,7 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     Raises:
         BaseModelError, AdapterError: as `open_ref`.
     """
-    model = base or adapter.card.base
-    if model is None:
-        raise BaseModelError(
-            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
-        )
-    if base is None and is_name(model):
-        raise BaseModelError(
-            f"adapter {ref!r} names the builder {model!r} as its base; code runs only when you ask for it: give "
-            f"--base {model}"
-        )
+    model = base or _named(adapter.card.base, ref)
     engine = AdapterEngine(
         load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
         slots=1,
@@ -140,6 +131,20 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     slot = engine.load(adapter)
     spec = adapter.card.task or plain_task(ref, engine.residents[slot].head)
     return engine, slot, build_task(spec, engine.base.processor)
+
+
+def _named(model: str | None, ref: str) -> str:
+    """The base that an adapter itself names; BaseModelError when it names none, or code."""
+    if model is None:
+        raise BaseModelError(
+            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+        )
+    if is_name(model):
+        raise BaseModelError(
+            f"adapter {ref!r} names the builder {model!r} as its base; code runs only when you ask for it: give "
+            f"--base {model}"
+        )
+    return model
 
 
 def plain_task(ref: str, head: HeadSpec | None) -> TaskSpec:
