@@ -65,10 +65,6 @@ _PART = {
 _SEEN: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _SEEN |= {"image_size": SIDE, "patch_size": 8}
 _READ = {name: value for name, value in _PART.items() if name not in ("image_size", "patch_size")}
-    name: value
-    for name, value in _PART.items()
-    if name not in ("image_size", "patch_size", "projection_dim", "vision_output_dim")
-}
 _TWO_TOWERS = {
     "text_config": _SEEN | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0},
     "vision_config": _SEEN,
@@ -93,8 +89,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("modernbert", "modernbert-decoder"), _WINDOWS | {"local_attention": 8}),
     "big_bird": {"block_size": 2, "num_random_blocks": 1},
     "canine": {"local_transformer_stride": 8, "num_hash_buckets": 64},
-    "cohere_compass_text": _WINDOWS
-    | {"rope_parameters": dict.fromkeys(_WINDOWS["layer_types"], _ROPE)},
+    "cohere_compass_text": _WINDOWS | {"rope_parameters": dict.fromkeys(_WINDOWS["layer_types"], _ROPE)},
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}
     | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3},
