@@ -150,7 +150,13 @@ def _compare(oracle: Oracle, dtype: torch.dtype) -> tuple[float, str]:
 
 def way(engine: AdapterEngine) -> str:
     """How rows of unlike adapters and lengths shared a pass of this engine."""
-    return "mixed" if engine.pads else "joined"
+    shares = {engine.sharing_of(slot).lengths for slot in engine.resident_slots}
+    lengths = max(shares, key=["joined", "padded", "equal"].index)
+    lone = any(engine.passes_alone(slot) for slot in engine.resident_slots)
+    return _WAYS[lengths] + (", one adapter a pass" if lone else "")
+
+
+_WAYS = {"joined": "end to end", "padded": "padded", "equal": "at equal lengths"}
 
 
 # ---------------------------------------------------------------- errors, warnings, time

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ray_lora.bases.base import Base
 from ray_lora.engine import narrow
+from ray_lora.engine.accepted import accepted
 from ray_lora.engine.attention import JoinedPass
 from ray_lora.engine.joined import Joined
 from ray_lora.engine.layers import TargetLayer
@@ -85,7 +86,7 @@ class Backbone:
         self._routes = routes
         if joined is None:
             self._cut = _first_column if first_token else None
-            return self._module(**inputs)
+            return self._module(**accepted(self._module, inputs))
         assert self._attention is not None
         self._attention.current = joined
         self._cut = (lambda states: states.index_select(1, joined.firsts)) if first_token else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
@@ -193,7 +194,7 @@ class Head:
             empty = inputs["attention_mask"] == 0
             inputs = inputs | {"input_ids": inputs["input_ids"].masked_fill(empty, self._padding)}
         try:
-            return self._classes[labels](**inputs)
+            return self._classes[labels](**accepted(self._classes[labels], inputs))
         finally:
             self._given.outputs = self._pass = None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ray_lora.engine.accepted import accepted
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.sharing import Lengths, Sharing, recall, remember
 from ray_lora.errors import BaseModelError, RayLoraError
@@ -268,11 +269,11 @@ class _Probe:
     def _plainly(self, plain: Any, row: dict[str, Tensor]) -> list[Tensor]:
         inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
         self.backbone.rest()
-        return self._answers([row], plain(**inputs))[0]
+        return self._answers([row], plain(**accepted(plain, inputs)))[0]
 
     def _handed(self, plain: Any, row: dict[str, Tensor]) -> list[str]:
         """Tensors that the plain class gives its backbone beside the row's inputs."""
-        inputs = self.base.batch([row])
+        inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
         seen: set[str] = set()
 
         def look(_: Any, args: Any, named: Mapping[str, Any]) -> None:
@@ -283,7 +284,7 @@ class _Probe:
         self.backbone.lay(joined=False)
         self.backbone.rest()
         try:
-            plain(**{name: self.engine._cast(value) for name, value in inputs.items()})
+            plain(**accepted(plain, inputs))
         finally:
             hook.remove()
             self.backbone.lay(joined=held)
