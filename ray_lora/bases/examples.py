@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ray_lora.errors import BaseModelError
 
 _PIXELS = 64  # height and width where neither processor nor config says one
+_LETTERS = 128  # ASCII
 _SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk", "mask")
 
 
@@ -33,12 +34,20 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
             f"base {config.model_type!r} takes {takes}, of which no examples can be drawn; "
             "only bases that take input_ids or pixel_values have them"
         )
-    words = _words(config.get_text_config(), processor)
+    words, end = _words(config.get_text_config(), processor), _end(config)
     rows = []
     for size in sizes:
         ids = words[torch.randint(len(words), (size,), generator=generator)]
+        if end is not None:
+            ids[-1] = end
         rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     return rows
+
+
+def _end(config: Any) -> int | None:
+    """The token that ends a row, where the class looks for it: an encoder and decoder's."""
+    end = getattr(config, "eos_token_id", None) if getattr(config, "is_encoder_decoder", False) else None
+    return end if isinstance(end, int) else None
 
 
 def _words(config: Any, tokenizer: Any) -> Tensor:
@@ -47,7 +56,8 @@ def _words(config: Any, tokenizer: Any) -> Tensor:
     for name in _SPECIAL:
         ids = getattr(config, f"{name}_token_id", None)
         special.update(ids if isinstance(ids, list) else [ids])
-    ordinary = torch.ones(int(config.vocab_size), dtype=torch.bool)
+    size = getattr(config, "vocab_size", None) or _LETTERS  # CANINE reads letters, which it does not count
+    ordinary = torch.ones(int(size), dtype=torch.bool)
     ordinary[[i for i in special if isinstance(i, int) and 0 <= i < len(ordinary)]] = False
     return ordinary.nonzero().flatten()
 

@@ -34,6 +34,7 @@ class JoinedPass:
 
     def __init__(self, backbone: Any) -> None:
         self.current: Joined | None = None
+        self.windows = False  # whether the class has handed one over
         self._backbone = backbone
         self._own = str(backbone.config._attn_implementation)
         self._use_cache = getattr(backbone.config, "use_cache", None)
@@ -84,7 +85,8 @@ def joined_attention(
     Raises:
         CannotJoinError: the class hands over something else that changes the scores.
     """
-    joined: Joined | None = module.__dict__[_HOLDER].current
+    holder: JoinedPass = module.__dict__[_HOLDER]
+    joined, holder.windows = holder.current, holder.windows or sliding_window is not None
     odd = [name for name, given in others.items() if given is not None and name not in _MEANS_NOTHING]
     if joined is None or attention_mask is not None or odd or query.shape[2] != joined.count:
         what = f"attention with {', '.join(odd)}" if odd else "attention over other tokens than its rows'"

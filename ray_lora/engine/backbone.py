@@ -8,7 +8,7 @@ routings, not slots' contents.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,9 @@ _HELD = "held_by_an_adapter_engine"
 
 
 class Backbone:
-    """One base, held by one engine.
+    """One base, held by one engine."""
 
-    Args:
-        train: whether passes have gradients.
-    """
-
-    def __init__(self, base: Base, layers: Mapping[str, TargetLayer], train: bool) -> None:
+    def __init__(self, base: Base, layers: Mapping[str, TargetLayer]) -> None:
         self._module: Any = base.backbone
         self._device = base.device
         self._routes: Routes | None = None
@@ -43,7 +39,7 @@ class Backbone:
         self._shift = positions_from(base.backbone)
         self._hooks = [layer.attach(lambda: self._routes) for layer in layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._cut)
-        self._packing = Packing(base.backbone, train)
+        self._packing: Packing | None = None
         self._attention: JoinedPass | None = None
         setattr(base.backbone, _HELD, True)
 
@@ -57,6 +53,15 @@ class Backbone:
     def joins(self) -> bool:
         """Whether rows of different lengths are laid end to end, so that no padding is computed."""
         return self._attention is not None
+
+    def pack(self, train: bool, uncalled: Collection[str]) -> None:
+        """Lay frozen weights out as products read them; `train`: whether passes have gradients."""
+        self._packing = Packing(self._module, train, uncalled)
+
+    @property
+    def windows(self) -> bool:
+        """Whether the class has handed a sliding window to an attention over joined rows."""
+        return self._attention is not None and self._attention.windows
 
     def lay(self, joined: bool) -> None:
         """From now on lay rows end to end, or give the class padded rows and its own attention."""
@@ -118,7 +123,8 @@ class Backbone:
         """Take the hooks off the base and give it its plain weights and its own attention back."""
         for hook in self._hooks:
             hook.remove()
-        self._packing.undo()
+        if self._packing is not None:
+            self._packing.undo()
         self.lay(joined=False)
         setattr(self._module, _HELD, False)
 

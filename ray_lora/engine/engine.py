@@ -60,9 +60,10 @@ class AdapterEngine:
         self.flat, self.grad = self.buffers.flat, self.buffers.grad
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
-        self._backbone = Backbone(base, self.layers, train)
+        self._backbone = Backbone(base, self.layers)
         self.sharing = probe.of_base(self)
         self._head_sharing: dict[str, Sharing] = {}
+        self._backbone.pack(train, self.sharing.uncalled)
         self._backbone.lay(joined=self.sharing.lengths == "joined")
 
     def close(self) -> None:

@@ -45,6 +45,8 @@ def is_linear(module: nn.Module) -> bool:
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be a target, or None."""
     if isinstance(module, nn.Conv2d):
+        if type(module) is not nn.Conv2d:
+            return f"it is a {type(module).__name__}, which computes more than a convolution, also in PEFT's A"
         if module.groups != 1:
             return f"it is a convolution in {module.groups} groups; only groups=1 is supported"
         if module.dilation not in ((1, 1), 1):

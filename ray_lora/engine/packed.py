@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -51,10 +52,16 @@ class Product(torch.autograd.Function):
 
 
 class Packing:
-    """The packed layers of one backbone; `undo` gives the plain weights back."""
+    """The packed layers of one backbone; `undo` gives the plain weights back.
 
-    def __init__(self, backbone: nn.Module, train: bool) -> None:
-        self._modules = [module for module in _layers(backbone) if can_pack(module.weight)]
+    Args:
+        train: whether passes have gradients.
+        uncalled: layers that stay as they are, because their parents read their weights.
+    """
+
+    def __init__(self, backbone: nn.Module, train: bool, uncalled: Collection[str] = ()) -> None:
+        kept = {backbone.get_submodule(name) for name in uncalled}
+        self._modules = [module for module in _layers(backbone) if module not in kept and can_pack(module.weight)]
         for module in self._modules:
             weight = module.weight.detach()
             module.forward = PackedLinear(_turned(module, weight), module.bias, train)

@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ray_lora.engine import architecture
 from ray_lora.engine.accepted import accepted
+from ray_lora.engine.layers import is_linear
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.sharing import Lengths, Sharing, recall, remember
 from ray_lora.errors import BaseModelError, RayLoraError
@@ -88,23 +91,38 @@ class _Probe:
             rows, even = self.base.examples(SIZES), self.base.examples([max(SIZES)] * len(SIZES))
         except BaseModelError as error:
             return Sharing("equal", refused=f"it cannot be compared with its plain class: {error}")
+        try:
+            self._alone(rows, 0)
+        except Exception as error:  # a class may raise anything where it is not given what it expects
+            return Sharing("equal", refused=f"its class gives no answer to a row alone: {_short(error)}")
+        if refused := architecture.refuses(self.base.config):
+            return Sharing("equal", refused=refused)
+        uncalled = self._uncalled(rows)
         with self._adapter():
-            apart = self._rowless(even)
-            alone = {slot: self._alone(rows, slot) for slot in (0, 1)}
-            if not self._same(alone[1], self._alone(rows, 1)):
-                return Sharing("equal", refused="its class answers the same row differently from call to call")
-            if self._same(alone[0], alone[1]):
-                return Sharing("equal", refused="adapters on its layers change none of its outputs")
-            found = self._first(rows, even, _SLOTS, apart, alone)
-            if isinstance(found, Sharing):
-                together = self._first(rows, even, [1] * len(rows), (), {1: alone[1]}, begin=found.lengths)
-                if not isinstance(together, Sharing):
-                    return Sharing("equal", refused=together)
-                return found if not apart else Sharing(together.lengths, apart, found.reason or _ROWLESS)
-            everywhere = tuple(self.engine.layers)
-            together = self._first(rows, even, [1] * len(rows), (), {1: alone[1]})
-            if isinstance(together, Sharing):
-                return Sharing(together.lengths, everywhere, f"rows of several adapters in one pass: {found}")
+            return replace(self._find(rows, even), uncalled=uncalled)
+
+    def _find(self, rows: Sequence[dict[str, Tensor]], even: Sequence[dict[str, Tensor]]) -> Sharing:
+        """What rows of slot 0 and of the adapter in slot 1 may share."""
+        begin: Lengths = "joined" if (why := architecture.own_lengths(self.base.config)) is None else "equal"
+        apart = self._rowless(even)
+        alone = {slot: self._alone(rows, slot) for slot in (0, 1)}
+        if not self._same(alone[1], self._alone(rows, 1)):
+            return Sharing(
+                "equal", refused="its class answers the same row differently from call to call, or with no numbers"
+            )
+        if self._same(alone[0], alone[1]):
+            return Sharing("equal", refused="adapters on its layers change none of its outputs")
+        found = self._first(rows, even, _SLOTS, apart, alone, begin)
+        if isinstance(found, Sharing):
+            together = self._first(rows, even, [1] * len(rows), (), {1: alone[1]}, begin=found.lengths)
+            if not isinstance(together, Sharing):
+                return Sharing("equal", refused=together)
+            reason = "; ".join(filter(None, (why, found.reason, _ROWLESS if apart else "")))
+            return Sharing(together.lengths, apart, reason)
+        everywhere = tuple(self.engine.layers)
+        together = self._first(rows, even, [1] * len(rows), (), {1: alone[1]}, begin)
+        if isinstance(together, Sharing):
+            return Sharing(together.lengths, everywhere, f"rows of several adapters in one pass: {found}")
         return Sharing("equal", refused=together)
 
     def _first(
@@ -129,6 +147,9 @@ class _Probe:
                     got = self._together(mine, slots, lengths)
             except Exception as error:  # a class may raise anything at shapes that it was not made for
                 reasons.append(f"{_SAID[lengths]}: {_short(error)}")
+                continue
+            if lengths == "joined" and architecture.has_windows(self.base.config) and not self.backbone.windows:
+                reasons.append(f"{_SAID[lengths]}: its class hands no sliding window to its attention")
                 continue
             if self._same(wanted, got):
                 return Sharing(lengths, reason="; ".join(reasons))
@@ -219,6 +240,23 @@ class _Probe:
             or not all(_by_row(a, b, len(even), changed) for a, b in zip(before[name], after[name], strict=True))
         )
 
+    def _uncalled(self, rows: Sequence[dict[str, Tensor]]) -> tuple[str, ...]:
+        """Linear layers that a pass does not call."""
+        called: set[str] = set()
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            for name, module in self.base.backbone.named_modules()
+            if is_linear(module)
+        ]
+        try:
+            self._run(rows[:1], [0])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(
+            name for name, module in self.base.backbone.named_modules() if is_linear(module) and name not in called
+        )
+
     def _inputs(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
         """What every target layer is given."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.engine.layers}
@@ -291,6 +329,7 @@ class _Probe:
         return sorted(seen - set(inputs))
 
 
+_RESTLESS = "its class answers the same row differently from call to call, or with what is no number"
 _ROWLESS = "some layers are given no rows, or rows elsewhere than on the first axis"
 _SAID = {"joined": "rows end to end", "padded": "padded rows", "equal": "rows of one length"}
 
@@ -324,11 +363,12 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _by_row(before: Tensor, after: Tensor, rows: int, changed: int) -> bool:
-    """Whether of inputs [rows * m, ...] just the changed row moved."""
+    """Whether of inputs [rows * m, ...] the changed row moved and no other; or none, as where all of it is cut to 0."""
     if before.shape != after.shape or before.dim() == 0 or before.shape[0] % rows:
         return False
     moved = (before != after).reshape(rows, -1).any(1)
-    return bool(moved[changed]) and int(moved.sum()) == 1
+    moved[changed] = False
+    return not bool(moved.any())
 
 
 def _keep(found: list[Tensor]) -> Callable[..., None]:

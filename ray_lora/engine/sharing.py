@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 Lengths = Literal["joined", "padded", "equal"]
-_REVISION = 1  # of the probe: what an older one found is asked again
+_REVISION = 3  # of the probe: what an older one found is asked again
 _ORDER: tuple[Lengths, ...] = ("joined", "padded", "equal")
 
 
@@ -32,12 +32,14 @@ class Sharing:
             adapter with a pair in one of them shares no pass with others.
         reason: what was seen where less is shared than could be.
         refused: why no adapter can be used at all; empty where one can.
+        uncalled: linear layers that no pass calls: their parents may read their weights.
     """
 
     lengths: Lengths = "padded"
     apart: tuple[str, ...] = ()
     reason: str = ""
     refused: str = ""
+    uncalled: tuple[str, ...] = ()
 
     def passes_alone(self, targets: Collection[str]) -> bool:
         """Whether an adapter with pairs in these layers shares no pass with others."""
@@ -47,7 +49,7 @@ class Sharing:
         """What holds for rows whose head shares no more than `head`."""
         lengths = max(self.lengths, head.lengths, key=_ORDER.index)
         reason = "; ".join(filter(None, (self.reason, head.reason)))
-        return Sharing(lengths, self.apart, reason, self.refused or head.refused)
+        return Sharing(lengths, self.apart, reason, self.refused or head.refused, self.uncalled)
 
     @property
     def words(self) -> str:
@@ -63,7 +65,8 @@ def recall(fingerprint: str, what: str) -> Sharing | None:
     """What was found of `what` on the base with this fingerprint, by these versions of the libraries."""
     try:
         told = json.loads(_file(fingerprint, what).read_text())
-        return Sharing(told["lengths"], tuple(told["apart"]), told["reason"], told["refused"])
+        apart, uncalled = (tuple(told[name]) for name in ("apart", "uncalled"))
+        return Sharing(told["lengths"], apart, told["reason"], told["refused"], uncalled)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # never asked, or torn: it is asked again
 
