@@ -83,6 +83,18 @@ class _Reading(nn.Module):
         return {"scores": self.last(x + self.queries.weight)}
 
 
+class _Flat(nn.Module):
+    """Looks up its places without an axis of rows."""
+
+    def __init__(self, backbone: Shelf, labels: int) -> None:
+        super().__init__()
+        self.backbone, self.last, self.queries = backbone, nn.Linear(8, labels), nn.Embedding(4, 8)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        x = self.backbone(pixel_values)["features"].mean((2, 3))
+        return {"scores": self.last(x + self.queries(torch.arange(4)).mean(0))}
+
+
 class _Twice(nn.Module):
     """One layer under two names."""
 
@@ -112,6 +124,7 @@ CLASSES: dict[str, Any] = {
     "Finder": Finder,
     "Loose": _Loose,
     "Reading": _Reading,
+    "Flat": _Flat,
     "Twice": _Twice,
     "Uneven": _Uneven,
     "Alike": _Alike,
