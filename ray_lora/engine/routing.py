@@ -7,7 +7,8 @@ checkpointing, see the slots of their own forward.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -110,6 +111,22 @@ class Routes:
 
 
 def take_rows(outputs: Any, index: Tensor) -> Any:
-    """The rows `index` of every tensor among a model's outputs."""
-    kept = {name: value[index.to(value.device)] for name, value in outputs.items() if isinstance(value, Tensor)}
-    return type(outputs)(**kept)
+    """The rows `index` of a model's outputs: a tensor, or a mapping, dataclass, tuple or list of such; what a mapping
+    holds beside (a cache) is left out."""
+    if isinstance(outputs, Tensor):
+        return outputs[index.to(outputs.device)]
+    if isinstance(outputs, Mapping):  # transformers' ModelOutput too, before it is taken for a dataclass
+        kept = {name: take_rows(value, index) for name, value in outputs.items() if _has_rows(value)}
+        return kept if type(outputs) is dict else type(outputs)(**kept)
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        values = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+        return replace(outputs, **{name: take_rows(value, index) for name, value in values.items() if _has_rows(value)})
+    if isinstance(outputs, (tuple, list)):
+        taken = [take_rows(value, index) if _has_rows(value) else value for value in outputs]
+        return type(outputs)(*taken) if hasattr(outputs, "_fields") else type(outputs)(taken)
+    raise TypeError(f"outputs of type {type(outputs).__name__} have no rows")
+
+
+def _has_rows(value: Any) -> bool:
+    structured = isinstance(value, (tuple, list, dict)) or is_dataclass(value)
+    return structured or (isinstance(value, Tensor) and value.dim() > 0)
