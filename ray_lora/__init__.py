@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter, Card
+    from ray_lora.allowed import allow
     from ray_lora.bases.load import Base, load_base
     from ray_lora.engine import AdapterEngine
     from ray_lora.errors import (
@@ -71,6 +72,7 @@ __all__ = [
     "TrackingSpec",
     "TrainingSpec",
     "__version__",
+    "allow",
     "build_app",
     "evaluate_ref",
     "load_base",
@@ -80,6 +82,7 @@ __all__ = [
 
 _MODULES = {  # public name -> the module that holds it
     "adapters.adapter": ("Adapter", "Card"),
+    "allowed": ("allow",),
     "bases.load": ("Base", "load_base"),
     "engine": ("AdapterEngine",),
     "errors": (

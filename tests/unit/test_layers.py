@@ -13,7 +13,7 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "recipe"},
+    {"errors", "allowed", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "training"},
     {"running", "tracking", "pyfunc"},
@@ -22,6 +22,7 @@ LAYERS = [
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 BESIDE = {  # imports between rooms of one layer; all others go strictly down
+    "allowed": {"errors"},
     "recipe": {"errors"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
@@ -33,7 +34,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
 }
 RAY_FROM = 3
 MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "pyfunc")
-TORCH_FREE = {"errors", "recipe", "cli", "training.job", "running.allocator"}
+TORCH_FREE = {"errors", "allowed", "recipe", "cli", "training.job", "running.allocator"}
 
 
 def modules() -> list[str]:
