@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ray_lora.search.tuner import LoraTuner
     from ray_lora.serving import AppArgs, build_app
     from ray_lora.store import Entry, Store, open_store
+    from ray_lora.tasks.image_classification import ImageClassificationSpec
+    from ray_lora.tasks.text_classification import TextClassificationSpec
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,7 @@ __all__ = [
     "DataError",
     "DataSpec",
     "Entry",
+    "ImageClassificationSpec",
     "LoraSpec",
     "LoraTrainer",
     "LoraTuner",
@@ -69,6 +72,7 @@ __all__ = [
     "SearchSpec",
     "Store",
     "TaskSpec",
+    "TextClassificationSpec",
     "TrackingSpec",
     "TrainingSpec",
     "__version__",
@@ -110,6 +114,8 @@ _MODULES = {  # public name -> the module that holds it
     "serving": ("AppArgs", "build_app"),
     "store": ("Entry", "Store", "open_store"),
     "running.trainer": ("LoraTrainer",),
+    "tasks.image_classification": ("ImageClassificationSpec",),
+    "tasks.text_classification": ("TextClassificationSpec",),
 }
 _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}
 

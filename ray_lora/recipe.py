@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says base, task, data, LoRA, training, search, tracking.
 
-Names are PEFT's and Hugging Face's. A recipe is frozen, forbids unknown keys and names the nearest valid one. It knows
-nothing of tensors, files' contents or Ray.
+Names are PEFT's and Hugging Face's. A recipe is frozen, forbids unknown keys and names the nearest valid one. What is
+below `task` is the task's own. It knows nothing of tensors, files' contents or Ray.
 
     recipe = Recipe.load("examples/tweets.yaml", ["lora.r=4", "training.seed=1"])
 """
@@ -12,17 +12,28 @@ import math
 import re
 import types
 import typing
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 
 from ray_lora.errors import RecipeError, did_you_mean
 
 Json = Any  # what json.dumps takes
-TaskType = Literal["text-classification", "image-classification"]
 
 
 class Spec(BaseModel):
@@ -40,18 +51,86 @@ class BaseSpec(Spec):
 
 
 class TaskSpec(Spec):
-    """What is predicted. `labels: null` takes the labels from the training data, sorted."""
+    """What is predicted: the base of each task's own options.
 
-    type: TaskType = "text-classification"
-    labels: tuple[str, ...] | None = None
-    max_length: int = Field(default=128, ge=2)  # tokens; longer texts are cut
+    It stands for all of them in annotations: `TaskSpec.model_validate({"type": ..., ...})` gives the options of the
+    task that `type` names, checked by that task. A task's file has them by name: `TextClassificationSpec(labels=...)`.
+    """
 
-    @field_validator("labels")
+    type: str
+
+    @abstractmethod
+    def describe(self) -> dict[str, Json]:
+        """What lists of adapters show of it beside its type: `{"labels": ["negative", "positive"]}`."""
+
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the head must have; None where these options do not say."""
+        return None
+
+    def recorded(self) -> dict[str, Json]:
+        """What a card keeps of it, which an adapter's content hash covers."""
+        return self.model_dump(mode="json")
+
     @classmethod
-    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise ValueError("labels must be at least two different words")
-        return labels
+    def recall(cls, told: Mapping[str, Json]) -> TaskSpec:
+        """The options that a card keeps, those of earlier versions too.
+
+        Raises:
+            ValidationError: they are not a task's; RecipeError: there is no such task, or it is not allowed.
+        """
+        return _options_of(_task_type(told)).recall(told) if cls is TaskSpec else cls.model_validate(told)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_type(cls, value: Any, handler: ModelWrapValidatorHandler[TaskSpec]) -> TaskSpec:
+        if cls is not TaskSpec or isinstance(value, TaskSpec) or not isinstance(value, Mapping):
+            return handler(value)
+        named = _TaskType.model_validate({"type": value["type"]} if "type" in value else {})
+        return _options_of(named.type).model_validate(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        if cls is not TaskSpec:
+            return handler(core_schema)
+        from ray_lora.tasks.table import DEFAULT, TASKS
+
+        known = []
+        for name in TASKS:
+            schema = handler.resolve_ref_schema(handler(_options_of(name).__pydantic_core_schema__))
+            known.append(schema if name == DEFAULT else schema | {"required": ["type"]})
+        own = {"type": {"type": "string", "pattern": ":", "description": "package.module:Class, allowed by the user"}}
+        return {"oneOf": [*known, {"type": "object", "properties": own, "required": ["type"]}]}
+
+
+class _TaskType(BaseModel):
+    """The type that a mapping of a task's options names, read alone, so that an error is one of `task.type`."""
+
+    type: str = Field(default_factory=lambda: _default_task())
+
+    @field_validator("type")
+    @classmethod
+    def _there(cls, given: str) -> str:
+        _options_of(given)
+        return given
+
+
+def _default_task() -> str:
+    from ray_lora.tasks.table import DEFAULT
+
+    return DEFAULT
+
+
+def _task_type(told: Any) -> str:
+    """The type that a mapping of a task's options names, whether there is such a task or not."""
+    return str(told.get("type", _default_task())) if isinstance(told, Mapping) else _default_task()
+
+
+def _options_of(task_type: str) -> type[TaskSpec]:
+    """The options of a task; RecipeError when there is no such task."""
+    from ray_lora.tasks.table import task_class
+
+    return cast("type[TaskSpec]", task_class(task_type).spec_type)
 
 
 class DataSpec(Spec):
@@ -159,7 +238,7 @@ class Recipe(Spec):
 
     name: str = Field(default="adapter", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     base: BaseSpec = BaseSpec()
-    task: TaskSpec = TaskSpec()
+    task: SerializeAsAny[TaskSpec] = Field(default_factory=lambda: TaskSpec.model_validate({}))
     data: DataSpec = DataSpec()
     lora: LoraSpec = LoraSpec()
     training: TrainingSpec = TrainingSpec()
@@ -172,7 +251,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _space_keys_exist(self) -> Recipe:
         for key in self.search.space or {}:
-            check_key(key)
+            check_key(key, self.task.type)
         return self
 
     @classmethod
@@ -194,17 +273,19 @@ class Recipe(Spec):
             tree = {}
         if not isinstance(tree, dict):
             raise RecipeError(f"recipe {str(path)!r} holds a {type(tree).__name__}; it must hold keys and values")
+        values: dict[str, Json] = {}
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
-            check_key(key)
             try:
                 value = _read_yaml(text)
             except yaml.YAMLError as error:
                 reason = " ".join(str(error).split())
                 raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None
-            _put(tree, key, value)
+            values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
+            values[key] = value
+        _put_all(tree, values)
         return cls.parse(tree)
 
     @classmethod
@@ -213,19 +294,20 @@ class Recipe(Spec):
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
-            raise RecipeError("\n".join(_say(problem) for problem in error.errors())) from None
+            task_type = _task_type(tree.get("task"))
+            raise RecipeError("\n".join(_say(problem, task_type) for problem in error.errors())) from None
 
     def override(self, values: Mapping[str, Json]) -> Recipe:
         """A copy with dotted keys replaced: `recipe.override({"lora.r": 4})`."""
         tree = self.model_dump()
-        for key, value in values.items():
-            check_key(key)
-            _put(tree, key, value)
+        if values.get("task.type", self.task.type) != self.task.type:  # what nobody set belongs to the old task
+            tree["task"] = self.task.model_dump(exclude_unset=True)
+        _put_all(tree, values)
         return self.parse(tree)
 
 
-def check_key(key: str) -> None:
-    """Raise RecipeError unless the dotted key names a value of the recipe."""
+def check_key(key: str, task_type: str | None = None) -> None:
+    """Raise RecipeError unless the dotted key names a value of the recipe of a task (None: of the default one)."""
     section: Any = Recipe
     walked: list[str] = []
     for part in key.split("."):
@@ -237,12 +319,22 @@ def check_key(key: str) -> None:
             allowed = [".".join([*walked, name]) for name in section.model_fields]
             raise RecipeError(f"{key!r} is not a key of the recipe{did_you_mean('.'.join([*walked, part]), allowed)}")
         section = section.model_fields[part].annotation
+        if section is TaskSpec:
+            section = _options_of(_task_type({} if task_type is None else {"type": task_type}))
         walked.append(part)
 
 
 def _is_mapping(annotation: Any) -> bool:
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return any(typing.get_origin(option) is dict for option in options)
+
+
+def _put_all(tree: dict[str, Any], values: Mapping[str, Json]) -> None:
+    """Set dotted keys, which must be keys of the task that is set with them."""
+    task_type = values.get("task.type", _task_type(tree.get("task")))
+    for key, value in values.items():
+        check_key(key, str(task_type))
+        _put(tree, key, value)
 
 
 def _put(tree: dict[str, Any], key: str, value: Json) -> None:
@@ -255,12 +347,12 @@ def _put(tree: dict[str, Any], key: str, value: Json) -> None:
     tree[last] = value
 
 
-def _say(problem: Mapping[str, Any]) -> str:
+def _say(problem: Mapping[str, Any], task_type: str) -> str:
     """One line for one pydantic problem: key, what was given, what is allowed."""
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         try:
-            check_key(path)
+            check_key(path, task_type)
         except RecipeError as error:
             return str(error)
         return f"{path!r} is not a key of the recipe"

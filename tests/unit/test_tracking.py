@@ -21,9 +21,10 @@ from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import BaseModelError, RecipeError
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
 from ray_lora.store.registry import MlflowStore
 from ray_lora.tasks import build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tracking import Tracker, send
 from ray_lora.tracking.journal import Journal
 from tests.mlflow_world import MLFLOW_WARNINGS, database
@@ -421,7 +422,7 @@ def trained(tiny_bert_folder: Path, tmp_path: Path) -> Path:
     """An adapter folder on the tiny base."""
     engine = AdapterEngine(load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32")), slots=1)
     slot = engine.init(LoraSpec(r=2), HeadSpec("AutoModelForSequenceClassification", 3), seed=1)
-    card = Card(task=TaskSpec(labels=("bad", "fine", "good")), metrics={"accuracy": 0.75})
+    card = Card(task=TextClassificationSpec(labels=("bad", "fine", "good")), metrics={"accuracy": 0.75})
     engine.export(slot, card).save(tmp_path / "trained")
     return tmp_path / "trained"
 
