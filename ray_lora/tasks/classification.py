@@ -146,14 +146,20 @@ class Classification:
         if len(self.labels) > _MOST_SHOWN:
             return {}
         from matplotlib.figure import Figure
-        from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+        from sklearn.metrics import confusion_matrix
 
-        known = range(len(self.labels))
-        matrix = confusion_matrix(self.targets(features), self._guesses(predictions), labels=list(known))
-        side = 3 + 0.4 * len(self.labels)
-        figure = Figure(figsize=(side, side), layout="constrained")
-        display = ConfusionMatrixDisplay(matrix, display_labels=self.labels)
-        display.plot(ax=figure.subplots(), cmap="Blues", colorbar=False, xticks_rotation="vertical")
+        known = list(range(len(self.labels)))
+        counts = confusion_matrix(self.targets(features), self._guesses(predictions), labels=known)
+        figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
+        axis = figure.subplots()
+        axis.imshow(counts, cmap="Blues")
+        axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=self.labels)
+        axis.set_xticklabels(self.labels, rotation="vertical")
+        for truth, row in enumerate(counts.tolist()):
+            for answer, count in enumerate(row):
+                colour = "white" if 2 * count > counts.max() else "black"
+                if count:
+                    axis.text(answer, truth, str(count), ha="center", va="center", color=colour)
         return {"confusion_matrix": figure}
 
     def _guesses(self, predictions: Sequence[Json]) -> list[int]:

@@ -106,8 +106,9 @@ class Runs:
                 base = json.loads((copy / "adapter_config.json").read_text()).get("base_model_name_or_path")
                 write_mlmodel(copy, run_id, base)
                 client.log_artifacts(run_id, str(copy), "adapter")
-        if event.get("figures") is not None:  # records of earlier versions say nothing of them
-            client.log_artifacts(run_id, event["figures"], "figures")
+        figures = event.get("figures")  # records of earlier versions say nothing of them
+        if figures is not None and Path(figures).is_dir():
+            client.log_artifacts(run_id, figures, "figures")
         client.set_terminated(run_id, event["status"], event["time"])
 
     def artifact(self, event: Event) -> None:

@@ -430,7 +430,9 @@ def trained(tiny_bert_folder: Path, tmp_path: Path) -> Path:
 def test_the_best_adapter_becomes_a_version_once(uri: str, record: Path, trained: Path) -> None:
     tracker = opened(uri, record)
     tracker.open_child("r2", PARAMS, {})
-    tracker.finish_child("r2", "FINISHED", {"accuracy": 0.75}, trained)
+    (trained.parent / "figures").mkdir()
+    (trained.parent / "figures" / "confusion_matrix.png").write_bytes(b"a picture")
+    tracker.finish_child("r2", "FINISHED", {"accuracy": 0.75}, trained, trained.parent / "figures")
     assert tracker.register(trained, "tweets", tags={"why": "best of 16"}) == 1
     assert tracker.register(trained, "tweets") == 1
     assert tracker.close() == 0
@@ -445,6 +447,8 @@ def test_the_best_adapter_becomes_a_version_once(uri: str, record: Path, trained
 
     version = MlflowClient(uri).get_model_version("tweets", "1")
     assert version.run_id == runs(uri)["r2"].info.run_id
+    kept = MlflowClient(uri).list_artifacts(version.run_id, "figures")
+    assert [file.path for file in kept] == ["figures/confusion_matrix.png"]
     assert (version.tags["why"], version.tags["score"], version.tags["rank"]) == ("best of 16", "0.75", "2")
 
 
