@@ -12,34 +12,30 @@ import math
 import re
 import types
 import typing
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ray_lora.errors import RecipeError, did_you_mean
+from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 
-Json = Any  # what json.dumps takes
-
-
-class Spec(BaseModel):
-    """A frozen section of the recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+__all__ = [
+    "BaseSpec",
+    "DataSpec",
+    "Json",
+    "LoraSpec",
+    "Recipe",
+    "ScalingSpec",
+    "SearchSpec",
+    "Spec",
+    "TaskSpec",
+    "TrackingSpec",
+    "TrainingSpec",
+    "check_key",
+]
 
 
 class BaseSpec(Spec):
@@ -50,95 +46,12 @@ class BaseSpec(Spec):
     attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
 
 
-class TaskSpec(Spec):
-    """What is predicted: the base of each task's own options.
-
-    It stands for all of them in annotations: `TaskSpec.model_validate({"type": ..., ...})` gives the options of the
-    task that `type` names, checked by that task. A task's file has them by name: `TextClassificationSpec(labels=...)`.
-    """
-
-    type: str
-
-    @abstractmethod
-    def describe(self) -> dict[str, Json]:
-        """What lists of adapters show of it beside its type: `{"labels": ["negative", "positive"]}`."""
-
-    @property
-    def outputs(self) -> int | None:
-        """How many outputs the head must have; None where these options do not say."""
-        return None
-
-    def recorded(self) -> dict[str, Json]:
-        """What a card keeps of it, which an adapter's content hash covers."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def recall(cls, told: Mapping[str, Json]) -> TaskSpec:
-        """The options that a card keeps, those of earlier versions too.
-
-        Raises:
-            ValidationError: they are not a task's; RecipeError: there is no such task, or it is not allowed.
-        """
-        return _options_of(_task_type(told)).recall(told) if cls is TaskSpec else cls.model_validate(told)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _by_type(cls, value: Any, handler: ModelWrapValidatorHandler[TaskSpec]) -> TaskSpec:
-        if cls is not TaskSpec or isinstance(value, TaskSpec) or not isinstance(value, Mapping):
-            return handler(value)
-        named = _TaskType.model_validate({"type": value["type"]} if "type" in value else {})
-        return _options_of(named.type).model_validate(value)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        if cls is not TaskSpec:
-            return handler(core_schema)
-        from ray_lora.tasks.table import DEFAULT, TASKS
-
-        known = []
-        for name in TASKS:
-            schema = handler.resolve_ref_schema(handler(_options_of(name).__pydantic_core_schema__))
-            known.append(schema if name == DEFAULT else schema | {"required": ["type"]})
-        own = {"type": {"type": "string", "pattern": ":", "description": "package.module:Class, allowed by the user"}}
-        return {"oneOf": [*known, {"type": "object", "properties": own, "required": ["type"]}]}
-
-
-class _TaskType(BaseModel):
-    """The type that a mapping of a task's options names, read alone, so that an error is one of `task.type`."""
-
-    type: str = Field(default_factory=lambda: _default_task())
-
-    @field_validator("type")
-    @classmethod
-    def _there(cls, given: str) -> str:
-        _options_of(given)
-        return given
-
-
-def _default_task() -> str:
-    from ray_lora.tasks.table import DEFAULT
-
-    return DEFAULT
-
-
-def _task_type(told: Any) -> str:
-    """The type that a mapping of a task's options names, whether there is such a task or not."""
-    return str(told.get("type", _default_task())) if isinstance(told, Mapping) else _default_task()
-
-
-def _options_of(task_type: str) -> type[TaskSpec]:
-    """The options of a task; RecipeError when there is no such task."""
-    from ray_lora.tasks.table import task_class
-
-    return cast("type[TaskSpec]", task_class(task_type).spec_type)
-
-
 class DataSpec(Spec):
     """Where the rows are: parquet, csv or jsonl; a local path, `s3://` or `gs://`."""
 
     train: str | None = None
     validation: str | None = None
-    columns: dict[str, str] = {}  # the task's column -> the file's column
+    columns: dict[str, str] = Field(default={})  # the task's column -> the file's column
 
 
 class LoraSpec(Spec):
@@ -149,8 +62,8 @@ class LoraSpec(Spec):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
     exclude_modules: str | tuple[str, ...] | None = None
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, int] = Field(default={})
+    alpha_pattern: dict[str, float] = Field(default={})
     use_rslora: bool = False
 
     @field_validator("rank_pattern")
@@ -294,7 +207,7 @@ class Recipe(Spec):
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
-            task_type = _task_type(tree.get("task"))
+            task_type = task_type_of(tree.get("task"))
             raise RecipeError("\n".join(_say(problem, task_type) for problem in error.errors())) from None
 
     def override(self, values: Mapping[str, Json]) -> Recipe:
@@ -320,7 +233,7 @@ def check_key(key: str, task_type: str | None = None) -> None:
             raise RecipeError(f"{key!r} is not a key of the recipe{did_you_mean('.'.join([*walked, part]), allowed)}")
         section = section.model_fields[part].annotation
         if section is TaskSpec:
-            section = _options_of(_task_type({} if task_type is None else {"type": task_type}))
+            section = options_of(task_type_of({} if task_type is None else {"type": task_type}))
         walked.append(part)
 
 
@@ -331,7 +244,7 @@ def _is_mapping(annotation: Any) -> bool:
 
 def _put_all(tree: dict[str, Any], values: Mapping[str, Json]) -> None:
     """Set dotted keys, which must be keys of the task that is set with them."""
-    task_type = values.get("task.type", _task_type(tree.get("task")))
+    task_type = values.get("task.type", task_type_of(tree.get("task")))
     for key, value in values.items():
         check_key(key, str(task_type))
         _put(tree, key, value)

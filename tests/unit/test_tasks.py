@@ -187,11 +187,11 @@ def test_answers_are_those_of_the_pipeline(
         model = reopen(engine.base.folder, tmp_path / "a", 3, **options).merge_and_unload().eval()
         model.config.id2label = dict(enumerate(LABELS))
         if kind.startswith("image"):
-            pipe = pipeline(kind, model=model, image_processor=engine.base.processor)
+            pipe = pipeline(task.pipeline, model=model, image_processor=engine.base.processor)
             inputs: list[Any] = [Image.open(io.BytesIO(row["image"])) for row in rows]
             asked = {"top_k": 1} | parameters
         else:
-            pipe = pipeline(kind, model=model, tokenizer=engine.base.processor)
+            pipe = pipeline(task.pipeline, model=model, tokenizer=engine.base.processor)
             inputs, asked = [row["text"] for row in rows], parameters
         theirs = [pipe(one, **asked) for one in inputs]
     for mine, other in zip(ours, theirs, strict=True):
