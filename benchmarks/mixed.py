@@ -31,8 +31,9 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base, locate
 from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import BaseSpec, TaskSpec
+from ray_lora.recipe import BaseSpec
 from ray_lora.tasks import build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 
 K, RANK, TOKENS = 32, 8, 13
 Side = Callable[[], Tensor]
@@ -91,7 +92,8 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def tweets() -> dict[str, Tensor]:
     """32 tweets whose lengths are nearest to 13 tokens."""
-    task = build_task(TaskSpec(labels=("negative", "positive")), load_base(BaseSpec(model="minilm")).processor)
+    spec = TextClassificationSpec(labels=("negative", "positive"))
+    task = build_task(spec, load_base(BaseSpec(model="minilm")).processor)
     rows = task.encode(read("data/tweets/train-1024.parquet").to_pylist())
     chosen = sorted(rows, key=lambda row: abs(len(row["input_ids"]) - TOKENS))[:K]
     batch: dict[str, Tensor] = task.collate(chosen)

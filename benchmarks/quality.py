@@ -27,12 +27,14 @@ from benchmarks.machine import RESULTS, write
 from pipelines.rated_texts import prepare
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import Base, load_base, locate
-from ray_lora.data.read import learn_labels, read
+from ray_lora.data.check import learn
+from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.baseline import head_only
 from ray_lora.inference.predict import chunks, predict
 from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.tasks.text_classification import TextClassification, TextClassificationSpec
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack, Split, Splits
 
@@ -111,7 +113,8 @@ def score_of(base: Base, task: Task, adapter: Adapter, rows: Sequence[Features])
 
 
 def labels(domain: str) -> TaskSpec:
-    return TaskSpec(labels=learn_labels(read(f"data/{domain}/train-1024.parquet")), max_length=64)
+    spec = TextClassificationSpec(max_length=64)
+    return learn(TextClassification, spec, [read(f"data/{domain}/train-1024.parquet")])
 
 
 def rows_of(domain: str, task: Task, rows: int) -> dict[str, list[Features]]:

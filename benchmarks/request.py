@@ -33,8 +33,9 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import forward
-from ray_lora.recipe import BaseSpec, TaskSpec
+from ray_lora.recipe import BaseSpec
 from ray_lora.tasks import build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 
 ROWS = (1, 8, 16, 32)
 
@@ -96,7 +97,7 @@ def processor(store: Path, rows: int) -> dict[str, float]:
     base = load_base(BaseSpec(model="minilm"))
     engine = AdapterEngine(base, slots=64, max_rank=64)
     slots = [engine.load(Adapter.load(store / name)) for name in NAMES[:64]]
-    task = build_task(TaskSpec(labels=("LABEL_0", "LABEL_1")), base.processor)
+    task = build_task(TextClassificationSpec(labels=("LABEL_0", "LABEL_1")), base.processor)
     texts = short_texts()[:rows]
     chosen = [slots[(7 * number) % 64] for number in range(rows)]  # not side by side in the stacks
     features = task.encode([{"text": text} for text in texts])

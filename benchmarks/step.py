@@ -28,13 +28,14 @@ from benchmarks.machine import write
 from ray_lora.bases.load import load_base, locate
 from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack, Split, Splits
 
 KS, BATCHES, DTYPES = (1, 2, 4, 8, 16, 32), (1, 4, 16), ("float32", "bfloat16")
-SPEC = TaskSpec(labels=("negative", "positive"), max_length=64)
+SPEC = TextClassificationSpec(labels=("negative", "positive"), max_length=64)
 
 
 def main() -> None:

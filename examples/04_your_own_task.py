@@ -1,5 +1,7 @@
 """A task of your own: rate a text from -4 to 4. Two adapters of it train in the same passes, without Ray or recipes.
 
+docs/add-a-task.md makes a whole one, which recipes, search and the endpoint take.
+
 .venv/bin/python -m pipelines.rated_texts       # once: makes data/
 .venv/bin/python examples/04_your_own_task.py
 """
@@ -8,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ray_lora import AdapterEngine, BaseSpec, LoraSpec, TrainingSpec, load_base
+from ray_lora.bases.padding import pad
 from ray_lora.engine import HeadSpec, SlotOptimizer
 from ray_lora.inference.predict import predict
 
@@ -20,23 +23,23 @@ class Rating:
 
     def encode(self, rows):
         texts = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=64)["input_ids"]
-        return [{"input_ids": ids, "labels": row["rating"]} for ids, row in zip(texts, rows, strict=True)]
+        return [{"input_ids": ids, "rating": row["rating"]} for ids, row in zip(texts, rows, strict=True)]
 
     def size(self, row):  # rows of like size share a pass
         return len(row["input_ids"])
 
     def collate(self, rows):
-        return dict(self.tokenizer.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt"))
+        return pad([row["input_ids"] for row in rows], self.tokenizer)
 
     def loss(self, outputs, rows):  # (sum, number of terms) of each row
-        wrong = outputs.logits[:, 0] - torch.tensor([row["labels"] for row in rows])
+        wrong = outputs.logits[:, 0] - torch.tensor([row["rating"] for row in rows])
         return wrong.square(), torch.ones(len(rows))
 
     def decode(self, outputs, rows, parameters):
         return [{"rating": value} for value in outputs.logits[:, 0].tolist()]
 
     def score(self, answers, rows):
-        off = sum(abs(answer["rating"] - row["labels"]) for answer, row in zip(answers, rows, strict=True))
+        off = sum(abs(answer["rating"] - row["rating"]) for answer, row in zip(answers, rows, strict=True))
         return {"mean_absolute_error": off / len(rows)}
 
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ray_lora.search.tuner import LoraTuner
     from ray_lora.serving import AppArgs, build_app
     from ray_lora.store import Entry, Store, open_store
+    from ray_lora.tasks.image_classification import ImageClassificationSpec
+    from ray_lora.tasks.text_classification import TextClassificationSpec
 
 __version__ = "0.1.0"
 
@@ -63,6 +65,7 @@ __all__ = [
     "DataError",
     "DataSpec",
     "Entry",
+    "ImageClassificationSpec",
     "LoraSpec",
     "LoraTrainer",
     "LoraTuner",
@@ -73,6 +76,7 @@ __all__ = [
     "SearchSpec",
     "Store",
     "TaskSpec",
+    "TextClassificationSpec",
     "TrackingSpec",
     "TrainingSpec",
     "__version__",
@@ -116,6 +120,8 @@ _MODULES = {  # public name -> the module that holds it
     "serving": ("AppArgs", "build_app"),
     "store": ("Entry", "Store", "open_store"),
     "running.trainer": ("LoraTrainer",),
+    "tasks.image_classification": ("ImageClassificationSpec",),
+    "tasks.text_classification": ("TextClassificationSpec",),
 }
 _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}
 

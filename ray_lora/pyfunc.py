@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.inference.predict import predict
-from ray_lora.inference.stored import alone, row_of
+from ray_lora.inference.stored import alone, local_row
 from ray_lora.recipe import Json
 
 
@@ -30,15 +30,13 @@ class AdapterModel:
         """An answer a row, in the shape of the Hugging Face pipeline of the task.
 
         Args:
-            model_input: a value of the task's first column, a list of them, rows as dicts, or a DataFrame.
+            model_input: a value of the task's input, a list of them, rows as dicts, or a DataFrame.
             params: the task's parameters, such as {"top_k": 2}.
 
         Raises:
-            RayLoraError: a row lacks the column, or cannot be read.
+            RayLoraError: a row lacks a column, or cannot be read.
         """
-        column = self.task.columns[0]
-        rows = [{column: row_of(value, column)[column]} for value in _values(model_input, column)]
-        features = self.task.encode(rows)
+        features = self.task.encode([local_row(self.task, value) for value in _values(model_input, self.task.input)])
         options = [dict(params or {})] * len(features)
         return predict(self._engine, {self._slot: self.task}, features, [self._slot] * len(features), options)
 

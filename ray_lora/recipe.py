@@ -1,7 +1,7 @@
 """The recipe: one YAML file that says base, task, data, LoRA, training, search, tracking.
 
-Names are PEFT's and Hugging Face's. A recipe is frozen, forbids unknown keys and names the nearest valid one. It knows
-nothing of tensors, files' contents or Ray.
+Names are PEFT's and Hugging Face's. A recipe is frozen, forbids unknown keys and names the nearest valid one. What is
+below `task` is the task's own. It knows nothing of tensors, files' contents or Ray.
 
     recipe = Recipe.load("examples/tweets.yaml", ["lora.r=4", "training.seed=1"])
 """
@@ -17,18 +17,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ray_lora.errors import RecipeError, did_you_mean
+from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 
-Json = Any  # what json.dumps takes
-TaskType = Literal["text-classification", "image-classification"]
-
-
-class Spec(BaseModel):
-    """A frozen section of the recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+__all__ = [
+    "BaseSpec",
+    "DataSpec",
+    "Json",
+    "LoraSpec",
+    "Recipe",
+    "ScalingSpec",
+    "SearchSpec",
+    "Spec",
+    "TaskSpec",
+    "TrackingSpec",
+    "TrainingSpec",
+    "check_key",
+]
 
 
 class BaseSpec(Spec):
@@ -40,27 +47,12 @@ class BaseSpec(Spec):
     attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
 
 
-class TaskSpec(Spec):
-    """What is predicted. `labels: null` takes the labels from the training data, sorted."""
-
-    type: TaskType = "text-classification"
-    labels: tuple[str, ...] | None = None
-    max_length: int = Field(default=128, ge=2)  # tokens; longer texts are cut
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise ValueError("labels must be at least two different words")
-        return labels
-
-
 class DataSpec(Spec):
     """Where the rows are: parquet, csv or jsonl; a local path, `s3://` or `gs://`."""
 
     train: str | None = None
     validation: str | None = None
-    columns: dict[str, str] = {}  # the task's column -> the file's column
+    columns: dict[str, str] = Field(default={})  # the task's column -> the file's column
 
 
 class LoraSpec(Spec):
@@ -71,8 +63,8 @@ class LoraSpec(Spec):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: str | tuple[str, ...] = "all-linear"
     exclude_modules: str | tuple[str, ...] | None = None
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, int] = Field(default={})
+    alpha_pattern: dict[str, float] = Field(default={})
     use_rslora: bool = False
 
     @field_validator("rank_pattern")
@@ -160,7 +152,7 @@ class Recipe(Spec):
 
     name: str = Field(default="adapter", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     base: BaseSpec = BaseSpec()
-    task: TaskSpec = TaskSpec()
+    task: SerializeAsAny[TaskSpec] = Field(default_factory=lambda: TaskSpec.model_validate({}))
     data: DataSpec = DataSpec()
     lora: LoraSpec = LoraSpec()
     training: TrainingSpec = TrainingSpec()
@@ -173,7 +165,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _space_keys_exist(self) -> Recipe:
         for key in self.search.space or {}:
-            check_key(key)
+            check_key(key, self.task.type)
         return self
 
     @classmethod
@@ -195,17 +187,19 @@ class Recipe(Spec):
             tree = {}
         if not isinstance(tree, dict):
             raise RecipeError(f"recipe {str(path)!r} holds a {type(tree).__name__}; it must hold keys and values")
+        values: dict[str, Json] = {}
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
-            check_key(key)
             try:
                 value = _read_yaml(text)
             except yaml.YAMLError as error:
                 reason = " ".join(str(error).split())
                 raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None
-            _put(tree, key, value)
+            values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
+            values[key] = value
+        _put_all(tree, values)
         return cls.parse(tree)
 
     @classmethod
@@ -214,19 +208,20 @@ class Recipe(Spec):
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
-            raise RecipeError("\n".join(_say(problem) for problem in error.errors())) from None
+            task_type = task_type_of(tree.get("task"))
+            raise RecipeError("\n".join(_say(problem, task_type) for problem in error.errors())) from None
 
     def override(self, values: Mapping[str, Json]) -> Recipe:
         """A copy with dotted keys replaced: `recipe.override({"lora.r": 4})`."""
         tree = self.model_dump()
-        for key, value in values.items():
-            check_key(key)
-            _put(tree, key, value)
+        if values.get("task.type", self.task.type) != self.task.type:  # what nobody set belongs to the old task
+            tree["task"] = self.task.model_dump(exclude_unset=True)
+        _put_all(tree, values)
         return self.parse(tree)
 
 
-def check_key(key: str) -> None:
-    """Raise RecipeError unless the dotted key names a value of the recipe."""
+def check_key(key: str, task_type: str | None = None) -> None:
+    """Raise RecipeError unless the dotted key names a value of the recipe of a task (None: of the default one)."""
     section: Any = Recipe
     walked: list[str] = []
     for part in key.split("."):
@@ -238,12 +233,22 @@ def check_key(key: str) -> None:
             allowed = [".".join([*walked, name]) for name in section.model_fields]
             raise RecipeError(f"{key!r} is not a key of the recipe{did_you_mean('.'.join([*walked, part]), allowed)}")
         section = section.model_fields[part].annotation
+        if section is TaskSpec:
+            section = options_of(task_type_of({} if task_type is None else {"type": task_type}))
         walked.append(part)
 
 
 def _is_mapping(annotation: Any) -> bool:
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return any(typing.get_origin(option) is dict for option in options)
+
+
+def _put_all(tree: dict[str, Any], values: Mapping[str, Json]) -> None:
+    """Set dotted keys, which must be keys of the task that is set with them."""
+    task_type = values.get("task.type", task_type_of(tree.get("task")))
+    for key, value in values.items():
+        check_key(key, str(task_type))
+        _put(tree, key, value)
 
 
 def _put(tree: dict[str, Any], key: str, value: Json) -> None:
@@ -256,12 +261,12 @@ def _put(tree: dict[str, Any], key: str, value: Json) -> None:
     tree[last] = value
 
 
-def _say(problem: Mapping[str, Any]) -> str:
+def _say(problem: Mapping[str, Any], task_type: str) -> str:
     """One line for one pydantic problem: key, what was given, what is allowed."""
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         try:
-            check_key(path)
+            check_key(path, task_type)
         except RecipeError as error:
             return str(error)
         return f"{path!r} is not a key of the recipe"

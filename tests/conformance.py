@@ -1,6 +1,8 @@
 """What every task must keep, checked on a tiny engine.
 
 check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+
+It knows columns and their roles; it knows nothing of what a task predicts.
 """
 
 from __future__ import annotations
@@ -11,30 +13,33 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from ray_lora.data.check import learn, wrong_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RecipeError
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
-from ray_lora.tasks import Features, Row, Task
+from ray_lora.tasks import Column, Features, Row, Task, row_of, task_class
 
 EXACT = 1e-9
 
 
 def check_task(task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: Callable[[Row], Json]) -> None:
-    """Check a task on labelled rows of unlike sizes.
+    """Check a task on training rows of unlike sizes.
 
     Args:
         task: built for the engine's base.
-        rows: at least four, not all of one size and not all of one label.
+        rows: at least four, not all of one size and not all of one target; as a file would hold them.
         engine: float64, with `train=True` and a free slot.
         perfect: the best prediction that a row can have.
     """
     assert len(rows) >= 4
     check_words(task)
+    check_blocks(task, rows)
     features = check_encoding(task, rows)
     check_batches(task, features)
     slot = _some_adapter(task, engine)
@@ -45,26 +50,60 @@ def check_task(task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: 
 
 def check_words(task: Task) -> None:
     """What a task says of itself."""
-    assert isinstance(task.spec, TaskSpec)
-    assert all(isinstance(column, str) for column in task.columns)
-    assert len(task.columns) >= 2
+    assert isinstance(task.spec, task.spec_type)
+    assert issubclass(task.spec_type, TaskSpec)
+    assert task_class(task.spec.type).spec_type is task.spec_type
+    assert TaskSpec.model_validate(task.spec.model_dump()) == task.spec
+    assert TaskSpec.model_validate_json(task.spec.model_dump_json()) == task.spec
+    assert TaskSpec.recall(json.loads(json.dumps(task.spec.recorded()))) == task.spec
+    json.dumps(task.spec.describe(), allow_nan=False)
+    assert task.spec.outputs in (None, task.head.num_labels)
+    assert all(isinstance(column, Column) and column.kinds for column in task.columns.values())
+    assert {column.required for column in task.columns.values()} == {"always", "training"}
+    assert task.columns[task.input].required == "always"
+    assert task.pipeline
+    task.check_parameters(task.full)
+    assert task.longest >= 1
     assert task.metric in task.metrics
     assert set(task.metrics.values()) <= {"max", "min"}
     assert task.peft_type is None or isinstance(task.peft_type, str)
-    assert task.head.architecture.startswith("AutoModelFor")
+    assert task.head.architecture
     assert task.head.num_labels >= 1
 
 
+def check_blocks(task: Task, rows: Sequence[Row]) -> None:
+    """What rows teach does not depend on how they are cut into blocks; right rows pass, and wrong ones are counted."""
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    fresh = task.spec
+    cuts = [table.slice(0, 1), table.slice(1, 2), table.slice(3)]
+    for spec in (fresh, _untaught(task)):
+        whole = learn(task, spec, [table])
+        assert learn(task, spec, reversed(cuts)) == whole
+        assert isinstance(whole, task.spec_type)
+        assert learn(task, whole, [table]) == whole
+        assert wrong_rows(task, whole, table) == []
+    for column in task.columns:
+        spoiled = table.set_column(
+            table.column_names.index(column),
+            column,
+            pa.array(
+                [None if row == 1 else value for row, value in enumerate(table.column(column).to_pylist())],
+                table.schema.field(column).type,
+            ),
+        )
+        assert [row for row, _ in wrong_rows(task, fresh, spoiled, first=10)] == [11]
+
+
 def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
-    """Rows keep their order, do not know each other, and need no label to be answered."""
+    """Rows keep their order, do not know each other, and need no target to be answered."""
     assert all(set(row) == set(task.columns) for row in rows)
     features = task.encode(rows)
     assert len(features) == len(rows)
-    assert all("labels" in feature for feature in features)
     for row, feature in zip(rows, features, strict=True):
         assert _equal(task.encode([row])[0], feature)
-        bare = {column: value for column, value in row.items() if column != "label"}
-        assert _equal(task.encode([bare])[0], {name: value for name, value in feature.items() if name != "labels"})
+        asked = task.encode([row_of(task, row)])[0]
+        assert asked.keys() < feature.keys(), "nothing in a training row's features is its target"
+        assert _equal(asked, {name: feature[name] for name in asked})
     assert all(
         _equal(again, feature) for again, feature in zip(pickle.loads(pickle.dumps(features)), features, strict=True)
     )
@@ -80,7 +119,7 @@ def check_batches(task: Task, features: Sequence[Features]) -> None:
     for row, feature in enumerate(features):
         size = task.size(feature)
         assert isinstance(size, int)
-        assert size >= 1
+        assert 1 <= size <= task.longest
         for name, tensor in task.collate([feature]).items():
             assert tensor.shape[0] == 1
             own = tuple(slice(0, length) for length in tensor.shape[1:])
@@ -111,18 +150,19 @@ def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, 
 def check_answers(
     task: Task, rows: Sequence[Row], features: Sequence[Features], engine: AdapterEngine, slot: int
 ) -> None:
-    """One JSON value a row, the same whatever else is in the pass, with or without labels."""
+    """One JSON value a row, the same whatever else is in the pass, with or without a target."""
     answers = predict(engine, {slot: task}, features, [slot] * len(rows))
     assert len(answers) == len(rows)
     assert _near(json.loads(json.dumps(answers, allow_nan=False)), answers)
     for row, answer in zip(rows, answers, strict=True):
-        bare = task.encode([{column: value for column, value in row.items() if column != "label"}])
+        bare = task.encode([row_of(task, row)])
         assert _near(predict(engine, {slot: task}, bare, [slot])[0], answer)
     mixed = predict(engine, {slot: task}, features, [slot] * len(rows), max_rows=2)
     assert _near(mixed, answers)
-    task.check({})
+    json.dumps(predict(engine, {slot: task}, features[:1], [slot], [task.full]), allow_nan=False)
+    task.check_parameters({})
     with pytest.raises(RecipeError, match="no_such_parameter"):
-        task.check({"no_such_parameter": 1})
+        task.check_parameters({"no_such_parameter": 1})
     with pytest.raises(RecipeError, match="no_such_parameter"):
         predict(engine, {slot: task}, features[:1], [slot], [{"no_such_parameter": 1}])
 
@@ -137,6 +177,7 @@ def check_scores(
     """Every metric, perfect predictions best, order without meaning."""
     best = task.score([perfect(row) for row in rows], features)
     assert set(best) == set(task.metrics)
+    assert all(hasattr(figure, "savefig") for figure in task.figures(predictions, features).values())
     order = list(reversed(range(len(rows))))
     turned = task.score([perfect(rows[row]) for row in order], [features[row] for row in order])
     others = [
@@ -154,6 +195,13 @@ def check_scores(
 
 
 # -------------------------------------------------------------------- how
+
+
+def _untaught(task: Task) -> TaskSpec:
+    """The task's options without what rows can teach."""
+    given = task.spec.model_dump()
+    required = {name for name, field in task.spec_type.model_fields.items() if field.is_required()}
+    return TaskSpec.model_validate({key: given[key] for key in {"type", *required}})
 
 
 def _some_adapter(task: Task, engine: AdapterEngine) -> int:

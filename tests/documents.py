@@ -12,8 +12,9 @@ import yaml
 from ray_lora.adapters.adapter import Card
 from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec
+from ray_lora.recipe import BaseSpec, LoraSpec
 from ray_lora.store import open_store
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conftest import rated
 
 ROOT = Path(__file__).parent.parent
@@ -40,15 +41,22 @@ def furnish(folder: Path, base: Path) -> None:
     engine = AdapterEngine(load_base(BaseSpec(model=str(base), dtype="float32")), slots=2, max_rank=4)
     for seed in range(2):
         slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForSequenceClassification", 2), seed, peft_type="SEQ_CLS")
-        card = Card(task=TaskSpec(labels=("negative", "positive")), base=str(base))
+        card = Card(task=TextClassificationSpec(labels=("negative", "positive")), base=str(base))
         open_store(str(folder / "store")).put(engine.export(slot, card), "tweets", ["champion"][seed:])
     engine.close()
 
 
 def run_blocks(page: Path) -> None:
-    """Run a page's blocks one after the other, as a reader would type them; line numbers are the page's."""
+    """Run a page's blocks one after the other, as a reader would type them; line numbers are the page's.
+
+    A block that begins with a file's name, `# ratings.py`, is written to that file.
+    """
     text = page.read_text()
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page):
+        file = re.match(r"# (\w+\.py)\n", block)
+        if file:
+            Path(file.group(1)).write_text(block)
+            continue
         line = text[: text.index(block)].count("\n")
         exec(compile("\n" * line + block, str(page), "exec"), names)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_serializer, field_validator
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -57,6 +57,15 @@ class Card(Spec):
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
 
+    @field_validator("task", mode="before")
+    @classmethod
+    def _recall(cls, task: Any) -> Any:
+        return TaskSpec.recall(task) if isinstance(task, Mapping) else task
+
+    @field_serializer("task")
+    def _record(self, task: TaskSpec | None) -> dict[str, Json] | None:
+        return task.recorded() if task is not None else None
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -92,7 +101,7 @@ class Adapter:
             tensor = tensor.detach().cpu().contiguous()
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-        task = self.card.task.model_dump(mode="json") if self.card.task else None
+        task = self.card.task.recorded() if self.card.task else None
         config = self.config.model_dump(mode="json", exclude={"lora_dropout"})
         config["target_modules"] = sorted(self.layers)  # what is targeted, however it was written
         digest.update(json.dumps([config, task], sort_keys=True).encode())

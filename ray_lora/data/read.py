@@ -1,17 +1,18 @@
-"""Tables: from parquet, csv or jsonl (local, `s3://`, `gs://`) to a task's columns under its own names, checked.
+"""Tables: from parquet, csv or jsonl (local, `s3://`, `gs://`) to a task's columns under its own names.
 
-    table = read("data/tweets/train.parquet")
+    table = canonical(read("train.csv", roles(data, task.columns)), data, task.columns, "train.csv")
 
-It knows files and columns; it knows nothing of encodings, engines or Ray.
+It knows files, columns and their roles; it knows nothing of what rows mean, of encodings, engines or Ray.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.json
@@ -19,13 +20,17 @@ import pyarrow.parquet
 
 from ray_lora.errors import DataError, did_you_mean
 from ray_lora.recipe import DataSpec
-from ray_lora.tasks.task import label_index
+from ray_lora.tasks import Column
 
 _FORMATS = "parquet, csv, jsonl"
 
 
-def read(path: str) -> pa.Table:
+def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Table:
     """A parquet, csv or jsonl file as a table.
+
+    Args:
+        roles: what the file's columns are to the task. A csv file does not say of what type a value is: a text or a
+            label stays as it is written ("007", "true"), but for labels that are all whole numbers.
 
     Raises:
         DataError: it is missing, empty, broken (with the line) or of another kind.
@@ -47,7 +52,7 @@ def read(path: str) -> pa.Table:
             if kind in ("parquet", "pq"):
                 table = pa.parquet.read_table(file)
             elif kind == "csv":
-                table = pa.csv.read_csv(file, parse_options=pa.csv.ParseOptions(newlines_in_values=True))
+                table = _read_csv(file, roles)
             elif kind in ("jsonl", "ndjson", "json"):
                 table = pa.json.read_json(file, parse_options=pa.json.ParseOptions(newlines_in_values=False))
             else:
@@ -58,6 +63,27 @@ def read(path: str) -> pa.Table:
     if table.num_rows == 0:
         raise DataError(f"data file {path!r} has no rows; it needs at least one")
     return table
+
+
+def _read_csv(file: pa.NativeFile, roles: Mapping[str, Column]) -> pa.Table:
+    words = {name: pa.string() for name, role in roles.items() if {"text", "label"} & set(role.kinds)}
+    table = pa.csv.read_csv(
+        file,
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(column_types=words),
+    )
+    for at, name in enumerate(table.column_names):
+        if name in roles and "label" in roles[name].kinds:
+            table = table.set_column(at, name, _indices(table.column(at)))
+    return table
+
+
+def _indices(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels, as numbers where all of them are written as whole numbers: indices. An empty one is none."""
+    filled = pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
+    known = filled.drop_null()
+    whole = len(known) > 0 and pc.all(pc.match_substring_regex(known, "^(0|-?[1-9][0-9]{0,17})$")).as_py()
+    return filled.cast(pa.int64()) if whole else filled
 
 
 def _broken_line(filesystem: pa.fs.FileSystem, path: str) -> str:
@@ -72,8 +98,17 @@ def _broken_line(filesystem: pa.fs.FileSystem, path: str) -> str:
     return ""
 
 
-def canonical(table: pa.Table, data: DataSpec, columns: Sequence[str], where: str) -> pa.Table:
-    """The task's columns of a table, under the task's names."""
+def roles(data: DataSpec, columns: Mapping[str, Column]) -> dict[str, Column]:
+    """A file's columns, by their names in the file, and what they are to the task."""
+    return {data.columns.get(name, name): column for name, column in columns.items()}
+
+
+def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], where: str) -> pa.Table:
+    """The task's columns of a table, under the task's names.
+
+    Raises:
+        DataError: a column is missing, or the map names one that the task does not have.
+    """
     unknown = sorted(set(data.columns) - set(columns))
     if unknown:
         raise DataError(f"data.columns names {unknown}; this task's columns are {', '.join(columns)}")
@@ -87,30 +122,3 @@ def canonical(table: pa.Table, data: DataSpec, columns: Sequence[str], where: st
             )
         picked[column] = table.column(name)
     return pa.table(picked)
-
-
-def learn_labels(table: pa.Table) -> tuple[str, ...]:
-    """The distinct labels of a training table, sorted."""
-    labels = tuple(sorted({str(value) for value in table.column("label").to_pylist() if value is not None}))
-    if len(labels) < 2:
-        raise DataError(
-            f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed"
-        )
-    return labels
-
-
-def check_rows(table: pa.Table, labels: Sequence[str], where: str) -> None:
-    """Raise DataError for the first row that lacks a value or has a label that training does not know."""
-    for column in table.column_names:
-        values = table.column(column)
-        if values.null_count:
-            row = values.is_null().to_pylist().index(True)
-            raise DataError(f"{where}, row {row + 1}: column {column!r} is empty; fill it or leave the row out")
-    known: set[Any] = set()
-    for row, label in enumerate(table.column("label").to_pylist()):
-        if label not in known:
-            try:
-                label_index(label, labels)
-            except DataError as error:
-                raise DataError(f"{where}, row {row + 1}: {error}") from None
-            known.add(label)

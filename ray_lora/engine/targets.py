@@ -180,5 +180,5 @@ def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> Non
             f"the adapter's head {given} does not fit {spec.architecture} on {base.id!r}, which has {needed}"
         )
     task = adapter.card.task
-    if task is not None and task.labels is not None and len(task.labels) != spec.num_labels:
-        raise AdapterError(f"the adapter's card names {len(task.labels)} labels, its head has {spec.num_labels}")
+    if task is not None and task.outputs not in (None, spec.num_labels):
+        raise AdapterError(f"the adapter's card names {task.outputs} labels, its head has {spec.num_labels}")

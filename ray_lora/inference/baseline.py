@@ -29,15 +29,15 @@ def head_only(
 
     Args:
         engine: any engine on the base; its adapters are not used.
-        task: gives the collation and the labels.
-        train, validation: rows with labels.
+        task: gives the collation, the targets and the answers.
+        train, validation: rows with targets.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = features_of(engine, task, train), [row["labels"] for row in train]
-    x_validation, y_validation = features_of(engine, task, validation), [row["labels"] for row in validation]
+    x, y = features_of(engine, task, train), task.targets(train)
+    x_validation, y_validation = features_of(engine, task, validation), task.targets(validation)
     fitted = [
         make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000)).fit(x, y)
         for strength in _STRENGTHS
@@ -45,8 +45,7 @@ def head_only(
     best = max(fitted, key=lambda model: model.score(x_validation, y_validation))
 
     def answer(rows: Sequence[Features]) -> list[Json]:
-        guesses = best.predict(features_of(engine, task, rows))
-        return [{"label": task.labels[int(guess)], "score": 1.0} for guess in guesses]
+        return task.answers([int(guess) for guess in best.predict(features_of(engine, task, rows))])
 
     return answer
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
 from ray_lora.bases.load import load_base
-from ray_lora.data.read import canonical, check_rows, read
-from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.data.check import check_table
+from ray_lora.data.read import canonical, read, roles
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import AdapterError, BaseModelError, DataError
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import BaseSpec, DataSpec, Json, TaskSpec
+from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
-from ray_lora.tasks import Features, Task, build_task
-from ray_lora.tasks.task import Row
+from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def evaluate_ref(
     """
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
     task = opened.task
-    table = canonical(read(data_path), DataSpec(columns=dict(columns or {})), task.columns, data_path)
-    check_rows(table, task.spec.labels or (), data_path)
+    data = DataSpec(columns=dict(columns or {}))
+    table = canonical(read(data_path, roles(data, task.columns)), data, task.columns, data_path)
+    check_table(task, task.spec, table, data_path)
     features = task.encode(table.to_pylist())
     return {
         "ref": opened.entry.ref,
@@ -94,7 +95,7 @@ def predict_ref(
     if not inputs:
         raise DataError("there is no input; give at least one")
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
-    features = opened.task.encode([row_of(value, opened.task.columns[0]) for value in inputs])
+    features = opened.task.encode([local_row(opened.task, value) for value in inputs])
     return {
         "ref": opened.entry.ref,
         "sha256": opened.entry.sha256,
@@ -129,7 +130,9 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
         embeddings=any(pair.embedding for pair in adapter.layers.values()),
     )
     slot = engine.load(adapter)
-    spec = adapter.card.task or plain_task(ref, engine.residents[slot].head)
+    spec = adapter.card.task or plain_spec(engine.residents[slot].head)
+    if spec is None:
+        raise AdapterError(f"adapter {ref!r} has no task in its card and no head that tells one; import it with a task")
     return engine, slot, build_task(spec, engine.base.processor)
 
 
@@ -147,22 +150,18 @@ def _named(model: str | None, ref: str) -> str:
     return model
 
 
-def plain_task(ref: str, head: HeadSpec | None) -> TaskSpec:
-    """The task of a folder that plain PEFT wrote: its classes are LABEL_0, LABEL_1, … as transformers names them."""
-    if head is None or head.architecture != "AutoModelForSequenceClassification" or head.num_labels < 2:
-        raise AdapterError(f"adapter {ref!r} has no task in its card and no head that tells one; import it with a task")
-    return TaskSpec(labels=tuple(f"LABEL_{index}" for index in range(head.num_labels)))
+def local_row(task: Task, value: Json) -> Row:
+    """A row to be answered from what a person of this machine writes: as `row_of`, images also by path.
 
-
-def row_of(value: Json, column: str) -> Row:
-    """A row of the task from what a person writes: the row itself, or its one value; images also by path."""
-    row = dict(value) if isinstance(value, Mapping) else {column: value}
-    if column not in row:
-        raise RecipeError(f"input {value!r} has no {column!r}; write the value alone or {{{column!r}: value}}")
-    if column == "image" and isinstance(row[column], str):
-        try:
-            row[column] = Path(row[column]).read_bytes()
-        except OSError as error:
-            if len(row[column]) < 256:  # longer ones are base64 text, which the task reads
-                raise DataError(f"image {row[column]!r} cannot be read: {error.strerror}") from None
+    Raises:
+        RecipeError: a column is missing. DataError: there is no such file.
+    """
+    row = dict(row_of(task, value))
+    for column, given in row.items():
+        if "image" in task.columns[column].kinds and isinstance(given, str):
+            try:
+                row[column] = Path(given).read_bytes()
+            except OSError as error:
+                if len(given) < 256:  # longer ones are base64 text, which the task reads
+                    raise DataError(f"image {given!r} cannot be read: {error.strerror}") from None
     return row

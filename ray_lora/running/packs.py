@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ray_lora.allowed import environment
 from ray_lora.bases.load import Base, describe_base
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, Recipe
@@ -30,7 +31,8 @@ from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.worker import PackConfig, run_worker
-from ray_lora.tasks import TASKS
+from ray_lora.tasks import task_class
+from ray_lora.training.figures import FIGURES
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
 
@@ -151,7 +153,7 @@ class PackRun:
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
         self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
-        self.progress = Progress(title, TASKS[prepared.recipe.task.type].metric, quiet)
+        self.progress = Progress(title, task_class(prepared.recipe.task.type).metric, quiet)
         self.records: list[Record] = []
         self.seconds: dict[str, float] = {}
         self.error: BaseException | None = None
@@ -233,7 +235,7 @@ class PackRun:
             storage_path=str((self.output / "ray").resolve()),
             failure_config=given.failure_config if given and asked else FailureConfig(max_failures=_MAX_FAILURES),
             callbacks=given.callbacks if given else None,
-            worker_runtime_env={"env_vars": WORKER_ENV},  # type: ignore[call-arg]  # mypy sees the class of Train v1
+            worker_runtime_env={"env_vars": {**WORKER_ENV, **environment()}},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
 
     # ---------------------------------------------------------------- what is told to the table and the tracker
@@ -264,9 +266,13 @@ class PackRun:
             ended = _ENDED.get(record.status)
             if ended and self._tracked[record.job.name] == "RUNNING":
                 self._tracked[record.job.name] = ended
-                folder = self.output / "jobs" / record.job.name / "adapter"
+                folder = self.output / "jobs" / record.job.name
                 self.tracker.finish_child(
-                    record.job.name, ended, dict(record.metrics), folder if record.status == "finished" else None
+                    record.job.name,
+                    ended,
+                    dict(record.metrics),
+                    folder / "adapter" if record.status == "finished" else None,
+                    folder / FIGURES if (folder / FIGURES).is_dir() else None,
                 )
         self.progress.show(records)
 

@@ -67,7 +67,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     """Check that every adapter the recipe can ask for fits its base, and size the pack.
 
     Args:
-        task: the recipe's task with its labels.
+        task: the recipe's task, completed by its training rows.
         base: from `describe_base`.
         most_slots: adapters that could train at once (a search's trials); None when unknown.
 
@@ -77,7 +77,8 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     """
     max_rank = largest_rank(recipe)
     engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
-    head = build_task(task, base.processor).head
+    built = build_task(task, base.processor)
+    head = built.head
     engine.reserve_head(head)
     for lora in lora_choices(recipe):
         engine.match(lora, head)
@@ -91,7 +92,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     weights += transposes(base.backbone) if device == "cpu" else 0
     base_bytes = weights * width
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
-    pass_bytes = _activations(base, task, _MAX_ROWS[device]) * width
+    pass_bytes = _activations(base, built.longest, _MAX_ROWS[device]) * width
     free = _free_memory(device)
     fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
     batch = min([recipe.training.per_device_train_batch_size, *choices(recipe, _BATCH)])
@@ -157,7 +158,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     return asdict(plan) | {
         "name": recipe.name,
         "total_bytes": plan.total_bytes,
-        "labels": list(task.labels or ()),
+        "task": {"type": task.type, **task.describe()},
         "rows": rows,
         "steps": steps,
         "rows_trained": steps * batch,
@@ -173,10 +174,14 @@ def show(plan: Mapping[str, Json]) -> str:
         ("pass", f"about {_size(plan['pass_bytes'])} for {plan['max_rows']} rows"),
         ("pack", f"{plan['slots']} slots, about {_size(plan['total_bytes'])} of {_size(plan['free_bytes'])} free"),
         ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
-        ("labels", ", ".join(plan["labels"])),
+        *((key, _words(value)) for key, value in plan["task"].items()),
         ("training", f"{plan['steps']:,} steps, {plan['rows_trained']:,} rows for each adapter"),
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
+
+
+def _words(value: Json) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def targets_embeddings(recipe: Recipe) -> bool:
@@ -185,9 +190,9 @@ def targets_embeddings(recipe: Recipe) -> bool:
     return any("embed" in str(target) for target in targets)
 
 
-def _activations(base: Base, task: TaskSpec, rows: int) -> int:
-    """Numbers that a backward keeps for one pass: about 16 hidden-sized and 4 intermediate-sized values a layer and
-    token.
+def _activations(base: Base, longest: int, rows: int) -> int:
+    """Numbers that a backward keeps for one pass of rows of size `longest`: about 16 hidden-sized and 4
+    intermediate-sized values a layer and token.
 
     The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
     architectures are of the same order.
@@ -196,7 +201,7 @@ def _activations(base: Base, task: TaskSpec, rows: int) -> int:
     layers = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", [1]))
     hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", [64]))
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    return int(layers * rows * task.max_length * (16 * hidden + 4 * intermediate))
+    return int(layers * rows * longest * (16 * hidden + 4 * intermediate))
 
 
 def _free_memory(device: str) -> int:

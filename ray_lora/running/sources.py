@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ray_lora.data.read import canonical, check_rows, learn_labels, read
+from ray_lora.data.check import check_table, learn
+from ray_lora.data.read import canonical, read, roles
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe, TaskSpec
-from ray_lora.tasks import TASKS, Features, Task
+from ray_lora.tasks import Features, Task, task_class
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Split, Splits
 
@@ -37,7 +38,7 @@ class Block:
 class Source:
     """One recipe's checked data."""
 
-    task: TaskSpec  # labels known
+    task: TaskSpec  # completed by what the training rows teach
     train: tuple[Block, ...]
     validation: tuple[Block, ...]
     identity: dict[str, str]  # path, rows and sha256 of each split
@@ -56,7 +57,7 @@ def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = No
     import ray
 
     tables = read_tables(recipe, datasets)
-    task = recipe.task.model_copy(update={"labels": check_tables(recipe, tables)})
+    task = check_tables(recipe, tables)
     identity: dict[str, str] = {}
     for split, (where, table) in tables.items():
         identity |= {f"{split}.path": where, f"{split}.rows": str(table.num_rows), f"{split}.sha256": _hash(table)}
@@ -65,9 +66,9 @@ def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = No
 
 
 def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
-    """A recipe's task with its labels, and the rows of each split; everything checked, nothing started."""
+    """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started."""
     tables = read_tables(recipe, None)
-    task = recipe.task.model_copy(update={"labels": check_tables(recipe, tables)})
+    task = check_tables(recipe, tables)
     return task, {split: table.num_rows for split, (_, table) in tables.items()}
 
 
@@ -80,19 +81,21 @@ def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None)
         if given is None and path is None:
             continue
         where = path or f"the {split} dataset"
-        table = read(path) if path is not None else pa.concat_tables(_tables(given))
-        tables[split] = (where, canonical(table, recipe.data, TASKS[recipe.task.type].columns, where))
+        columns = task_class(recipe.task.type).columns
+        table = read(path, roles(recipe.data, columns)) if path is not None else pa.concat_tables(_tables(given))
+        tables[split] = (where, canonical(table, recipe.data, columns, where))
     if "train" not in tables:
         raise DataError("no training rows are given; set data.train to a parquet, csv or jsonl file")
     return tables
 
 
-def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> tuple[str, ...]:
-    """The labels, given or learned from the training rows; every row is checked against them."""
-    labels = recipe.task.labels or learn_labels(tables["train"][1])
+def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
+    """The task's options, completed by what the training rows teach; every row is checked against them."""
+    task = task_class(recipe.task.type)
+    spec = learn(task, recipe.task, [tables["train"][1]])
     for where, table in tables.values():
-        check_rows(table, labels, where)
-    return labels
+        check_table(task, spec, table, where)
+    return spec
 
 
 def _hash(table: pa.Table) -> str:

@@ -13,7 +13,7 @@ from ray.tune import TuneConfig
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json, Recipe, check_key
 from ray_lora.search.trial import job_of
-from ray_lora.tasks import TASKS
+from ray_lora.tasks import task_class
 
 _SAMPLERS = {
     "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
@@ -84,8 +84,9 @@ def configured(recipe: Recipe) -> TuneConfig:
 
 def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
     """The metric that decides, and whether more is better."""
-    metrics = dict(TASKS[recipe.task.type].metrics) | {"loss": "min"}
-    metric = config.metric or recipe.search.metric or TASKS[recipe.task.type].metric
+    task = task_class(recipe.task.type)
+    metrics = dict(task.metrics) | {"loss": "min"}
+    metric = config.metric or recipe.search.metric or task.metric
     if metric not in metrics:
         raise RecipeError(
             f"unknown metric {metric!r}; {recipe.task.type} reports {', '.join(metrics)}{did_you_mean(metric, metrics)}"
@@ -99,7 +100,7 @@ def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
     if not space:
         raise RecipeError("the search space is empty; give search.space at least one recipe key to try")
     for key, sampler in space.items():
-        check_key(key)
+        check_key(key, recipe.task.type)
         for value in grid_of(sampler) or []:
             job_of("check", recipe, {key: value}, recipe.task)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune import Trainable
 
+from ray_lora.allowed import allow
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.training.job import Job
@@ -26,8 +27,15 @@ class PackTrial(Trainable):
     """One configuration; `config` maps recipe keys to values."""
 
     def setup(
-        self, config: dict[str, Any], coordinator: Any = None, recipe: str = "", task: str = "", output: str = ""
+        self,
+        config: dict[str, Any],
+        coordinator: Any = None,
+        recipe: str = "",
+        task: str = "",
+        output: str = "",
+        allowed: Sequence[str] = (),
     ) -> None:
+        allow(*allowed)  # what the driver's user allowed: the recipe's task may be his own
         self._coordinator, self._output = coordinator, Path(output)
         self._recipe, self._task = Recipe.model_validate_json(recipe), TaskSpec.model_validate_json(task)
         self._joined: str | None = None

@@ -21,6 +21,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.tune import ResultGrid, TuneConfig, Tuner
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.allowed import listed
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
@@ -153,6 +154,7 @@ class LoraTuner:
             recipe=self.recipe.model_dump_json(),
             task=prepared.sources[self.recipe.name].task.model_dump_json(),
             output=str(output / "jobs"),
+            allowed=listed(),
         )
         # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
         trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})

@@ -35,7 +35,8 @@ from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm
 from ray_lora.store import Entry, Store, steer
-from ray_lora.tasks import Features, Task
+from ray_lora.tasks import Features, Task, row_of
+from ray_lora.tasks.rows import answering
 
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
 T = TypeVar("T")
@@ -46,8 +47,7 @@ class Answer:
     """What one adapter answered to one request."""
 
     entry: Entry
-    task: str
-    labels: tuple[str, ...]
+    task: Task
     predictions: list[Json]
     tokens: int  # that the base read
 
@@ -202,12 +202,12 @@ class Endpoint:
             entry, task = resident[0], resident[1].loaded.task
             if task is None:
                 raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
-            task.check(parameters)  # a row that fails in the batch would make its neighbours run again
+            task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
             features = await self._encode(task, inputs)
             rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
             predictions = await self.batcher.submit(entry.name, rows, background)
         tokens = sum(task.size(feature) for feature in features)
-        return Answer(entry, task.spec.type, task.spec.labels or (), predictions, tokens)
+        return Answer(entry, task, predictions, tokens)
 
     @asynccontextmanager
     async def _lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
@@ -231,10 +231,11 @@ class Endpoint:
         return vectors, sum(len(feature["input_ids"]) for feature in features)
 
     async def _encode(self, task: Task, inputs: Sequence[Json]) -> list[Features]:
-        """Model inputs of each value of the task's first column."""
-        rows = [{task.columns[0]: value} for value in inputs]
+        """Model inputs of each input: the bare value of a task of one column, a row of a task of more."""
+        bare = answering(task) == (task.input,)
+        rows = [{task.input: value} if bare else row_of(task, value) for value in inputs]
         size = 0
-        for value in inputs:
+        for value in (value for row in rows for value in row.values()):
             if isinstance(value, str):
                 _check_text(value)
                 size += len(value)

@@ -19,14 +19,13 @@ import torch
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import Base, fingerprint
+from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, DataError
 from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.store import Entry, Store
-from ray_lora.tasks import Features, Task, build_task
-
-_PLAIN_TASKS = {"AutoModelForSequenceClassification": "text-classification"}  # of folders that plain PEFT wrote
+from ray_lora.tasks import Features, Task, build_task, plain_spec
 
 
 class ChangedError(AdapterError):
@@ -109,7 +108,7 @@ class Machine:
                 answers[index] = answer
         bare = [index for index, row in enumerate(rows) if row.task is None]
         if bare:
-            batch = _pad([rows[index].features["input_ids"] for index in bare])
+            batch = pad([rows[index].features["input_ids"] for index in bare], self.base.processor)
             for index, vector in zip(bare, embed(self._engine, batch).tolist(), strict=True):
                 answers[index] = vector
         return answers
@@ -151,23 +150,9 @@ class Machine:
         return slot
 
     def _task_of(self, adapter: Adapter, head: HeadSpec | None) -> Task | None:
-        """The card's task; for a head that plain PEFT wrote, LABEL_0, LABEL_1, … as transformers names them."""
-        if adapter.card.task is not None:
-            return self.task(adapter.card.task)
-        kind: Any = _PLAIN_TASKS.get(head.architecture) if head else None
-        if kind is None or head is None or head.num_labels < 2:
-            return None
-        return self.task(TaskSpec(type=kind, labels=tuple(f"LABEL_{index}" for index in range(head.num_labels))))
-
-
-def _pad(ids: list[list[int]]) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask, [rows, longest]."""
-    rows = [torch.tensor(row) for row in ids]
-    mask = [torch.ones_like(row) for row in rows]
-    return {
-        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
-        "attention_mask": torch.nn.utils.rnn.pad_sequence(mask, batch_first=True),
-    }
+        """The card's task, or what the head that plain PEFT wrote stands for."""
+        spec = adapter.card.task or plain_spec(head)
+        return None if spec is None else self.task(spec)
 
 
 def pick_device(device: str | None) -> str:

@@ -196,7 +196,7 @@ class FolderStore:
                 version=version,
                 aliases=(),
                 sha256=str(card.get("sha256") or ""),
-                task=TaskSpec.model_validate(card["task"]) if card.get("task") else None,
+                task=TaskSpec.recall(card["task"]) if card.get("task") else None,
                 base=str(base) if base else None,
                 base_fingerprint=card.get("base_fingerprint"),
                 metrics={str(key): float(value) for key, value in (card.get("metrics") or {}).items()},

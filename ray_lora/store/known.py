@@ -108,7 +108,7 @@ def tags_of(adapter: Adapter, entry: Entry) -> dict[str, str]:
         "num_parameters": str(entry.num_parameters),
     }
     if entry.task is not None:
-        tags |= {"task": entry.task.type, "labels": json.dumps(entry.task.labels)}
+        tags["task"] = entry.task.type
     if entry.base:
         tags["base"] = entry.base
     if entry.base_fingerprint:
@@ -117,12 +117,13 @@ def tags_of(adapter: Adapter, entry: Entry) -> dict[str, str]:
         if "score" not in tags:
             tags |= {"score": repr(value), "metric": metric}
         tags[f"metric.{metric}"] = repr(value)
-    return tags
+    shown = entry.task.describe() if entry.task is not None else {}
+    return {key: json.dumps(value) for key, value in shown.items()} | tags
 
 
 def pack(entry: Entry) -> str:
     """The tag that holds an entry; name, version, aliases and traffic are the registry's own."""
-    held = asdict(replace(entry, task=None)) | {"task": entry.task.model_dump(mode="json") if entry.task else None}
+    held = asdict(replace(entry, task=None)) | {"task": entry.task.recorded() if entry.task else None}
     return json.dumps({key: held[key] for key in sorted(held) if key not in ("name", "version", "aliases", "traffic")})
 
 
@@ -130,7 +131,7 @@ def unpack(name: str, version: int, text: str) -> Entry:
     """The entry in a tag; AdapterError when it is not one."""
     try:
         held = json.loads(text)
-        task = TaskSpec.model_validate(held.pop("task")) if held.get("task") else None
+        task = TaskSpec.recall(held.pop("task")) if held.get("task") else None
         entry = Entry(**{**held, "name": name, "version": version, "aliases": (), "task": task})
         if not is_sha256(entry.sha256):
             raise ValueError(f"sha256 is {entry.sha256!r}")

@@ -1,28 +1,40 @@
 """Tasks: what is predicted and how it is scored. They know rows and losses, not slots.
 
-    task = build_task(TaskSpec(type="text-classification", labels=("negative", "positive")), base.processor)
+    task = build_task(TextClassificationSpec(labels=("negative", "positive")), base.processor)
 
-A new task is one file here, one line in `TASKS`, and `tests/conformance.py` says whether it keeps the rules.
+A new task is one file here and one line in `TASKS`, or a class in a package of your own (docs/add-a-task.md);
+`tests/conformance.py` says whether it keeps the rules.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks.image_classification import ImageClassification
-from ray_lora.tasks.task import Features, Row, Task
-from ray_lora.tasks.text_classification import TextClassification
+from ray_lora.tasks import table
+from ray_lora.tasks.rows import row_of
+from ray_lora.tasks.table import TASKS
+from ray_lora.tasks.task import Column, Features, Row, Task
 
-TASKS: dict[str, type[TextClassification] | type[ImageClassification]] = {
-    "text-classification": TextClassification,
-    "image-classification": ImageClassification,
-}
+if TYPE_CHECKING:
+    from ray_lora.bases.plain import HeadSpec
+
+
+def task_class(name: str) -> type[Task]:
+    """The class that implements a task; RecipeError when there is none, or it is not allowed."""
+    found: type[Task] = table.task_class(name)
+    return found
 
 
 def build_task(spec: TaskSpec, processor: Any) -> Task:
     """The task of a spec on a base with this processor; RecipeError when the two do not fit."""
-    return TASKS[spec.type](spec, processor)
+    return task_class(spec.type)(spec, processor)
 
 
-__all__ = ["TASKS", "Features", "Row", "Task", "build_task"]
+def plain_spec(head: HeadSpec | None) -> TaskSpec | None:
+    """The task that a head which plain PEFT wrote stands for; None where it could be any."""
+    found = [task_class(name).plain(head) for name in TASKS] if head is not None else []
+    return next((spec for spec in found if spec is not None), None)
+
+
+__all__ = ["TASKS", "Column", "Features", "Row", "Task", "build_task", "plain_spec", "row_of", "task_class"]

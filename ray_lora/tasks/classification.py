@@ -1,40 +1,119 @@
-"""What all classification tasks share: the loss, the answer and the metrics."""
+"""What all classification tasks share: labels, the loss, the answer, the metrics and the picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from pydantic import field_validator
 
-from ray_lora.errors import RecipeError
+from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.task import Features
+from ray_lora.tasks.task import Column, Features, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from torch import Tensor
 
 METRICS: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "max"}
+LABEL = Column(("label",), "training", "a label, or its index among the labels")
 _FUNCTIONS = ("softmax", "sigmoid", "none")
+_TARGET = "labels"  # the class index in a row's features
+_MOST_SHOWN = 40  # labels of a confusion matrix that can be read
+
+
+class ClassificationSpec(TaskSpec):
+    """`labels: null` takes the labels from the training data, sorted."""
+
+    labels: tuple[str, ...] | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+            raise ValueError("labels must be at least two different words")
+        return labels
+
+    @property
+    def outputs(self) -> int | None:
+        return None if self.labels is None else len(self.labels)
+
+    def describe(self) -> dict[str, Json]:
+        return {} if self.labels is None else {"labels": list(self.labels)}
 
 
 class Classification:
     """One label a row, from logits [rows, labels]."""
 
+    full: ClassVar[Mapping[str, Json]] = {"top_k": 1_000_000}
     metric: ClassVar[str] = "accuracy"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
 
     def __init__(self, spec: TaskSpec) -> None:
-        if spec.labels is None:
+        options = cast(ClassificationSpec, spec)
+        if options.labels is None:
             raise RecipeError("task.labels is not set; list the labels, or let the training data give them")
         self.spec = spec
-        self.labels = spec.labels
+        self.labels = options.labels
+
+    @classmethod
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> set[str]:
+        """The block's labels, where the options do not say them."""
+        if cast(ClassificationSpec, spec).labels is not None:
+            return set()
+        return {str(value) for value in block.column("label").to_pylist() if value is not None}
+
+    @classmethod
+    def merge(cls, spec: TaskSpec, learned: Iterable[set[str]]) -> TaskSpec:
+        if cast(ClassificationSpec, spec).labels is not None:
+            return spec
+        labels = tuple(sorted(set().union(*learned)))
+        if len(labels) < 2:
+            raise DataError(
+                f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed"
+            )
+        return spec.model_copy(update={"labels": labels})
+
+    @classmethod
+    def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """Rows whose label is none of the options'."""
+        labels = cast(ClassificationSpec, spec).labels or ()
+        said: dict[str, str | None] = {}  # a label, by what it looks like (a list is no key) -> what is wrong with it
+        for row, label in enumerate(block.column("label").to_pylist()):
+            shown = repr(label)
+            if shown not in said:
+                try:
+                    label_index(label, labels)
+                    said[shown] = None
+                except DataError as error:
+                    said[shown] = str(error)
+            why = said[shown]
+            if why is not None:
+                yield row, why
+
+    def targets(self, features: Sequence[Features]) -> list[int]:
+        """The class index of each row."""
+        return [row[_TARGET] for row in features]
+
+    def answers(self, targets: Sequence[int]) -> list[Json]:
+        """The answers that would be sure of these class indices."""
+        return [{"label": self.labels[target], "score": 1.0} for target in targets]
+
+    def probabilities(self, answer: Json) -> list[float]:
+        """The scores of an answer with parameters `full`, in the order of the labels."""
+        scores = {item["label"]: item["score"] for item in answer}
+        return [scores[label] for label in self.labels]
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        targets = torch.tensor([row["labels"] for row in features], device=outputs.logits.device)
+        import torch
+        import torch.nn.functional as F
+
+        targets = torch.tensor(self.targets(features), device=outputs.logits.device)
         losses = F.cross_entropy(outputs.logits, targets, reduction="none")
         return losses, torch.ones_like(losses)
 
-    def check(self, parameters: Mapping[str, Json]) -> None:
+    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
         _options(parameters)
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
@@ -56,12 +135,58 @@ class Classification:
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score
 
-        truth = [row["labels"] for row in features]
-        guess = [self.labels.index(answer["label"]) for answer in predictions]
+        truth, guess = self.targets(features), self._guesses(predictions)
         return {
             "accuracy": float(accuracy_score(truth, guess)),
             "f1_macro": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
         }
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`: rows are the truth, columns the answers."""
+        if len(self.labels) > _MOST_SHOWN:
+            return {}
+        from matplotlib.figure import Figure
+        from sklearn.metrics import confusion_matrix
+
+        known = list(range(len(self.labels)))
+        counts = confusion_matrix(self.targets(features), self._guesses(predictions), labels=known)
+        figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
+        axis = figure.subplots()
+        axis.imshow(counts, cmap="Blues")
+        axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=self.labels)
+        axis.set_xticklabels(self.labels, rotation="vertical")
+        for truth, row in enumerate(counts.tolist()):
+            for answer, count in enumerate(row):
+                colour = "white" if 2 * count > counts.max() else "black"
+                if count:
+                    axis.text(answer, truth, str(count), ha="center", va="center", color=colour)
+        return {"confusion_matrix": figure}
+
+    def _guesses(self, predictions: Sequence[Json]) -> list[int]:
+        index = {label: number for number, label in enumerate(self.labels)}
+        return [index[answer["label"]] for answer in predictions]
+
+    def _with_targets(self, features: Sequence[Features], rows: Sequence[Row]) -> list[Features]:
+        """Rows' inputs, and beside them the class index of those that have a label."""
+        return [
+            feature if row.get("label") is None else feature | {_TARGET: label_index(row["label"], self.labels)}
+            for feature, row in zip(features, rows, strict=True)
+        ]
+
+
+def label_index(label: Any, labels: Sequence[str]) -> int:
+    """The class index of a label given as a word or as an index.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(label, str) and label in labels:
+        return labels.index(label)
+    if isinstance(label, SupportsIndex) and not isinstance(label, bool) and 0 <= label.__index__() < len(labels):
+        return label.__index__()
+    near = did_you_mean(str(label), labels)
+    allowed = ", ".join(map(repr, labels))
+    raise DataError(f"label {label!r} is not one of {allowed} nor an index below {len(labels)}{near}")
 
 
 def _options(parameters: Mapping[str, Json]) -> tuple[str, int | None]:

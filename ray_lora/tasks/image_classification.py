@@ -8,23 +8,49 @@ whose image is PNG or JPEG bytes, base64 text of them, or a PIL image.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import PrivateAttr
 
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.recipe import TaskSpec
-from ray_lora.tasks.classification import Classification
-from ray_lora.tasks.task import Features, Row, label_index
+from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
+from ray_lora.tasks.task import Column, Features, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+_PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
+
+
+class ImageClassificationSpec(ClassificationSpec):
+    """Labels."""
+
+    type: Literal["image-classification"] = "image-classification"
+    # Means nothing to an image. It was an option of every task, so cards hold it and their content hash covers it.
+    _max_length: int = PrivateAttr(default=128)
+
+    def recorded(self) -> dict[str, Json]:
+        return super().recorded() | {"max_length": self._max_length}
+
+    @classmethod
+    def recall(cls, told: Mapping[str, Json]) -> TaskSpec:
+        spec = cls.model_validate({key: value for key, value in told.items() if key != "max_length"})
+        spec._max_length = told.get("max_length", 128)
+        return spec
 
 
 class ImageClassification(Classification):
     """One label an image, from the plain class AutoModelForImageClassification."""
 
-    columns: ClassVar[tuple[str, ...]] = ("image", "label")
+    spec_type: ClassVar[type[TaskSpec]] = ImageClassificationSpec
+    columns: ClassVar[Mapping[str, Column]] = {"image": Column(("image",), about="PNG or JPEG"), "label": LABEL}
+    input: ClassVar[str] = "image"
+    pipeline: ClassVar[str] = "image-classification"
     peft_type: ClassVar[str | None] = None
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
@@ -34,20 +60,44 @@ class ImageClassification(Classification):
         self.head = HeadSpec("AutoModelForImageClassification", len(self.labels))
         self._processor = processor
 
+    @classmethod
+    def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """Every image is decoded: that an end is missing shows nowhere else."""
+        row = 0
+        for chunk in block.column("image").chunks:
+            for image in chunk:
+                try:
+                    _open(image.as_py())
+                except DataError as error:
+                    yield row, str(error)
+                row += 1
+        yield from super().check(spec, block)
+
+    @classmethod
+    def plain(cls, head: HeadSpec) -> TaskSpec | None:
+        """PEFT has no task_type of images, so its folders do not name this head."""
+        return None
+
+    @cached_property
+    def longest(self) -> int:
+        from PIL import Image
+
+        return self.size(self.encode([{"image": Image.new("RGB", (512, 512))}])[0])
+
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         images = [_open(row["image"]) for row in rows]
         pixels = self._processor(images, return_tensors="pt")["pixel_values"]
-        features = [Features(pixel_values=image) for image in pixels]
-        for feature, row in zip(features, rows, strict=True):
-            if row.get("label") is not None:
-                feature["labels"] = label_index(row["label"], self.labels)
-        return features
+        return self._with_targets([Features(pixel_values=image) for image in pixels], rows)
 
     def size(self, features: Features) -> int:
-        return 1
+        """Patches of 16 by 16 pixels."""
+        height, width = features["pixel_values"].shape[-2:]
+        return int(-(-height // _PATCH) * -(-width // _PATCH))
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
         """pixel_values, [rows, channels, height, width]."""
+        import torch
+
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features])}
 
 

@@ -1,47 +1,112 @@
 """The one interface a task implements.
 
-A task is handed rows of its own kind and never learns which adapters they belong to.
+A task is handed rows of its own kind and never learns which adapters they belong to. Its module must import without
+torch: recipes and search trials ask it for its options. `docs/add-a-task.md` writes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-import numpy as np
-from torch import Tensor
-
-from ray_lora.bases.plain import HeadSpec
-from ray_lora.errors import DataError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ray_lora.bases.plain import HeadSpec
+
 Row = Mapping[str, Any]  # one row of the data, under the task's column names
-Features = dict[str, Any]  # one row's model inputs, and "labels" when the row has them
+Features = dict[str, Any]  # one row's model inputs, and its target when the row has one
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a task's rows.
+
+    Attributes:
+        kinds: the kinds of value that may stand in it. A file's "text" and "label" columns are read as written; a value
+            of kind "image" may be given as a file's path; other words ("integer", "boxes") are for people.
+        required: always, or only in the rows that train and score.
+        about: what it is, for people.
+    """
+
+    kinds: tuple[str, ...]
+    required: Literal["always", "training"] = "always"
+    about: str = ""
 
 
 class Task(Protocol):
     """What is predicted and how it is scored.
 
     Attributes:
-        columns: the columns of a training row.
+        spec_type: the task's own options, a `TaskSpec`.
+        columns: the columns of a training row, by role.
+        input: the column that a bare value in a request stands for.
+        pipeline: the Hugging Face pipeline whose answers `decode` gives.
+        full: parameters with which `decode` leaves nothing of an answer out.
         metric: the metric that decides by default; metrics: every metric and whether more is better.
         peft_type: PEFT's task_type of a saved adapter.
         head: the plain transformers class that answers.
+        longest: the largest `size` a row can have.
     """
 
-    columns: ClassVar[tuple[str, ...]]
+    spec_type: ClassVar[type[TaskSpec]]
+    columns: ClassVar[Mapping[str, Column]]
+    input: ClassVar[str]
+    pipeline: ClassVar[str]
+    full: ClassVar[Mapping[str, Json]]
     metric: ClassVar[str]
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]]
     peft_type: ClassVar[str | None]
     spec: TaskSpec
     head: HeadSpec
 
+    def __init__(self, spec: TaskSpec, processor: Any) -> None:
+        """RecipeError when the options are not complete, or do not fit a base with this processor."""
+        ...
+
+    # ------------------------------------------------------------ of a block of rows, before anything is loaded
+
+    @classmethod
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Any:
+        """What a block of training rows teaches (its labels, its words), for `merge`; a value that pickles."""
+        ...
+
+    @classmethod
+    def merge(cls, spec: TaskSpec, learned: Iterable[Any]) -> TaskSpec:
+        """The options completed by what all blocks taught; DataError when that is too little."""
+        ...
+
+    @classmethod
+    def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """The wrong rows of a block: the row's number in it, from 0, and what is wrong and allowed.
+
+        Args:
+            spec: completed by `merge`.
+            block: with every column; none of its values is null.
+        """
+        ...
+
+    @classmethod
+    def plain(cls, head: HeadSpec) -> TaskSpec | None:
+        """The options of an adapter that plain PEFT wrote, if a head like this can only be this task's."""
+        ...
+
+    # ------------------------------------------------------------ of rows on their way through the model
+
+    @property
+    def longest(self) -> int: ...
+
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         """Model inputs of rows; a row that cannot be read is a DataError that says which and why."""
         ...
 
     def size(self, features: Features) -> int:
-        """How much of a pass this row takes (tokens, pixels); rows of like size are computed together."""
+        """How much of a pass this row takes (tokens, patches); rows of like size are computed together."""
         ...
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
@@ -52,7 +117,7 @@ class Task(Protocol):
         """(sum of losses, number of terms) for each row, both [rows]; an adapter's loss is its rows' sum over count."""
         ...
 
-    def check(self, parameters: Mapping[str, Json]) -> None:
+    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
         """RecipeError unless `decode` takes these parameters; called before anything is computed."""
         ...
 
@@ -64,17 +129,6 @@ class Task(Protocol):
         """Metrics of predictions made with no parameters."""
         ...
 
-
-def label_index(label: Any, labels: Sequence[str]) -> int:
-    """The class index of a label given as a word or as an index.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(label, str) and label in labels:
-        return labels.index(label)
-    if isinstance(label, (int, np.integer)) and not isinstance(label, bool) and 0 <= int(label) < len(labels):
-        return int(label)
-    near = did_you_mean(str(label), labels)
-    allowed = ", ".join(map(repr, labels))
-    raise DataError(f"label {label!r} is not one of {allowed} nor an index below {len(labels)}{near}")
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """Pictures of predictions made with no parameters, by name; an empty mapping where there is nothing to see."""
+        ...

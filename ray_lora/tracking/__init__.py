@@ -133,9 +133,14 @@ class Tracker:
             self._write("log", job=job, step=step, metrics=fresh)
 
     def finish_child(
-        self, job: str, status: Status, metrics: Mapping[str, float | None], adapter_folder: Path | None = None
+        self,
+        job: str,
+        status: Status,
+        metrics: Mapping[str, float | None],
+        adapter_folder: Path | None = None,
+        figures_folder: Path | None = None,
     ) -> None:
-        """Close a job's run with its last scores and, where there is one, its adapter as artifact `adapter`."""
+        """Close a job's run with its last scores and, where there are any, artifacts `adapter` and `figures`."""
         if self.uri is None:
             return
         if job not in self._told:
@@ -146,7 +151,10 @@ class Tracker:
             step = max(told.last.values(), default=0)
             fresh = self._told[job].fresh(step, {key: value for key, value in metrics.items() if key not in told.last})
             told.status, told.adapter = status, adapter
-            self._write("end", job=job, status=status, step=step, metrics=fresh, tags={}, adapter=adapter)
+            figures = str(Path(figures_folder).absolute()) if figures_folder is not None else None
+            self._write(
+                "end", job=job, status=status, step=step, metrics=fresh, tags={}, adapter=adapter, figures=figures
+            )
 
     def finish_parent(
         self,

@@ -106,6 +106,9 @@ class Runs:
                 base = json.loads((copy / "adapter_config.json").read_text()).get("base_model_name_or_path")
                 write_mlmodel(copy, run_id, base)
                 client.log_artifacts(run_id, str(copy), "adapter")
+        figures = event.get("figures")  # records of earlier versions say nothing of them
+        if figures is not None and Path(figures).is_dir():
+            client.log_artifacts(run_id, figures, "figures")
         client.set_terminated(run_id, event["status"], event["time"])
 
     def artifact(self, event: Event) -> None:

@@ -12,7 +12,7 @@ from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to be trained. `task.labels` must be known; `data` names the pack's splits."""
+    """One adapter to be trained. `task` is completed by its training rows; `data` names the pack's splits."""
 
     name: str
     data: str

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.recipe import TrainingSpec
-from ray_lora.tasks import Task
+from ray_lora.recipe import Json, TrainingSpec
+from ray_lora.tasks import Features, Task
 from ray_lora.training.job import Job
 from ray_lora.training.shards import Splits
 
@@ -32,6 +32,7 @@ class Member:
     grad_norm: float = 0.0
     order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
+    answered: tuple[list[Json], list[Features]] | None = None  # its answers then, and the validation rows
 
     @property
     def epoch(self) -> float:

@@ -28,6 +28,7 @@ from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.figures import FIGURES, write_figures
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, steps_of
@@ -239,7 +240,8 @@ class Pack:
             mine = self.group.gather((answers[at : at + len(rows)], rows))
             at += len(rows)
             predictions = [answer for part, _ in mine for answer in part]
-            scores[member.job.name] = member.task.score(predictions, [row for _, part in mine for row in part])
+            member.answered = (predictions, [row for _, part in mine for row in part])
+            scores[member.job.name] = member.task.score(*member.answered)
         return scores
 
     def _report(self, member: Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
@@ -275,6 +277,8 @@ class Pack:
         member.evaluated.save(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
+        if member.answered is not None:
+            write_figures(member.task, *member.answered, self.output / member.job.name / FIGURES)
 
     def _fail(self, member: Member) -> Report:
         self.leave(member.job.name)

@@ -72,7 +72,7 @@ def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:
 def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:
     """The recipe's losses (logging_steps=1) and adapter, trained in this process without Ray."""
     tables = read_tables(recipe, None)
-    spec = recipe.task.model_copy(update={"labels": check_tables(recipe, tables)})
+    spec = check_tables(recipe, tables)
     engine = AdapterEngine(load_base(recipe.base), slots=1, max_rank=recipe.lora.r, train=True)
     task = build_task(spec, engine.base.processor)
     encoded = {split: task.encode(table.to_pylist()) for split, (_, table) in tables.items()}

@@ -19,8 +19,9 @@ import torch
 
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.adapters.peft_folder import LowRank
-from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
+from ray_lora.recipe import LoraSpec, Recipe
 from ray_lora.store import StoreAwayError, open_store
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tracking import Tracker
 from tests.mlflow_world import MLFLOW_WARNINGS, database
 
@@ -85,7 +86,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def small_adapter(folder: Path) -> Adapter:
     layers = {"bert.encoder.layer.0.attention.self.query": LowRank(torch.ones(2, 8), torch.ones(8, 2))}
-    card = Card(task=TaskSpec(labels=("no", "yes")), base="tiny", metrics={"accuracy": 0.9})
+    card = Card(task=TextClassificationSpec(labels=("no", "yes")), base="tiny", metrics={"accuracy": 0.9})
     adapter = Adapter(LoraSpec(r=2), layers, {"classifier.weight": torch.ones(2, 8)}, card, "SEQ_CLS", ("classifier",))
     adapter.save(folder)
     return adapter

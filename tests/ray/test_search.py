@@ -18,11 +18,13 @@ import pytest
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+import ray_lora
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.running.claims import claimed
-from ray_lora.search.tuner import LoraTuner
+from ray_lora.search.tuner import LoraTuner, search_recipe
 from ray_lora.training.history import read_history
+from tests.ray.own import TYPE
 from tests.ray.rows import alone, history, tiny_recipe
 
 GRID = {"lora.r": {"grid_search": [1, 4, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}
@@ -298,3 +300,23 @@ def test_a_run_is_written_by_one_process_and_keeps_its_name_to_itself(tiny_bert_
         pass
     with pytest.raises(RecipeError, match="another run of that name"), claimed(recipe, "search", "two"):
         pass
+
+
+def test_a_task_of_the_users_own_reaches_trials_and_packs(
+    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster was started before the task was allowed."""
+    monkeypatch.setenv("RAY_LORA_ALLOW", "")
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    own = {"type": TYPE, "labels": None, "loud": True}
+    with pytest.raises(RecipeError, match="is not allowed"):
+        recipe.override({"task": own})
+    ray_lora.allow("tests.ray.own")
+    found = search_recipe(
+        recipe.override({"task": own, "search.space": {"lora.r": {"grid_search": [2, 4]}}}), quiet=True
+    )
+    assert [trial["status"] for trial in found["trials"]] == ["finished", "finished"]
+    task = Adapter.load(Path(found["trials"][0]["adapter"])).card.task
+    assert task is not None
+    assert task.model_dump() == {"type": TYPE, "labels": ("no", "yes"), "max_length": 16, "loud": True}
+    assert len(list((tmp_path / "runs" / "tiny").glob("jobs/*/figures/confusion_matrix.png"))) == 2

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.tasks import Features, build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job, Report
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Group, Split, Splits
 from tests.unit.bases import VOCABULARY, open_base
 
-LABELS = {2: TaskSpec(labels=("a", "b")), 3: TaskSpec(labels=("a", "b", "c"))}
+LABELS = {2: TextClassificationSpec(labels=("a", "b")), 3: TextClassificationSpec(labels=("a", "b", "c"))}
 
 
 class Letters:

@@ -67,10 +67,10 @@ def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 4, labels: 
 def card(folder: Path, base: Path, labels: Sequence[str], fingerprint: str | None = None) -> Path:
     """Put our card beside a plain PEFT folder."""
     from ray_lora.adapters.adapter import Adapter, Card
-    from ray_lora.recipe import TaskSpec
+    from ray_lora.tasks.text_classification import TextClassificationSpec
 
     plain = Adapter.load(folder)
-    task = TaskSpec(labels=tuple(labels), max_length=16)
+    task = TextClassificationSpec(labels=tuple(labels), max_length=16)
     written = Card(task=task, base=str(base), base_fingerprint=fingerprint, architecture=ARCHITECTURE)
     whole = replace(plain, card=written)
     shutil.rmtree(folder)

@@ -22,6 +22,7 @@ from ray_lora.adapters.adapter import CARD, Adapter, Card, layer_rank, layer_sca
 from ray_lora.adapters.peft_folder import CONFIG, WEIGHTS, LowRank
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.unit.bases import plain, quiet_peft, reopen, save_base, token_batch, wrap
 
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -53,7 +54,7 @@ def ours() -> Adapter:
     draw = torch.Generator().manual_seed(0)
     pair = LowRank(torch.randn(2, 32, generator=draw), torch.randn(32, 2, generator=draw))
     head = {"classifier.weight": torch.randn(2, 32, generator=draw), "classifier.bias": torch.zeros(2)}
-    card = Card(task=TaskSpec(labels=("no", "yes")), base="tiny", metrics={"accuracy": 0.5})
+    card = Card(task=TextClassificationSpec(labels=("no", "yes")), base="tiny", metrics={"accuracy": 0.5})
     return Adapter(LoraSpec(r=2, lora_alpha=3), {QUERY: pair}, head, card, "SEQ_CLS", ("classifier",))
 
 
@@ -211,7 +212,7 @@ def test_the_hash_says_what_answers_and_nothing_else() -> None:
         replace(adapter, head=adapter.head | {"classifier.bias": torch.tensor([0.0, 1e-6])}),
         replace(adapter, config=LoraSpec(r=2, lora_alpha=4)),
         replace(adapter, config=LoraSpec(r=2, lora_alpha=3, use_rslora=True)),
-        replace(adapter, card=Card(task=TaskSpec(labels=("yes", "no")))),
+        replace(adapter, card=Card(task=TextClassificationSpec(labels=("yes", "no")))),
         replace(adapter, card=Card()),
     ]
     assert len({other.sha256 for other in [adapter, *others]}) == 8
@@ -421,3 +422,36 @@ def test_a_flipped_byte_is_refused_or_read_as_numbers(at: float, byte: int, peft
         pass
     finally:
         (peft_folder / WEIGHTS).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("task", "sha256"),
+    [
+        (None, "ff83701cc1da9a5ed67977515cbcb4a795b3c502d822c81c2b6833aba843b6dd"),
+        ({"labels": None, "max_length": 128}, "2b3e131b7f32ef9b83b905547d3078f1e817c73498a693933c085fbd4d534972"),
+        (
+            {"labels": ["no", "yes"], "max_length": 64},
+            "72a9280f6d278008fbd419b0cc6a0d353d7b59b1bfd1be28106839f3c34e7765",
+        ),
+        (
+            {"type": "image-classification", "labels": ["a", "b"], "max_length": 128},
+            "58f616b36a88709e0b3301c6f8d0de96b3ac03308e402a630caa107f004535e1",
+        ),
+        (
+            {"type": "image-classification", "labels": ["a", "b"], "max_length": 64},
+            "417e73b9fc0acded9e107713b25750b91ec64eeb399bdcbd0867a181d7b5ef7b",
+        ),
+    ],
+)
+def test_hashes_of_adapters_are_those_of_version_0_1(task: dict[str, Any] | None, sha256: str, tmp_path: Path) -> None:
+    """Cards held `max_length` for every task then."""
+    told = {"type": "text-classification", **task} if task is not None else None
+    card = Card.model_validate({"task": told, "base": "tiny"})
+    layers = {"x.query": LowRank(torch.arange(4.0).reshape(2, 2), torch.ones(2, 2))}
+    adapter = Adapter(LoraSpec(r=2), layers, {}, card)
+    assert adapter.save(tmp_path / "a") == sha256
+    assert json.loads((tmp_path / "a" / "ray_lora.json").read_text())["task"] == told
+    assert Adapter.load(tmp_path / "a").sha256 == sha256
+    if task is not None and task["max_length"] == 128:  # the same when it is made today
+        made = TaskSpec.model_validate({key: value for key, value in (told or {}).items() if key != "max_length"})
+        assert replace(adapter, card=Card(task=made)).sha256 == sha256

@@ -18,7 +18,8 @@ from ray_lora.bases.load import load_base
 from ray_lora.cli import main
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RayLoraError, RecipeError
-from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conftest import rated
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,7 +43,8 @@ def folder(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     base = load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32"))
     engine = AdapterEngine(base, slots=1, max_rank=4)
     slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForSequenceClassification", 2), seed=0, peft_type="SEQ_CLS")
-    adapter = engine.export(slot, Card(task=TaskSpec(labels=("negative", "positive")), metrics={"accuracy": 0.5}))
+    task = TextClassificationSpec(labels=("negative", "positive"))
+    adapter = engine.export(slot, Card(task=task, metrics={"accuracy": 0.5}))
     folder = tmp_path_factory.mktemp("adapters") / "moods"
     adapter.save(folder)
     return folder

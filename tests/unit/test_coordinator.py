@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from ray_lora.errors import CapacityError
-from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.running import coordinator as module
 from ray_lora.running.coordinator import Coordinator, Orders
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job, Report
 
 
 def job(name: str) -> Job:
-    return Job(name, "data", TaskSpec(labels=("no", "yes")), LoraSpec(), TrainingSpec())
+    return Job(name, "data", TextClassificationSpec(labels=("no", "yes")), LoraSpec(), TrainingSpec())
 
 
 def evaluated(name: str, step: int, done: bool = False) -> Report:

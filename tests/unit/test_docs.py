@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from ray_lora.recipe import Recipe
+from ray_lora.tasks import TASKS, task_class
 from tests.documents import PAGES, ROOT, blocks, furnish, run_blocks
 
 NEEDS_RAY = {"README.md"}  # tests/programs/test_stories.py
@@ -20,6 +22,9 @@ NEEDS_RAY = {"README.md"}  # tests/programs/test_stories.py
 def test_blocks_run(page: Path, tmp_path: Path, tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path, tiny_bert_folder)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RAY_LORA_ALLOW", "")
+    monkeypatch.delitem(sys.modules, "ratings", raising=False)
     run_blocks(page)
 
 
@@ -36,3 +41,6 @@ def test_the_recipes_page_names_every_key() -> None:
         inner = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
         for key in [f"{name}.{part}" for part in inner] or [name]:
             assert f"`{key}`" in page, f"docs/recipe.md does not name {key}"
+    for task in TASKS:
+        for key in task_class(task).spec_type.model_fields:
+            assert f"`task.{key}`" in page, f"docs/recipe.md does not name task.{key}"

@@ -18,7 +18,8 @@ from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.bases.load import Base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, CapacityError, RecipeError
-from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.recipe import LoraSpec
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.unit.bases import (
     TEXT,
     TEXT_KINDS,
@@ -367,7 +368,7 @@ def test_what_does_not_fit_the_base_is_refused(bases: Bases, tmp_path: Path) -> 
     refused(folder, replace(adapter, head=huge), "head .* does not fit")
     refused(folder, replace(adapter, head={"score.weight": torch.zeros(3, 32)}), "head .* does not fit")
     refused(folder, replace(adapter, peft_type="CAUSAL_LM"), "names no head class; set task_type")
-    labels = Card(task=TaskSpec(labels=("a", "b")))
+    labels = Card(task=TextClassificationSpec(labels=("a", "b")))
     refused(folder, replace(adapter, card=labels), "card names 2 labels, its head has 3")
     for odd in ("BertModel", "pipeline", "AutoModelForNothing", "os"):
         refused(folder, replace(adapter, card=Card(architecture=odd)), f"no class '{odd}'")

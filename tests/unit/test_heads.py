@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer
-from ray_lora.errors import AdapterError, CapacityError
+from ray_lora.errors import AdapterError
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.training.state import load_state, save_state
 from tests.unit import shelf

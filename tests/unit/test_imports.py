@@ -29,6 +29,8 @@ def loaded_by(statement: str) -> set[str]:
         "from ray_lora import Recipe, RecipeError",
         "import ray_lora.cli",
         "import ray_lora.training.job",
+        "from ray_lora import Recipe; Recipe.parse({'task': {'type': 'image-classification', 'labels': ['a', 'b']}})",
+        "import ray_lora.tasks.text_classification, ray_lora.tasks.image_classification, ray_lora.tasks.rows",
     ],
 )
 def test_import_is_light(statement: str) -> None:

@@ -13,7 +13,9 @@ import yaml
 
 from ray_lora import errors
 from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
-from ray_lora.recipe import Recipe, check_key
+from ray_lora.recipe import Recipe, TaskSpec, check_key
+from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.text_classification import TextClassificationSpec
 
 DESIGN = """
 name: tweets
@@ -183,6 +185,44 @@ def test_schema_names_every_section() -> None:
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
     json.dumps(schema)
+
+
+def test_schema_of_the_task_is_one_of_the_tasks() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(Recipe.model_json_schema())
+    for task, right in [
+        ({"labels": ["a", "b"]}, True),
+        ({"type": "text-classification", "max_length": 8}, True),
+        ({"type": "image-classification", "labels": ["a", "b"]}, True),
+        ({"type": "shop.tasks:Shelf", "shelves": 3}, True),
+        ({"type": "image-classification", "max_length": 8}, False),
+        ({"type": "telepathy"}, False),
+        ({"max_lenght": 8}, False),
+    ]:
+        assert validator.is_valid({"task": task}) == right, task
+
+
+def test_the_options_of_a_task_are_its_own() -> None:
+    assert Recipe().task == TextClassificationSpec()
+    assert Recipe.parse({"task": {"type": "image-classification"}}).task == ImageClassificationSpec()
+    with pytest.raises(RecipeError, match=r"'task\.max_length' is not a key of the recipe"):
+        Recipe.parse({"task": {"type": "image-classification", "max_length": 8}})
+    with pytest.raises(RecipeError, match="did you mean 'image-classification'"):
+        Recipe.parse({"task": {"type": "images-classification"}})
+    with pytest.raises(TypeError, match="abstract"):
+        TaskSpec(type="text-classification")  # type: ignore[abstract]
+
+
+def test_overrides_are_keys_of_the_task_that_they_choose(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("task: {labels: [a, b]}\n")
+    for order in (["task.type=image-classification", "task.labels=[x, y]"], ["task.labels=[x, y]"]):
+        task = Recipe.load(tmp_path / "a.yaml", [*order, "task.type=image-classification"]).task
+        assert task == ImageClassificationSpec(labels=("x", "y"))
+    with pytest.raises(RecipeError, match=r"'task\.max_length' is not a key"):
+        Recipe.load(tmp_path / "a.yaml", ["task.max_length=8", "task.type=image-classification"])
+    assert Recipe.load(tmp_path / "a.yaml", ["task.max_length=64"]).task.max_length == 64  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match=r"did you mean 'task\.max_length'"):
+        Recipe.load(tmp_path / "a.yaml", ["task.max_lenght=64"])
 
 
 def leaves(kind: type[RayLoraError]) -> list[type[RayLoraError]]:

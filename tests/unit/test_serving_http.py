@@ -127,6 +127,8 @@ def test_models_are_listed_and_shown(world: Path) -> None:
         assert {"two", "three", "plain", "foreign"} <= set(cards)
         assert cards["two"]["parent"] == base["id"]
         assert cards["two"]["labels"] == LABELS["two"]
+        assert (cards["two"]["shown"], cards["two"]["input"]) == (["labels"], ["text"])
+        assert "top_k" in cards["two"]["full"]
         assert cards["two"]["object"] == "model"
         assert cards["two"]["version"] == 1
         assert not cards["foreign"]["served"]

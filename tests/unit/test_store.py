@@ -21,13 +21,14 @@ import torch
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RecipeError
-from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.recipe import LoraSpec
 from ray_lora.store import Store, StoreAwayError, open_store, parse_ref, registry
 from ray_lora.store.bucket import BucketFiles
 from ray_lora.store.cache import ReadAhead
 from ray_lora.store.folder import FolderStore
 from ray_lora.store.local import LocalFiles
 from ray_lora.store.registry import MlflowStore
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.mlflow_world import MLFLOW_WARNINGS, database
 
 PEFT_WARNINGS = ("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",)  # PEFT asks transformers for it
@@ -45,7 +46,7 @@ def adapter(seed: int = 0, r: int = 2) -> Adapter:
     }
     head = {"classifier.weight": torch.randn(2, 8, generator=chance)}
     card = Card(
-        task=TaskSpec(labels=("no", "yes")),
+        task=TextClassificationSpec(labels=("no", "yes")),
         base="tiny",
         base_fingerprint="f" * 64,
         metrics={"accuracy": 0.5 + seed / 100},

@@ -25,6 +25,8 @@ from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import by_tokens, chunks, embed, predict
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks import TASKS, Row, Task, build_task
+from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conformance import check_task
 from tests.conftest import sentences
 from tests.unit.bases import IMAGE, open_base, plain, quiet_peft, reopen, save_base
@@ -90,7 +92,7 @@ def test_every_task_is_checked() -> None:
     ("kind", "engine", "rows"), [(kind, base, rows) for kind, (base, rows) in CASES.items()], indirect=["engine"]
 )
 def test_a_task_keeps_the_rules(kind: Any, engine: AdapterEngine, rows: list[Row]) -> None:
-    task = build_task(TaskSpec(type=kind, labels=LABELS), engine.base.processor)
+    task = build_task(TaskSpec.model_validate({"type": kind, "labels": LABELS}), engine.base.processor)
     check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
 
 
@@ -107,10 +109,25 @@ class _Broken:
 
 @pytest.mark.parametrize("engine", ["text_base"], indirect=True)
 @pytest.mark.parametrize(
-    "rule", ["order", "rows of the loss", "neighbours", "padding", "no JSON", "a metric", "direction", "parameters"]
+    ("rule", "found_by"),
+    [
+        ("order", "check_encoding"),
+        ("no target", "check_encoding"),
+        ("longest", "check_batches"),
+        ("last block", "check_blocks"),
+        ("every row is wrong", "check_blocks"),
+        ("rows of the loss", "_losses"),
+        ("neighbours", "check_loss"),
+        ("padding", "check_loss"),
+        ("no JSON", "check_answers"),
+        ("a metric", "check_scores"),
+        ("direction", "check_scores"),
+        ("figures", "check_scores"),
+        ("parameters", "check_answers"),
+    ],
 )
-def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: str) -> None:
-    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: str, found_by: str) -> None:
+    task = build_task(TextClassificationSpec(labels=LABELS), engine.base.processor)
 
     def mean_loss(outputs: Any, features: Any) -> Any:
         sums, counts = task.loss(outputs, features)
@@ -126,6 +143,11 @@ def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: 
 
     changes: dict[str, dict[str, Any]] = {
         "order": {"encode": lambda rows: task.encode(rows)[::-1]},
+        "no target": {"encode": lambda rows: task.encode([{"text": row["text"]} for row in rows])},
+        "longest": {"longest": 2},
+        "last block": {"merge": lambda spec, learned: task.merge(spec, [list(learned)[-1]])},
+        "every row is wrong": {"check": lambda spec, block: ((row, "wrong") for row in range(block.num_rows))},
+        "figures": {"figures": lambda *given: {"a": "picture"}},
         "rows of the loss": {"loss": mean_loss},
         "neighbours": {"loss": shared_loss},
         "padding": {"collate": no_mask},
@@ -135,8 +157,9 @@ def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: 
         "parameters": {"decode": lambda outputs, features, _: task.decode(outputs, features, {})},
     }
     broken: Any = _Broken(task, **changes[rule])
-    with pytest.raises((AssertionError, TypeError, IndexError, RuntimeError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, TypeError, IndexError, DataError, pytest.fail.Exception)) as caught:
         check_task(broken, text_rows(), engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+    assert found_by in [entry.name for entry in caught.traceback]
 
 
 # -------------------------------------------------------------------- the pipeline's words and numbers
@@ -149,7 +172,7 @@ def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: 
 def test_answers_are_those_of_the_pipeline(
     kind: Any, engine: AdapterEngine, rows: list[Row], parameters: dict[str, Any], tmp_path: Path
 ) -> None:
-    task = build_task(TaskSpec(type=kind, labels=LABELS), engine.base.processor)
+    task = build_task(TaskSpec.model_validate({"type": kind, "labels": LABELS}), engine.base.processor)
     targets = tuple(name for name, layer in engine.layers.items() if not layer.embedding)[:2]
     slot = engine.init(LoraSpec(r=2, target_modules=targets), task.head, seed=1, peft_type=task.peft_type)
     engine.write(
@@ -166,11 +189,11 @@ def test_answers_are_those_of_the_pipeline(
         model = reopen(engine.base.folder, tmp_path / "a", 3, **options).merge_and_unload().eval()
         model.config.id2label = dict(enumerate(LABELS))
         if kind.startswith("image"):
-            pipe = pipeline(kind, model=model, image_processor=engine.base.processor)
+            pipe = pipeline(task.pipeline, model=model, image_processor=engine.base.processor)
             inputs: list[Any] = [Image.open(io.BytesIO(row["image"])) for row in rows]
             asked = {"top_k": 1} | parameters
         else:
-            pipe = pipeline(kind, model=model, tokenizer=engine.base.processor)
+            pipe = pipeline(task.pipeline, model=model, tokenizer=engine.base.processor)
             inputs, asked = [row["text"] for row in rows], parameters
         theirs = [pipe(one, **asked) for one in inputs]
     for mine, other in zip(ours, theirs, strict=True):
@@ -182,7 +205,7 @@ def test_answers_are_those_of_the_pipeline(
 
 @pytest.mark.parametrize("engine", ["text_base"], indirect=True)
 def test_sigmoid_and_wrong_parameters(engine: AdapterEngine) -> None:
-    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+    task = build_task(TextClassificationSpec(labels=LABELS), engine.base.processor)
     slot = engine.init(LoraSpec(r=2), task.head, seed=1)
     features = task.encode(text_rows())
 
@@ -204,9 +227,9 @@ def test_sigmoid_and_wrong_parameters(engine: AdapterEngine) -> None:
 @pytest.mark.parametrize("engine", ["text_base"], indirect=True)
 def test_rows_of_two_tasks_share_a_pass_and_keep_their_own_answers(engine: AdapterEngine) -> None:
     tasks, slots = {}, []
-    engine.reserve_head(build_task(TaskSpec(labels=LABELS), engine.base.processor).head)
+    engine.reserve_head(build_task(TextClassificationSpec(labels=LABELS), engine.base.processor).head)
     for labels in (("a", "b", "c"), ("x", "y", "z")):  # heads of one size, other words
-        task = build_task(TaskSpec(labels=labels), engine.base.processor)
+        task = build_task(TextClassificationSpec(labels=labels), engine.base.processor)
         slot = engine.init(LoraSpec(r=2), task.head, seed=len(slots))
         engine.write(slot, {key: value + 0.1 * slot for key, value in engine.read(slot).items()})
         tasks[slot] = task
@@ -228,7 +251,7 @@ def test_rows_of_two_tasks_share_a_pass_and_keep_their_own_answers(engine: Adapt
 
 
 def test_texts_are_cut_and_bad_rows_named(text_base: Base) -> None:
-    task = build_task(TaskSpec(labels=LABELS, max_length=6), text_base.processor)
+    task = build_task(TextClassificationSpec(labels=LABELS, max_length=6), text_base.processor)
     (long,) = task.encode([{"text": "film " * 50}])
     assert task.size(long) == 6
     for text in ("", "  ", None, 3, ["film"]):
@@ -245,7 +268,7 @@ def test_texts_are_cut_and_bad_rows_named(text_base: Base) -> None:
 
 
 def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base: Base) -> None:
-    task = build_task(TaskSpec(type="image-classification", labels=LABELS), image_base.processor)
+    task = build_task(ImageClassificationSpec(labels=LABELS), image_base.processor)
     data = png(picture(0))
     forms = [data, base64.b64encode(data).decode(), picture(0), bytearray(data), picture(0).convert("RGBA")]
     pixels = [feature["pixel_values"] for feature in task.encode([{"image": form} for form in forms])]
@@ -268,14 +291,14 @@ def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base
 
 def test_a_task_refuses_a_base_of_another_kind(text_base: Base, image_base: Base) -> None:
     with pytest.raises(RecipeError, match="needs a base with a tokenizer"):
-        build_task(TaskSpec(labels=LABELS), image_base.processor)
+        build_task(TextClassificationSpec(labels=LABELS), image_base.processor)
     with pytest.raises(RecipeError, match="needs a base with a tokenizer"):
-        build_task(TaskSpec(labels=LABELS), None)
+        build_task(TextClassificationSpec(labels=LABELS), None)
     for processor in (text_base.processor, None):
         with pytest.raises(RecipeError, match="needs a base with an image processor"):
-            build_task(TaskSpec(type="image-classification", labels=LABELS), processor)
+            build_task(ImageClassificationSpec(labels=LABELS), processor)
     with pytest.raises(RecipeError, match=r"task\.labels is not set"):
-        build_task(TaskSpec(), text_base.processor)
+        build_task(TextClassificationSpec(), text_base.processor)
 
 
 # -------------------------------------------------------------------- passes
@@ -283,7 +306,7 @@ def test_a_task_refuses_a_base_of_another_kind(text_base: Base, image_base: Base
 
 @pytest.mark.parametrize("max_rows", [1, 3, 100])
 def test_passes_hold_every_row_once_in_ascending_slots(text_base: Base, max_rows: int) -> None:
-    task = build_task(TaskSpec(labels=LABELS), text_base.processor)
+    task = build_task(TextClassificationSpec(labels=LABELS), text_base.processor)
     features = task.encode([{"text": text} for text in sentences(40, longest=20)])
     slots = [row * 7 % 5 for row in range(40)]
     found = [task.size(feature) for feature in features]
@@ -310,7 +333,7 @@ def test_passes_of_joined_rows_hold_so_many_tokens(rows: list[tuple[int, int]], 
 
 @pytest.mark.parametrize("engine", ["text_base"], indirect=True)
 def test_embeddings_are_means_over_tokens(engine: AdapterEngine) -> None:
-    task = build_task(TaskSpec(labels=LABELS), engine.base.processor)
+    task = build_task(TextClassificationSpec(labels=LABELS), engine.base.processor)
     features = task.encode([{"text": text} for text in sentences(4)])
     pooled = embed(engine, task.collate(features))
     model = plain(engine.base.folder, dtype=torch.float64)
@@ -340,7 +363,7 @@ def test_a_decoder_without_a_padding_token_is_pooled_at_its_last_token(tmp_path:
     (folder / "config.json").write_text(json.dumps(config))
     base = replace(open_base(folder, torch.float64), processor=_Codes())
     assert base.config.pad_token_id is None
-    task = build_task(TaskSpec(labels=LABELS), base.processor)
+    task = build_task(TextClassificationSpec(labels=LABELS), base.processor)
     engine = AdapterEngine(base, slots=1, max_rank=4)
     slot = engine.init(LoraSpec(r=4), task.head, seed=0, peft_type="SEQ_CLS")
     engine.write(slot, {key: value + 0.1 for key, value in engine.read(slot).items()})

@@ -21,9 +21,10 @@ from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import BaseModelError, RecipeError
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
 from ray_lora.store.registry import MlflowStore
 from ray_lora.tasks import build_task
+from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tracking import Tracker, send
 from ray_lora.tracking.journal import Journal
 from tests.mlflow_world import MLFLOW_WARNINGS, database
@@ -421,7 +422,7 @@ def trained(tiny_bert_folder: Path, tmp_path: Path) -> Path:
     """An adapter folder on the tiny base."""
     engine = AdapterEngine(load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32")), slots=1)
     slot = engine.init(LoraSpec(r=2), HeadSpec("AutoModelForSequenceClassification", 3), seed=1)
-    card = Card(task=TaskSpec(labels=("bad", "fine", "good")), metrics={"accuracy": 0.75})
+    card = Card(task=TextClassificationSpec(labels=("bad", "fine", "good")), metrics={"accuracy": 0.75})
     engine.export(slot, card).save(tmp_path / "trained")
     return tmp_path / "trained"
 
@@ -429,7 +430,9 @@ def trained(tiny_bert_folder: Path, tmp_path: Path) -> Path:
 def test_the_best_adapter_becomes_a_version_once(uri: str, record: Path, trained: Path) -> None:
     tracker = opened(uri, record)
     tracker.open_child("r2", PARAMS, {})
-    tracker.finish_child("r2", "FINISHED", {"accuracy": 0.75}, trained)
+    (trained.parent / "figures").mkdir()
+    (trained.parent / "figures" / "confusion_matrix.png").write_bytes(b"a picture")
+    tracker.finish_child("r2", "FINISHED", {"accuracy": 0.75}, trained, trained.parent / "figures")
     assert tracker.register(trained, "tweets", tags={"why": "best of 16"}) == 1
     assert tracker.register(trained, "tweets") == 1
     assert tracker.close() == 0
@@ -444,6 +447,8 @@ def test_the_best_adapter_becomes_a_version_once(uri: str, record: Path, trained
 
     version = MlflowClient(uri).get_model_version("tweets", "1")
     assert version.run_id == runs(uri)["r2"].info.run_id
+    kept = MlflowClient(uri).list_artifacts(version.run_id, "figures")
+    assert [file.path for file in kept] == ["figures/confusion_matrix.png"]
     assert (version.tags["why"], version.tags["score"], version.tags["rank"]) == ("best of 16", "0.75", "2")
 
 

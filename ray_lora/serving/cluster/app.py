@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_lora.allowed import environment
 from ray_lora.errors import RecipeError
 from ray_lora.running.allocator import REPLICA_ENV
 from ray_lora.serving.args import AppArgs
@@ -63,7 +64,7 @@ def _options(args: AppArgs) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": args.num_cpus,
             "num_gpus": args.num_gpus,
-            "runtime_env": {"env_vars": REPLICA_ENV | env},
+            "runtime_env": {"env_vars": {**REPLICA_ENV, **env, **environment()}},
         },
     }
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray_lora.adapters.peft_folder import CONFIG
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
 from ray_lora.recipe import Json
-from ray_lora.serving.endpoint import Answer, Endpoint
+from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.page import add_page
@@ -24,6 +24,8 @@ from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
+from ray_lora.tasks import task_class
+from ray_lora.tasks.classification import Classification
 
 _HEADER = "serve_multiplexed_model_id"
 
@@ -75,7 +77,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
         content = {
             "model": entry.name,
             "version": entry.version,
-            "task": answer.task,
+            "task": answer.task.spec.type,
             "predictions": answer.predictions,
         }
         return JSONResponse(content, headers=_headers(entry))
@@ -87,10 +89,11 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
         ref = _ref(endpoint, body.model, request)
         choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
         entry = choice.entry
-        if entry.task is not None and not entry.task.type.endswith("-classification"):
+        if entry.task is not None and not issubclass(task_class(entry.task.type), Classification):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
-        answer = await endpoint.predict(choice, inputs, {"top_k": 1_000_000}, request.state.request_id)
-        data = [_class(index, ranked, answer) for index, ranked in enumerate(answer.predictions)]
+        answer = await endpoint.predict(choice, inputs, Classification.full, request.state.request_id)
+        assert isinstance(answer.task, Classification)  # the only kind that a folder without a card may stand for
+        data = [_class(index, ranked, answer.task) for index, ranked in enumerate(answer.predictions)]
         content = {
             "id": f"classify-{uuid.uuid4().hex}",
             "object": "list",
@@ -134,23 +137,28 @@ def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
 
 def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
     def card(entry: Entry, name: str, versions: Sequence[int], home: str | None) -> schemas.ModelCard:
-        return schemas.ModelCard(
-            id=name,
-            created=endpoint.created,
-            root=entry.ref,
-            parent=home or entry.base,
-            task=entry.task.type if entry.task else None,
-            version=entry.version,
-            aliases=list(entry.aliases),
-            labels=list(entry.task.labels) if entry.task and entry.task.labels else None,
-            versions=list(versions),
-            metrics=entry.metrics,
-            sha256=entry.sha256 or None,
-            split=entry.traffic.split,
-            shadow=entry.traffic.shadow,
-            share=None if entry.traffic.shadow is None else entry.traffic.share,
-            served=home is not None,
-        )
+        shown = entry.task.describe() if entry.task else {}
+        task = task_class(entry.task.type) if entry.task else None
+        known = {
+            "id": name,
+            "created": endpoint.created,
+            "root": entry.ref,
+            "parent": home or entry.base,
+            "task": entry.task.type if entry.task else None,
+            "input": list(task.columns[task.input].kinds) if task else [],
+            "full": dict(task.full) if task else {},
+            "shown": list(shown),
+            "version": entry.version,
+            "aliases": list(entry.aliases),
+            "versions": list(versions),
+            "metrics": entry.metrics,
+            "sha256": entry.sha256 or None,
+            "split": entry.traffic.split,
+            "shadow": entry.traffic.shadow,
+            "share": None if entry.traffic.shadow is None else entry.traffic.share,
+            "served": home is not None,
+        }
+        return schemas.ModelCard.model_validate(shown | known)
 
     def base_card(base: str, fingerprint: str) -> schemas.ModelCard:
         return schemas.ModelCard(id=base, created=endpoint.created, root=base, parent=None, sha256=fingerprint)
@@ -256,9 +264,8 @@ def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
 
-def _class(index: int, ranked: Json, answer: Answer) -> dict[str, Json]:
-    scores = {item["label"]: item["score"] for item in ranked}
-    probs = [scores[label] for label in answer.labels]
+def _class(index: int, ranked: Json, task: Classification) -> dict[str, Json]:
+    probs = task.probabilities(ranked)
     return {"index": index, "label": ranked[0]["label"], "probs": probs, "num_classes": len(probs)}
 
 

@@ -122,7 +122,9 @@ class UnloadRequest(Lenient):
 
 
 class ModelCard(BaseModel):
-    """OpenAI's model object, and what is known of an adapter."""
+    """OpenAI's model object, and what is known of an adapter; beside it what its task shows: `labels`."""
+
+    model_config = ConfigDict(extra="allow")
 
     id: str
     object: Literal["model"] = "model"
@@ -131,9 +133,11 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     task: str | None = None
+    input: list[str] = []  # kinds of value that `inputs` holds: text, image
+    full: dict[str, Json] = {}  # parameters that leave nothing of an answer out
+    shown: list[str] = []  # the keys of this object that the task adds
     version: int | None = None
     aliases: list[str] = []
-    labels: list[str] | None = None
     versions: list[int] = []
     metrics: dict[str, float] = {}
     sha256: str | None = None

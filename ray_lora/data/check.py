@@ -1,0 +1,56 @@
+"""Rows are checked, and what they teach is learned, a block at a time: on one machine, or each block where it lies.
+
+    spec = learn(task, spec, blocks)               # labels that the recipe leaves to the data
+    check_table(task, spec, table, "train.csv")    # DataError: train.csv, row 3: text '' is empty ...
+
+It knows tables and asks the task; it knows nothing of files' formats, of encodings, engines or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+
+from ray_lora.errors import DataError
+from ray_lora.recipe import TaskSpec
+from ray_lora.tasks import Task
+
+_MOST_NAMED = 10  # wrong rows in one message
+
+
+def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -> TaskSpec:
+    """The options, completed by what blocks of training rows teach; DataError when that is too little."""
+    return task.merge(spec, [task.learn(spec, block) for block in blocks])
+
+
+def wrong_rows(task: Task | type[Task], spec: TaskSpec, block: pa.Table, first: int = 0) -> list[tuple[int, str]]:
+    """(number of the row, what is wrong with it) of a block whose first row has the number `first`.
+
+    A row that lacks a value is not looked at further.
+    """
+    wrong: dict[int, str] = {}
+    for column in block.column_names:
+        values = block.column(column)
+        if values.null_count:
+            for row, empty in enumerate(values.is_null().to_pylist()):
+                if empty:
+                    wrong.setdefault(row, f"column {column!r} is empty; fill it or leave the row out")
+    whole = [row for row in range(block.num_rows) if row not in wrong] if wrong else None
+    rest = block if whole is None else block.take(pa.array(whole, pa.int64()))
+    for row, why in task.check(spec, rest):
+        wrong.setdefault(row if whole is None else whole[row], why)
+    return [(first + row, wrong[row]) for row in sorted(wrong)]
+
+
+def raise_wrong(where: str, wrong: Sequence[tuple[int, str]]) -> None:
+    """DataError that names the wrong rows of a file, counted from 1, if there are any."""
+    if wrong:
+        lines = [f"{where}, row {row + 1}: {why}" for row, why in wrong[:_MOST_NAMED]]
+        more = len(wrong) - len(lines)
+        raise DataError("\n".join(lines + ([f"and {more} more wrong rows in {where}"] if more else [])))
+
+
+def check_table(task: Task | type[Task], spec: TaskSpec, table: pa.Table, where: str) -> None:
+    """DataError for the wrong rows of a table."""
+    raise_wrong(where, wrong_rows(task, spec, table))

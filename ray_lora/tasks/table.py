@@ -1,0 +1,39 @@
+"""The tasks by the name that recipes, cards and requests know them by; what is in the table is imported when asked for.
+
+task_class("text-classification")    # ray_lora.tasks.text_classification.TextClassification
+task_class("shop.tasks:Rating")      # of an installed package, once the user has allowed it
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ray_lora import allowed
+from ray_lora.errors import RecipeError, did_you_mean
+
+TASKS: dict[str, str] = {
+    "text-classification": "ray_lora.tasks.text_classification:TextClassification",
+    "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
+}
+DEFAULT = "text-classification"
+
+
+def task_class(name: str) -> Any:
+    """The class that implements a task (`ray_lora.tasks.Task`).
+
+    Raises:
+        RecipeError: there is no such task, or it is code of the user's that he has not allowed, or is no task.
+    """
+    if name in TASKS:
+        module, _, attribute = TASKS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if not allowed.is_name(name):
+        raise RecipeError(
+            f"{name!r} is not a task{did_you_mean(name, TASKS)}; there are {', '.join(TASKS)}, and "
+            "package.module:Class for a task of your own"
+        )
+    found = allowed.load(name)
+    if not hasattr(found, "spec_type"):
+        raise RecipeError(f"{name!r} is not a task: it has no `spec_type`; docs/add-a-task.md says what a task is")
+    return found

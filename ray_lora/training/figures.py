@@ -1,0 +1,27 @@
+"""A task's pictures of an evaluation, as PNG files. They are for people: what cannot be drawn never stops training."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray_lora.recipe import Json
+from ray_lora.tasks import Features, Task
+
+FIGURES = "figures"  # in a job's folder
+
+_logger = logging.getLogger(__name__)
+
+
+def write_figures(task: Task, predictions: Sequence[Json], features: Sequence[Features], folder: Path) -> None:
+    """Draw what the task shows of its predictions into `folder`, replacing what is there."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, figure in task.figures(predictions, features).items():
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.png")
+    except Exception as error:  # a task is anybody's code, and a font or a disk may be missing
+        _logger.warning("the figures of %s were not drawn: %s: %s", folder.parent.name, type(error).__name__, error)
