@@ -194,8 +194,6 @@ class _Attention(torch.autograd.Function):
             for gradients, gradient in zip(found, (dq, _gather(dk, few, heads), _gather(dv, few, heads)), strict=True):
                 gradients.append(gradient)
         dq, dk, dv = (_join(x, joined, h) for x, h in zip(found, (heads, few, few), strict=True))
-        for gradient in (dq, dk, dv):
-            gradient[0].index_fill_(0, joined.idle, 0)
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
 
 
@@ -215,7 +213,8 @@ def _take(x: Tensor, take: Tensor, bucket: Bucket) -> Tensor:
 
 
 def _join(padded: list[Tensor], joined: Joined, heads: int) -> Tensor:
-    """What `_take` gave of each bucket as [1, tokens, heads, size]; whatever where a token belongs to no row."""
+    """What `_take` gave of each bucket as [1, tokens, heads, size]; 0 where a token belongs to no row, lest one row's
+    values that are no numbers reach another slot's stretch."""
     key = ("join", heads)
     if key not in joined.kept:
         back = torch.zeros(joined.count, heads, dtype=torch.int64, device=joined.places.device)
@@ -229,8 +228,9 @@ def _join(padded: list[Tensor], joined: Joined, heads: int) -> Tensor:
         joined.kept[key] = back.flatten()
     size = padded[0].shape[-1]
     flat = padded[0].reshape(-1, size) if len(padded) == 1 else torch.cat([x.reshape(-1, size) for x in padded])
-    tokens: Tensor = flat.index_select(0, joined.kept[key])
-    return tokens.view(1, joined.count, heads, size)
+    tokens: Tensor = flat.index_select(0, joined.kept[key]).view(1, joined.count, heads, size)
+    tokens[0].index_fill_(0, joined.idle, 0)
+    return tokens
 
 
 def _repeat(x: Tensor, few: int, heads: int) -> Tensor:

@@ -19,9 +19,12 @@ from typing import Any
 import psutil
 import torch
 
-from ray_lora.bases.load import Base, describe_base
+from ray_lora.bases.base import Base
+from ray_lora.bases.load import describe_base, load_base
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.packed import transposes
+from ray_lora.engine.probe import is_known
 from ray_lora.errors import CapacityError, RecipeError
 from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec
 from ray_lora.tasks import build_task
@@ -37,6 +40,7 @@ class Plan:
     """One pack's size.
 
     Attributes:
+        passes: how rows share a pass.
         max_rank: the largest rank any configuration may ask for.
         parameters: trained numbers of one adapter at the recipe's rank, head included.
         adapter_bytes: its file.
@@ -45,6 +49,7 @@ class Plan:
     """
 
     base: str
+    passes: str
     dtype: str
     device: str
     max_rank: int
@@ -76,13 +81,15 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         CapacityError: not even one adapter fits in memory.
     """
     max_rank = largest_rank(recipe)
-    engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
     built = build_task(task, base.processor)
     head = built.head
+    _probe_once(recipe, base, head)
+    engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
     engine.reserve_head(head)
     for lora in lora_choices(recipe):
         engine.match(lora, head)
     slot = engine.init(recipe.lora, head, seed=0)
+    passes = engine.sharing_of(slot).words
     parameters = sum(view.numel() for view in engine.read(slot).values())
     engine.close()
     numbers = engine.flat.shape[1] + sum(flat.shape[1] for flat in engine.head_flat.values())
@@ -107,7 +114,8 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         )
     return Plan(
         base=base.id,
-        dtype=str(base.dtype).removeprefix("torch."),
+        passes=passes,
+        dtype=_name(base.dtype),
         device=device,
         max_rank=max_rank,
         parameters=parameters,
@@ -119,6 +127,21 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         slots=max(1, min(wanted, fits)),
         max_rows=_MAX_ROWS[device],
     )
+
+
+def _probe_once(recipe: Recipe, base: Base, head: HeadSpec) -> None:
+    """Load the base and compare, unless that was done before: a base that cannot share passes is refused here."""
+    if not is_known(base, head.architecture):
+        engine = AdapterEngine(
+            load_base(recipe.base.model_copy(update={"dtype": _name(base.dtype)})), slots=1, max_rank=1
+        )
+        if not engine.sharing.refused:
+            engine.reserve_head(head)
+        engine.close()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choices(recipe: Recipe, key: str) -> list[Any]:
@@ -171,7 +194,7 @@ def show(plan: Mapping[str, Json]) -> str:
         ("base", f"{plan['base']} in {plan['dtype']} on {plan['device']}, {_size(plan['base_bytes'])}"),
         ("adapter", f"{plan['parameters']:,} trained parameters, {_size(plan['adapter_bytes'])} on disk"),
         ("slot", f"{_size(plan['slot_bytes'])} at max_rank {plan['max_rank']}: value, gradient, two moments"),
-        ("pass", f"about {_size(plan['pass_bytes'])} for {plan['max_rows']} rows"),
+        ("pass", f"{plan['passes']}, about {_size(plan['pass_bytes'])} for {plan['max_rows']} rows"),
         ("pack", f"{plan['slots']} slots, about {_size(plan['total_bytes'])} of {_size(plan['free_bytes'])} free"),
         ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
         *((key, _words(value)) for key, value in plan["task"].items()),

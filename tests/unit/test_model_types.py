@@ -33,7 +33,7 @@ def test_types_that_work_equal_plain_peft(model_type: str, kind: Kind) -> None:
 def test_a_type_that_is_refused_says_why() -> None:
     entry = model_types.examine("poolformer", "image")
     assert entry["outcome"] == "refused"
-    assert "head class AutoModelForImageClassification has parameters" in entry["note"]
+    assert "PEFT would take 'poolformer.encoder.patch_embeddings.0.norm' for it" in entry["note"]
 
 
 def test_a_wrong_answer_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

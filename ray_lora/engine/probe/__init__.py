@@ -1,0 +1,59 @@
+"""The probe: what rows of a base may share is found by comparing, not believed.
+
+Each row alone, as the plain class computes it, against rows together as the engine does: end to end, padded, of one
+length; of several adapters and of one. A row that is changed may move no other row's input of a target layer. The first
+way of sharing that gives every row its own answer is taken; where none does, adapters are refused with the reason. It
+runs once for each base and head class, and what it found is kept by the base's fingerprint (`sharing`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from ray_lora.bases.base import Base
+from ray_lora.engine.heads import Head
+from ray_lora.engine.probe.base import BaseProbe
+from ray_lora.engine.probe.head import HeadProbe
+from ray_lora.engine.probe.rows import Probed
+from ray_lora.engine.sharing import Sharing, recall, remember
+
+
+def of_base(engine: Probed) -> Sharing:
+    """How rows of this engine's base share passes. The engine holds no adapters yet."""
+    name = _name_of(engine.base)
+    known = recall(engine.base.fingerprint, name)
+    if known is None and engine.base.device.type == "meta":
+        return Sharing()  # nothing can be computed; whoever has weights will see
+    if known is None:
+        with torch.inference_mode():
+            known = BaseProbe(engine).find()
+        remember(engine.base.fingerprint, name, known)
+    return known
+
+
+def of_head(engine: Probed, head: Head) -> Sharing:
+    """How rows with heads of this class share passes. Slot 0 of the head is used and left empty."""
+    name = f"{_name_of(engine.base)}|{head.architecture}"
+    known = recall(engine.base.fingerprint, name)
+    if known is None and engine.base.device.type == "meta":
+        return Sharing("joined")
+    if known is None:
+        with torch.inference_mode():
+            known = HeadProbe(engine).find(head)
+        remember(engine.base.fingerprint, name, known)
+    return known
+
+
+def is_known(base: Base, architecture: str) -> bool:
+    """Whether the base and this head class were probed before."""
+    name = _name_of(base)
+    return all(recall(base.fingerprint, what) is not None for what in (name, f"{name}|{architecture}"))
+
+
+def _name_of(base: Base) -> str:
+    """What was probed: the class, its sizes and dtype."""
+    shapes = [f"{name}{tuple(parameter.shape)}" for name, parameter in base.backbone.named_parameters()]
+    sizes = hashlib.sha256("|".join(shapes).encode()).hexdigest()[:16]
+    return f"{type(base.backbone).__name__}|{sizes}|{base.dtype}"

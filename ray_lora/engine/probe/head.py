@@ -1,0 +1,93 @@
+"""The probe of a head class: the plain class on a row alone against the head on rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_lora.bases.base import Base
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine import narrow
+from ray_lora.engine.accepted import accepted
+from ray_lora.engine.heads import Head
+from ray_lora.engine.probe.rows import LENGTHS, SAID, SIZES, Probed, Rows, short
+from ray_lora.engine.routing import Routing
+from ray_lora.engine.sharing import Sharing
+from ray_lora.errors import RayLoraError
+
+
+class HeadProbe:
+    """One engine's base under heads of one class; slot 0 of the head is used and left empty."""
+
+    def __init__(self, engine: Probed) -> None:
+        self.engine, self.base, self.backbone, self.rows = engine, engine.base, engine._backbone, Rows(engine)
+
+    def find(self, head: Head) -> Sharing:
+        """How rows with such heads share passes."""
+        labels, first = head.labels, head.architecture in narrow.READERS
+        routing = Routing.of(torch.zeros(len(SIZES), dtype=torch.long, device=self.base.device), self.engine._ranks)
+        even = self.base.examples([max(SIZES)] * len(SIZES))
+        held = self.backbone.joins
+        try:
+            with head.tried(labels) as values:
+                plain = _plain_with(self.base, head, labels, values)
+                reasons: list[str] = []
+                for lengths in LENGTHS[LENGTHS.index(self.engine.sharing.lengths) :]:
+                    rows = even if lengths == "equal" else self.base.examples(SIZES)
+                    self.backbone.lay(joined=False)
+                    alone = [self._plainly(plain, row) for row in rows]
+                    self.backbone.lay(joined=held)
+                    batch = {name: self.engine._cast(value) for name, value in self.base.batch(rows).items()}
+                    outputs = head(self.rows.run(rows, [0] * len(rows), first), batch, routing, labels)
+                    if self.rows.same(alone, self.rows.answers(rows, outputs)):
+                        return Sharing(lengths, reason="; ".join(reasons))
+                    reasons.append(f"{SAID[lengths]}: the head's answer differs from its answer alone")
+        except RayLoraError as error:
+            return Sharing("equal", refused=str(error))
+        except Exception as error:  # a class may raise anything where it is not given what it expects
+            return Sharing("equal", refused=f"its plain class cannot be compared: {short(error)}")
+        finally:
+            self.backbone.lay(joined=held)
+        extra = self._handed(plain, even[0])
+        why = f"; it hands its backbone {', '.join(extra)}, which a shared pass does not have" if extra else ""
+        return Sharing("equal", refused=f"its answers differ from those of the plain class{why}")
+
+    def _plainly(self, plain: Any, row: dict[str, Tensor]) -> list[Tensor]:
+        inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
+        self.backbone.rest()
+        return self.rows.answers([row], plain(**accepted(plain, inputs)))[0]
+
+    def _handed(self, plain: Any, row: dict[str, Tensor]) -> list[str]:
+        """Tensors that the plain class gives its backbone beside the row's inputs."""
+        inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
+        seen: set[str] = set()
+
+        def look(_: Any, args: Any, named: Mapping[str, Any]) -> None:
+            seen.update(name for name, value in named.items() if isinstance(value, Tensor))
+
+        hook = self.base.backbone.register_forward_pre_hook(look, with_kwargs=True)
+        held = self.backbone.joins
+        self.backbone.lay(joined=False)
+        self.backbone.rest()
+        try:
+            plain(**accepted(plain, inputs))
+        finally:
+            hook.remove()
+            self.backbone.lay(joined=held)
+        return sorted(seen - set(inputs))
+
+
+def _plain_with(base: Base, head: Head, labels: int, values: Mapping[str, Tensor]) -> Any:
+    """The plain class on the base's own backbone, its head with these values."""
+    plain: Any = base.plain(HeadSpec(head.architecture, labels))
+    setattr(plain, base.prefix, torch.nn.Identity())  # its own is without memory
+    cast = {
+        name: value.to(base.device, base.dtype if value.is_floating_point() else value.dtype)
+        for name, value in values.items()
+    }
+    plain.load_state_dict(cast, strict=False, assign=True)
+    setattr(plain, base.prefix, base.backbone)
+    return plain.eval()
