@@ -18,7 +18,7 @@ from ray_lora.bases.base import Base
 from ray_lora.engine import narrow
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.attention import JoinedPass
-from ray_lora.engine.joined import Joined
+from ray_lora.engine.joined import EXACT, NARROW, Joined
 from ray_lora.engine.layers import TargetLayer
 from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routes
@@ -33,6 +33,8 @@ class Backbone:
     def __init__(self, base: Base, layers: Mapping[str, TargetLayer]) -> None:
         self._module: Any = base.backbone
         self._device = base.device
+        exact = base.device.type == "cpu" and base.dtype in (torch.float32, torch.float64)
+        self._costs = EXACT if exact else NARROW
         self._routes: Routes | None = None
         self._cut: narrow.Cut | None = None
         self.could_join = can_join(base)
@@ -76,7 +78,8 @@ class Backbone:
         if self._attention is None or "input_ids" not in inputs:
             return None
         mask = inputs.get("attention_mask")
-        return Joined.of(torch.ones_like(inputs["input_ids"]) if mask is None else mask, slots, self._device)
+        mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+        return Joined.of(mask, slots, self._device, self._costs)
 
     def run(self, inputs: Mapping[str, Tensor], routes: Routes | None, joined: Joined | None, first_token: bool) -> Any:
         """The backbone's outputs, [rows, longest, ...].

@@ -142,7 +142,11 @@ class AdapterEngine:
             alike = len(set(owners)) == 1
             return Routes(rows, whole=self._route(owners[:1], self._dropout(owners[:1], first)) if alike else None)
         dropout = self._dropout(owners, drawn, joined)
-        return Routes(rows, self._route(joined.owners, dropout, joined=True), joined.count)
+        if joined.block:
+            tokens = self._route(joined.owners, dropout, joined=True)
+        else:
+            tokens = Routing.of_segments(joined.segments, joined.count, self._ranks, self.buffers.scaling, dropout)
+        return Routes(rows, tokens, joined.count)
 
     def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
         slots = torch.tensor(owners, device=self.base.device)

@@ -4,13 +4,14 @@
     tokens = joined.take(input_ids)             # [1, tokens]
     states = joined.spread(states)              # [1, tokens, hidden] -> [rows, longest, hidden]
 
-Tokens of one slot lie together. Each slot's stretch is filled up to a multiple of `block` with tokens that belong to no
-row and that nobody reads, so that the low-rank terms of all slots are one product of equal blocks, and the number of
-tokens to a multiple of 16, so that there are few different shapes of products. It knows rows, not models.
+Tokens of one slot lie together, and the number of tokens is filled up to a multiple of 16, so that there are few
+shapes of products, with tokens that belong to no row and that nobody reads. Where the low-rank terms of all slots are
+one product of equal blocks, each slot's stretch is filled up to a multiple of `block`. It knows rows, not models.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,9 +24,24 @@ from torch import Tensor
 
 _FILL = 16  # a number of tokens, and the width of a row's attention: what products and softmax like
 _BLOCKS = (4, 8, 16, 32, 64, 128)
-_BLOCK_COST = 3.0  # what a block costs, in tokens: measured for products of a rank of 8 beside layers 384 wide
 
 Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the low-rank terms cost beside a layer, in tokens of its product: measured for a rank of 8, 384 wide.
+
+    Attributes:
+        block: of a block, where all are one product. stretch: of a slot's stretch, where each is a product of its own.
+    """
+
+    block: float
+    stretch: float
+
+
+EXACT = Costs(block=2.0, stretch=7.0)  # float32 and float64 on processors: a product's call costs little
+NARROW = Costs(block=8.0, stretch=math.inf)  # shorter numbers, and other devices
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,9 @@ class Joined:
     Attributes:
         rows, width: of the padded form, [rows, width, ...].
         count: tokens of the joined form, those that belong to no row included.
-        block: tokens that have one slot, one after the other; divides `count`.
-        owners: slot of each block, [count / block].
+        segments: (slot, first token, one behind the last) of each slot's stretch.
+        block: tokens that have one slot, one after the other, and divide `count`; 0 where stretches are as long as they
+            are.
         places: where in the flattened padded form each token lies, [count].
         positions: of each token in its own row, [count].
         of_row: the row of each token, [count].
@@ -67,8 +84,8 @@ class Joined:
     rows: int
     width: int
     count: int
+    segments: tuple[tuple[int, int, int], ...]
     block: int
-    owners: tuple[int, ...]
     places: Tensor
     positions: Tensor
     of_row: Tensor
@@ -80,17 +97,20 @@ class Joined:
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mask: Tensor, slots: Sequence[int], device: torch.device) -> Joined:
-        """Rows that have a token wherever `mask` [rows, longest] is not 0, at least one each, with these slots."""
+    def of(cls, mask: Tensor, slots: Sequence[int], device: torch.device, costs: Costs = EXACT) -> Joined:
+        """Rows that have a token wherever `mask` [rows, longest] is not 0, at least one each, with these slots.
+
+        Args:
+            costs: decide whether stretches are filled up to equal blocks.
+        """
         held = mask.cpu().numpy() != 0
         rows, width = held.shape
         lengths = held.sum(1)
         order = np.argsort(np.asarray(slots), kind="stable")
         of_slot, sizes = _by_slot(np.asarray(slots)[order], lengths[order])
-        block = _block(sizes)
-        filled = -(-sizes // block) * block
-        count = _filled(int(filled.sum()), _FILL if _FILL % block == 0 else block)
-        filled[-1] += count - filled.sum()
+        block = _block(sizes, costs)
+        filled = -(-sizes // block) * block if block else sizes
+        count = _filled(int(filled.sum()), block if block and _FILL % block else _FILL)
         starts = np.empty(rows, dtype=np.int64)
         at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
         gaps = np.concatenate([[0], np.cumsum(filled - sizes)[:-1]])
@@ -109,8 +129,8 @@ class Joined:
             rows=rows,
             width=width,
             count=count,
+            segments=_segments(of_slot, filled),
             block=block,
-            owners=tuple(int(slot) for slot in np.repeat(of_slot, filled // block)),
             places=_move(places, device),
             positions=_move(positions, device),
             of_row=_move(of_row, device),
@@ -120,6 +140,12 @@ class Joined:
             lengths=tuple(lengths.tolist()),
             starts=tuple(starts.tolist()),
         )
+
+    @property
+    def owners(self) -> list[int]:
+        """Slot of each block, [count / block]; what fills up the end is the last one's."""
+        owners = [slot for slot, begin, end in self.segments for _ in range((end - begin) // self.block)]
+        return owners + owners[-1:] * (self.count // self.block - len(owners))
 
     def take(self, padded: Tensor) -> Tensor:
         """[rows, longest, ...] as [1, tokens, ...]."""
@@ -158,21 +184,29 @@ def _by_slot(slots: Index, lengths: Index) -> tuple[Index, Index]:
     return of_slot, np.add.reduceat(lengths, first)
 
 
+def _segments(of_slot: Index, lengths: Index) -> tuple[tuple[int, int, int], ...]:
+    ends = np.cumsum(lengths).tolist()
+    return tuple(zip(of_slot.tolist(), [0, *ends[:-1]], ends, strict=True))
+
+
 def _numbers(slots: Index) -> Index:
     """0 for the first slot among sorted ones, 1 for the next."""
     return np.unique(slots, return_inverse=True)[1]
 
 
-def _block(sizes: Index) -> int:
-    """Tokens of a block for slots of so many tokens: small blocks fill little up, large ones are few."""
-    if len(sizes) == 1:
-        return _filled(int(sizes[0]), _FILL)
+def _block(sizes: Index, costs: Costs) -> int:
+    """Tokens of a block for slots of so many tokens, or 0 for stretches as they are: small blocks fill little up, large
+    ones are few."""
 
     def cost(block: int) -> float:
         filled = -(-sizes // block) * block
-        return float(filled.sum()) + _BLOCK_COST * float(filled.sum() // np.gcd.reduce(filled))
+        return float(filled.sum() - sizes.sum()) + costs.block * float(filled.sum() // np.gcd.reduce(filled))
 
-    return min(_BLOCKS, key=cost)
+    if len(sizes) == 1:
+        return 0 if costs.stretch < math.inf else _filled(int(sizes[0]), _FILL)
+    alike = [int(sizes[0])] if len(set(sizes.tolist())) == 1 and sizes.sum() % _FILL == 0 else []
+    best = min([*alike, *_BLOCKS], key=cost)
+    return best if cost(best) <= costs.stretch * len(sizes) else 0
 
 
 def _groups(widths: Index) -> list[Index]:

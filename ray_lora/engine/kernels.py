@@ -54,25 +54,21 @@ def lora_add(
 ) -> tuple[Tensor, ...]:
     """y + scale * B A x for rows of many slots, added to y in place.
 
-    Returns it with h = scale * A x, [blocks, rank, m'], and the matrices used. Adding in place is safe where y is a
-    linear layer's fresh output: no backward looks at it again.
+    Returns it with h = scale * A x, [blocks, rank, m'], and the matrices used; of segments with A x, [tokens, rank].
+    Adding in place is safe where y is a linear layer's fresh output: no backward looks at it again.
 
     Args:
         x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.
         a: [slots, max_rank, in]. b: [slots, out, max_rank]. scale: alpha/r of each block, [blocks, 1, 1], of x's dtype.
         mask: dropout mask like x.
     """
+    if routing.segments:
+        return y, _add_segments(x if mask is None else x * mask, y, a, b, scale, routing)
     h, a_rows, b_rows = _down(x if mask is None else x * mask, a, b, scale, routing)
     rows = y.view(len(h), h.shape[2], -1)
     with torch.no_grad():
         rows.baddbmm_(h.transpose(1, 2), b_rows)
     return y, h, a_rows, b_rows
-
-
-def lora_term(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> Tensor:
-    """scale * B A x alone, [blocks, m', out]; arguments as `lora_add` takes them."""
-    h, _, b_rows = _down(x, a, b, scale, routing)
-    return torch.bmm(h.transpose(1, 2), b_rows)
 
 
 def _down(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> tuple[Tensor, ...]:
@@ -83,6 +79,37 @@ def _down(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> t
     a_rows = select(a[:, : routing.rank], routing)
     b_rows = select(b.transpose(1, 2)[:, : routing.rank], routing)  # [blocks, rank, out], as the stack lies
     return torch.bmm(a_rows, blocked(x, routing).transpose(1, 2)) * scale, a_rows, b_rows
+
+
+def _add_segments(x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> Tensor:
+    """y [tokens, out] + scale * B A x, slot by slot and in place; returns A x, [tokens, rank].
+
+    A loop over slots is the fastest where a product's call costs little: float32 and float64 on processors.
+    """
+    rows = y.view(len(x), -1)
+    h = x.new_zeros(len(x), routing.rank)
+    with torch.no_grad():
+        for (slot, begin, end), factor in zip(routing.segments, scale.flatten().tolist(), strict=True):
+            if factor:
+                mine = torch.mm(x[begin:end], a[slot, : routing.rank].t(), out=h[begin:end])
+                rows[begin:end].addmm_(mine, b[slot, :, : routing.rank].t(), alpha=factor)
+    return h
+
+
+def _segments_backward(
+    g: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, grads: tuple[Tensor, Tensor], scale: Tensor, routing: Routing
+) -> Tensor:
+    """The gradient of x, [tokens, in]; those of A and B are added to `grads`, slot by slot."""
+    rank, (grad_a, grad_b) = routing.rank, grads
+    g_rows, dx = g.reshape(len(x), -1), torch.zeros_like(x)
+    for (slot, begin, end), factor in zip(routing.segments, scale.flatten().tolist(), strict=True):
+        if factor:
+            mine = g_rows[begin:end]
+            gh = torch.mm(mine, b[slot, :, :rank]).mul_(factor)
+            grad_b[slot].t()[:rank].addmm_(h[begin:end].t(), mine, alpha=factor)
+            grad_a[slot, :rank].addmm_(gh.t(), x[begin:end])
+            torch.mm(gh, a[slot, :rank], out=dx[begin:end])
+    return dx
 
 
 class LoraTerm(torch.autograd.Function):
@@ -104,15 +131,24 @@ class LoraTerm(torch.autograd.Function):
         routing: Routing,
         mask: Tensor | None,
     ) -> Tensor:
+        ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
+        if routing.segments:
+            out, h = lora_add(x, y, a, b, scale, routing, mask)
+            ctx.save_for_backward(x, h, a, b, scale, mask)
+            return out
         out, h, a_rows, b_rows = lora_add(x, y, a, b, scale, routing, mask)
         ctx.save_for_backward(x, h, a_rows, b_rows, scale, mask)
-        ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
         return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
+        if routing.segments:
+            dropped = x if mask is None else x * mask
+            gx = _segments_backward(g, dropped, h, a_rows, b_rows, ctx.grads, scale, routing)
+            gx = gx if mask is None else gx * mask
+            return gx if ctx.needs_input_grad[0] else None, g, None, None, None, None, None, None, None
         g_rows = g.reshape(len(h), h.shape[2], -1)  # [blocks, m', out]
         gh = torch.bmm(b_rows, g_rows.transpose(1, 2)) * scale  # [blocks, rank, m']
         inputs = blocked(x if mask is None else x * mask, routing)

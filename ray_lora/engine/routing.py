@@ -7,11 +7,12 @@ checkpointing, see the slots of their own forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ray_lora.engine.dropout import Dropout
@@ -32,6 +33,7 @@ class Routing:
         scales: alpha/r of each layer and block, [layers, blocks, 1, 1], as the table has them; none without one.
         dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
         joined: whether its rows are blocks of tokens, of rows that are laid end to end.
+        segments: (slot, first token, one behind the last) of each slot's stretch, where products go slot by slot.
     """
 
     slots: Tensor
@@ -43,6 +45,7 @@ class Routing:
     span: slice | None = None
     dropout: Dropout | None = None
     joined: bool = False
+    segments: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def of(
@@ -73,9 +76,35 @@ class Routing:
             joined=joined,
         )
 
+    @classmethod
+    def of_segments(
+        cls,
+        segments: Sequence[tuple[int, int, int]],
+        count: int,
+        ranks: list[int],
+        scaling: Tensor,
+        dropout: Dropout | None = None,
+    ) -> Routing:
+        """Routing of `count` joined tokens, slot by slot; those behind the last stretch are nobody's."""
+        owners = [slot for slot, _, _ in segments]
+        ends = [*(begin for _, begin, _ in segments[1:]), count]
+        lengths = torch.tensor([end - begin for (_, begin, _), end in zip(segments, ends, strict=True)])
+        owner = torch.tensor(owners, device=scaling.device)
+        return cls(
+            slots=owner.repeat_interleave(lengths.to(owner.device)),
+            rank=max(ranks[slot] for slot in owners),
+            distinct=tuple(sorted(set(owners))),
+            block=1,
+            owners=owner,
+            scales=scaling[:, owner, None, None],
+            dropout=dropout,
+            joined=True,
+            segments=tuple(segments),
+        )
+
     def by_row(self, x: Tensor) -> Tensor:
-        """View [rows * m, ..., width] as [rows, m', width]."""
-        return x.reshape(len(self.slots), -1, x.shape[-1])
+        """View [rows * m, ..., width] as [rows, m', width]; of segments as [tokens, width]."""
+        return x.reshape(-1, x.shape[-1]) if self.segments else x.reshape(len(self.slots), -1, x.shape[-1])
 
 
 @dataclass(frozen=True)

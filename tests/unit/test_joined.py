@@ -16,7 +16,7 @@ from torch import Tensor
 from ray_lora.bases.load import load_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
-from ray_lora.engine.joined import Joined
+from ray_lora.engine.joined import NARROW, Costs, Joined
 from ray_lora.recipe import BaseSpec, LoraSpec
 
 CPU = torch.device("cpu")
@@ -50,17 +50,24 @@ LENGTHS = {
 # -------------------------------------------------------------------- where tokens lie
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), min_size=1, max_size=12), st.booleans())
-def test_joining_and_spreading_lose_nothing(rows: list[tuple[int, int]], left: bool) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), min_size=1, max_size=12), st.booleans(), st.booleans()
+)
+def test_joining_and_spreading_lose_nothing(rows: list[tuple[int, int]], left: bool, blocks: bool) -> None:
     lengths, slots = [length for length, _ in rows], [slot for _, slot in rows]
     mask, numbers = padded(lengths, left)
-    joined = Joined.of(mask, slots, CPU)
+    joined = Joined.of(mask, slots, CPU, NARROW if blocks else Costs(block=1e9, stretch=1))
+    assert bool(joined.block) == blocks
     tokens = joined.take(numbers)
     assert tokens.shape == (1, joined.count, 1)
-    assert joined.count % joined.block == 0
     assert sum(lengths) <= joined.count
     assert torch.equal(joined.spread(tokens)[mask.bool()], numbers[mask.bool()])
-    owners = np.repeat(joined.owners, joined.block)
+    owners = np.concatenate([np.repeat(slot, end - begin) for slot, begin, end in joined.segments])
+    if blocks:
+        assert joined.count % joined.block == 0
+        assert np.repeat(joined.owners, joined.block)[: len(owners)].tolist() == owners.tolist()
+    else:
+        assert joined.count - sum(lengths) < 16
     idle = set(joined.idle.tolist())
     assert len(idle) == joined.count - sum(lengths)
     for row, (length, slot) in enumerate(rows):

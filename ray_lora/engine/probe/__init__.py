@@ -3,12 +3,14 @@
 Each row alone, as the plain class computes it, against rows together as the engine does: end to end, padded, of one
 length; of several adapters and of one. A row that is changed may move no other row's input of a target layer. The first
 way of sharing that gives every row its own answer is taken; where none does, adapters are refused with the reason. It
-runs once for each base and head class, and what it found is kept by the base's fingerprint (`sharing`).
+runs once for each base and head class, and what it found is kept by the base's fingerprint (`sharing`); a builder's
+classes may change while their weights stay, so they are compared anew by each engine.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 
@@ -22,34 +24,38 @@ from ray_lora.engine.sharing import Sharing, recall, remember
 
 def of_base(engine: Probed) -> Sharing:
     """How rows of this engine's base share passes. The engine holds no adapters yet."""
-    name = _name_of(engine.base)
-    known = recall(engine.base.fingerprint, name)
-    if known is None and engine.base.device.type == "meta":
-        return Sharing()  # nothing can be computed; whoever has weights will see
-    if known is None:
-        with torch.inference_mode():
-            known = BaseProbe(engine).find()
-        remember(engine.base.fingerprint, name, known)
-    return known
+    if engine.base.device.type == "meta":  # nothing can be computed; whoever has weights will see
+        return _known(engine.base, _name_of(engine.base)) or Sharing()
+    return _found(engine.base, _name_of(engine.base), BaseProbe(engine).find)
 
 
 def of_head(engine: Probed, head: Head) -> Sharing:
     """How rows with heads of this class share passes. Slot 0 of the head is used and left empty."""
     name = f"{_name_of(engine.base)}|{head.architecture}"
-    known = recall(engine.base.fingerprint, name)
-    if known is None and engine.base.device.type == "meta":
-        return Sharing("joined")
+    if engine.base.device.type == "meta":
+        return _known(engine.base, name) or Sharing("joined")
+    return _found(engine.base, name, lambda: HeadProbe(engine).find(head))
+
+
+def _known(base: Base, name: str) -> Sharing | None:
+    return None if base.built is not None else recall(base.fingerprint, name)
+
+
+def _found(base: Base, name: str, find: Callable[[], Sharing]) -> Sharing:
+    """What is known, else what is found now and kept."""
+    known = _known(base, name)
     if known is None:
         with torch.inference_mode():
-            known = HeadProbe(engine).find(head)
-        remember(engine.base.fingerprint, name, known)
+            known = find()
+        if base.built is None:
+            remember(base.fingerprint, name, known)
     return known
 
 
 def is_known(base: Base, architecture: str) -> bool:
     """Whether the base and this head class were probed before."""
     name = _name_of(base)
-    return all(recall(base.fingerprint, what) is not None for what in (name, f"{name}|{architecture}"))
+    return all(_known(base, what) is not None for what in (name, f"{name}|{architecture}"))
 
 
 def _name_of(base: Base) -> str:
