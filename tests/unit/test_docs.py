@@ -44,3 +44,14 @@ def test_the_recipes_page_names_every_key() -> None:
     for task in TASKS:
         for key in task_class(task).spec_type.model_fields:
             assert f"`task.{key}`" in page, f"docs/recipe.md does not name task.{key}"
+
+
+def test_the_tree_answers_where_things_are() -> None:
+    """The table "Where is ..." of the architecture page: each file is there and defines what the page names."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    places = re.findall(r"^\| where .*?`(ray_lora/[\w/]+\.py)`: `(\w+)`", page, flags=re.MULTILINE)
+    assert len(places) >= 10
+    for path, name in places:
+        source = (ROOT / path).read_text()
+        assert re.search(rf"^\s*(async def|def|class) {name}\b|^{name}\b", source, flags=re.MULTILINE), (path, name)
+    assert all((ROOT / path).exists() for path in re.findall(r"`?(ray_lora/[\w/]+\.py)", page))
