@@ -23,9 +23,9 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import narrow, probe, targets
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
-from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.heads import Head
 from ray_lora.engine.joined import Joined
+from ray_lora.engine.router import Router
 from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.engine.sharing import Sharing
 from ray_lora.errors import AdapterError, CapacityError
@@ -60,6 +60,7 @@ class AdapterEngine:
         self.flat, self.grad = self.buffers.flat, self.buffers.grad
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
+        self._router = Router(self._ranks, self.buffers, self.dropout, base.device)
         self._backbone = Backbone(base, self.layers)
         self.sharing = probe.of_base(self)
         self._head_sharing: dict[str, Sharing] = {}
@@ -88,7 +89,7 @@ class AdapterEngine:
             outputs.
         """
         owners: list[int] = slots.tolist()
-        self._check_slots(owners)
+        self._check(owners, inputs)
         joined = self._backbone.join(inputs, owners)
         inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
         slots = slots.to(self.base.device)
@@ -119,48 +120,29 @@ class AdapterEngine:
     def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
         """The backbone's outputs for rows of any slots, without heads."""
         owners: list[int] = slots.tolist()
-        self._check_slots(owners)
+        self._check(owners, inputs)
         joined = self._backbone.join(inputs, owners)
         given = {name: self._cast(tensor) for name, tensor in inputs.items()}
         return self._backbone.run(given, self._routes(owners, joined), joined, False)
 
-    def _check_slots(self, owners: Sequence[int]) -> None:
-        unknown = sorted(set(owners) - set(self.residents) - {0})
+    def _check(self, owners: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
+        """CapacityError for a slot that is empty, and for rows that may not share a pass (`inference.predict.passes`
+        parts them)."""
+        distinct = set(owners)
+        unknown = sorted(distinct - set(self.residents) - {0})
         if unknown:
             raise CapacityError(
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
             )
+        targets = {slot: self.residents[slot].targets if slot else () for slot in distinct}
+        mask = inputs.get("attention_mask")
+        alike = mask is None or bool(mask.all())
+        for slot in distinct:
+            self.sharing_of(slot).check(targets, alike, self.base.id)
 
     def _routes(self, owners: Sequence[int], joined: Joined | None, draws: Tensor | None = None) -> Routes | None:
         """None where every row is the bare base's."""
-        if not any(owners):
-            return None
-        drawn = draws if self.dropout else None
-        rows = self._route(owners, self._dropout(owners, drawn))
-        if joined is None:
-            first = None if drawn is None else drawn[:1]
-            alike = len(set(owners)) == 1
-            return Routes(rows, whole=self._route(owners[:1], self._dropout(owners[:1], first)) if alike else None)
-        dropout = self._dropout(owners, drawn, joined)
-        if joined.block:
-            tokens = self._route(joined.owners, dropout, joined=True)
-        else:
-            tokens = Routing.of_segments(joined.segments, joined.count, self._ranks, self.buffers.scaling, dropout)
-        return Routes(rows, tokens, joined.count)
-
-    def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
-        slots = torch.tensor(owners, device=self.base.device)
-        return Routing.of(slots, self._ranks, self.buffers.scaling, dropout, joined)
-
-    def _dropout(self, owners: Sequence[int], draws: Tensor | None, joined: Joined | None = None) -> Dropout | None:
-        if draws is None:
-            return None
-        probability = torch.tensor([self.dropout.get(slot, 0.0) for slot in owners], device=self.base.device)
-        draws = draws.to(self.base.device)
-        if joined is None:
-            return Dropout(probability, draws)
-        of_token = probability[joined.of_row].index_fill_(0, joined.idle, 0)
-        return Dropout(of_token, draws[joined.of_row], joined.positions)
+        return self._router.routes(owners, joined, draws) if any(owners) else None
 
     def _cast(self, tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()

@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ray_lora.errors import CapacityError
+
 Lengths = Literal["joined", "padded", "equal"]
-_REVISION = 3  # of the probe: what an older one found is asked again
+_REVISION = 4  # of the probe: what an older one found is asked again
 _ORDER: tuple[Lengths, ...] = ("joined", "padded", "equal")
 
 
@@ -44,6 +46,26 @@ class Sharing:
     def passes_alone(self, targets: Collection[str]) -> bool:
         """Whether an adapter with pairs in these layers shares no pass with others."""
         return not set(self.apart).isdisjoint(targets)
+
+    def check(self, targets: Mapping[int, Collection[str]], alike: bool, base: str) -> None:
+        """CapacityError unless rows may share a pass.
+
+        Args:
+            targets: what each of the pass's slots has pairs in.
+            alike: whether the rows are of one length.
+            base: for the message.
+        """
+        lone = sorted(slot for slot, layers in targets.items() if self.passes_alone(layers))
+        if lone and len(targets) > 1:
+            raise CapacityError(
+                f"adapters in slots {lone} share no pass with others on base {base!r} ({self.reason}); "
+                "give each a pass of its own"
+            )
+        if self.lengths == "equal" and not alike:
+            raise CapacityError(
+                f"rows of different lengths share no pass on base {base!r} ({self.reason}); "
+                "give rows of each length a pass of their own"
+            )
 
     def with_head(self, head: Sharing) -> Sharing:
         """What holds for rows whose head shares no more than `head`."""

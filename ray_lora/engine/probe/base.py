@@ -52,7 +52,9 @@ class BaseProbe:
             return Sharing("equal", refused=_RESTLESS)
         if self.rows.same(alone[0], alone[1]):
             return Sharing("equal", refused="adapters on its layers change none of its outputs")
-        found = self._first(rows, even, _SLOTS, apart, alone, begin)
+        with self._without(apart):
+            fewer = {0: alone[0], 1: self.rows.alone(rows, 1) if apart else alone[1]}
+        found = self._first(rows, even, _SLOTS, apart, fewer, begin)
         if isinstance(found, Sharing):
             together = self._first(rows, even, [1] * len(rows), (), {1: alone[1]}, begin=found.lengths)
             if not isinstance(together, Sharing):
@@ -80,18 +82,17 @@ class BaseProbe:
             if lengths == "joined" and not (self.backbone.could_join and "input_ids" in rows[0]):
                 continue
             mine = even if lengths == "equal" else rows
-            expected = alone if lengths != "equal" else {slot: self.rows.alone(even, slot) for slot in set(slots)}
-            wanted = [expected[slot][row] for row, slot in enumerate(slots)]
             try:
                 with self._without(apart):
                     got = self.rows.together(mine, slots, lengths)
+                    here = alone if lengths != "equal" else {slot: self.rows.alone(even, slot) for slot in set(slots)}
             except Exception as error:  # a class may raise anything at shapes that it was not made for
                 reasons.append(f"{SAID[lengths]}: {short(error)}")
                 continue
             if lengths == "joined" and architecture.has_windows(self.base.config) and not self.backbone.windows:
                 reasons.append(f"{SAID[lengths]}: its class hands no sliding window to its attention")
                 continue
-            if self.rows.same(wanted, got):
+            if self.rows.same([here[slot][row] for row, slot in enumerate(slots)], got):
                 return Sharing(lengths, reason="; ".join(reasons))
             reasons.append(f"{SAID[lengths]}: a row's answer differs from its answer alone")
         return "; ".join(reasons)

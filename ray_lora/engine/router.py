@@ -1,0 +1,61 @@
+"""From the slots of a pass's rows to what every target layer reads: whose each row is, each token, and what it drops.
+
+Knows slots and their ranks, not what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ray_lora.engine.buffers import Buffers
+from ray_lora.engine.dropout import Dropout
+from ray_lora.engine.joined import Joined
+from ray_lora.engine.routing import Routes, Routing
+
+
+class Router:
+    """The routes of one engine's passes.
+
+    Args:
+        ranks: the largest rank of each slot.
+        dropout: the probability of each slot that drops.
+    """
+
+    def __init__(self, ranks: list[int], buffers: Buffers, dropout: Mapping[int, float], device: torch.device) -> None:
+        self._ranks, self._buffers, self._probability, self._device = ranks, buffers, dropout, device
+
+    def routes(self, owners: Sequence[int], joined: Joined | None, draws: Tensor | None) -> Routes:
+        """Routes of rows of these slots; `draws` fixes what each drops, None drops nothing."""
+        drawn = draws.to(self._device) if draws is not None and self._probability else None
+        rows = self._route(owners, self._dropout(owners, drawn))
+        if joined is None:
+            first = None if drawn is None else drawn[:1]
+            alike = len(set(owners)) == 1
+            return Routes(rows, whole=self._route(owners[:1], self._dropout(owners[:1], first)) if alike else None)
+        dropout = self._of_tokens(self._dropout(owners, drawn), joined)
+        if joined.block:
+            tokens = self._route(joined.owners, dropout, joined=True)
+        else:
+            scaling = self._buffers.scaling
+            tokens = Routing.of_segments(joined.segments, joined.count, self._ranks, scaling, dropout)
+        return Routes(rows, tokens, joined.count)
+
+    def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
+        slots = torch.tensor(owners, device=self._device)
+        return Routing.of(slots, self._ranks, self._buffers.scaling, dropout, joined)
+
+    def _dropout(self, owners: Sequence[int], draws: Tensor | None) -> Dropout | None:
+        if draws is None:
+            return None
+        probability = [self._probability.get(slot, 0.0) for slot in owners]
+        return Dropout(torch.tensor(probability, device=self._device), draws)
+
+    def _of_tokens(self, rows: Dropout | None, joined: Joined) -> Dropout | None:
+        """What each token drops, as its row would."""
+        if rows is None:
+            return None
+        probability = rows.probability[joined.of_row].index_fill_(0, joined.idle, 0)
+        return Dropout(probability, rows.draws[joined.of_row], joined.positions)
