@@ -192,7 +192,7 @@ def read(image: Any) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, dict):  # as Hugging Face's data sets store pictures
-        image = image["bytes"]
+        image = image.get("bytes")
     if isinstance(image, str | bytes):
         try:
             data = base64.b64decode(image, validate=True) if isinstance(image, str) else image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from httpx import ASGITransport, AsyncClient, Response
 
-from ray_lora import BaseSpec, BuildContext, DataError, load_base
+from ray_lora import BaseSpec, BuildContext, Card, DataError, load_base
 from ray_lora.bases.base import Base
+from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.http.routes import create_app
+from ray_lora.store import open_store
+from tests.boxes import base as module
 from tests.boxes.base import Finder, build
 from tests.boxes.rows import BASE, TASK, best_answer, picture, pixels_of, rows
 from tests.conformance import CHECKS, Case
+from tests.conformance.answers import some_adapter
+from tests.conformance.rules import near
 
 PIXELS = "a picture of 44 x 32 pixels"
 
@@ -78,8 +89,6 @@ def test_a_picture_without_things_is_best_answered_by_nothing(case: Case) -> Non
 
 def test_a_head_that_peft_would_take_for_the_bases_own_is_refused(case: Case) -> None:
     """What an author meets first who names his head's norm as the base names its own."""
-    from ray_lora.engine import AdapterEngine, HeadSpec
-    from tests.boxes import base as module
 
     class Alike(module.Finder):
         def __init__(self, backbone: Any, outputs: int) -> None:
@@ -91,3 +100,43 @@ def test_a_head_that_peft_would_take_for_the_bases_own_is_refused(case: Case) ->
         engine = AdapterEngine(open_base(), slots=1)
         with pytest.raises(AdapterError, match=r"a module 'norm', and PEFT would take 'backbone\.norm' for it"):
             engine.init(LoraSpec(r=1, target_modules=("last",)), HeadSpec("Finder", 5), seed=0)
+
+
+# -------------------------------------------------------------------- served
+
+
+def test_it_is_served_like_any_other(case: Case, tmp_path: Path) -> None:
+    """Pictures as base64 text, rows of two adapters at once; what is no picture is the request's fault."""
+    store, slots = open_store(str(tmp_path / "store")), []
+    engine = AdapterEngine(load_base(BaseSpec(model=BASE, dtype="float32")), slots=2, max_rank=4)
+    for rank in (1, 4):
+        slots.append(some_adapter(case, engine, rank))
+        store.put(engine.export(slots[-1], Card(task=case.spec)), f"rank{rank}")
+    ask = {"threshold": 0.4}
+    expected = [predict(engine, {slot: case.task}, case.features, [slot] * 7, [ask] * 7) for slot in slots]
+    engine.close()
+    inputs = [base64.b64encode(row["image"]).decode() for row in case.rows]
+
+    async def main() -> None:
+        told = {"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "base": BASE, "slots": 2}
+        endpoint = start_endpoint(AppArgs.model_validate(told | {"dtype": "float32", "max_rank": 4}))
+        async with AsyncClient(transport=ASGITransport(create_app(endpoint)), base_url="http://here") as client:
+
+            async def post(name: str, inputs: Any, parameters: Any = ask) -> Response:
+                body = {"model": name, "inputs": inputs, "parameters": parameters}
+                return await client.post("/v1/predict", json=body, timeout=None)
+
+            answers = await asyncio.gather(post("rank1", inputs), post("rank4", inputs))
+            assert all(
+                near(answer.json()["predictions"], wanted) for answer, wanted in zip(answers, expected, strict=True)
+            )
+            for wrong in ("no picture", 7, {"bytes": 7}):
+                assert (await post("rank1", [wrong])).status_code == 400
+            assert "it takes 'threshold'" in (await post("rank1", inputs, {"top_k": 1})).text
+            listed = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
+            assert listed["rank4"]["input"] == ["image"]
+            assert listed["rank4"]["full"] == {"threshold": 0.0}
+        await endpoint.close()
+
+    asyncio.run(main())
+    assert expected[0] != expected[1]

@@ -5,6 +5,7 @@ It knows columns and their roles; it knows nothing of what a task predicts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ray_lora.data.check import learn, wrong_rows
 from ray_lora.engine import AdapterEngine
-from ray_lora.errors import RecipeError
+from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.tasks import Column, Features, Row, Task, row_of, task_class
@@ -93,7 +94,8 @@ def check_blocks(task: Task, rows: Sequence[Row]) -> None:
 
 
 def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
-    """Rows keep their order, do not know each other, and need no target to be answered."""
+    """Rows keep their order, do not know each other, and need no target to be answered; what cannot be read is a
+    DataError."""
     assert all(set(row) == set(task.columns) for row in rows)
     features = task.encode(rows)
     assert len(features) == len(rows)
@@ -102,6 +104,9 @@ def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
         asked = task.encode([row_of(task, row)])[0]
         assert asked.keys() < feature.keys(), "nothing in a training row's features is its target"
         assert _equal(asked, {name: feature[name] for name in asked})
+    for junk in (None, True, 7, "", "?", [], [1, 2], [["a"]], {}, {"bytes": 7}):  # a request can hold any JSON
+        with contextlib.suppress(DataError):
+            task.encode([{**row_of(task, rows[0]), task.input: junk}])
     assert all(
         _equal(again, feature) for again, feature in zip(pickle.loads(pickle.dumps(features)), features, strict=True)
     )
