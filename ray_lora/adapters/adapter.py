@@ -52,7 +52,7 @@ class Card(Spec):
     task: TaskSpec | None = None
     base: str | None = None
     base_fingerprint: str | None = None
-    architecture: str | None = None  # the plain transformers class whose head this adapter carries
+    architecture: str | None = None  # the plain class whose head this adapter carries
     metrics: dict[str, float] = Field(default_factory=dict)
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
@@ -69,8 +69,7 @@ class Card(Spec):
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank tensors by module name of the plain transformers class, the head's tensors by parameter name, config and
-    card."""
+    """Low-rank tensors by module name of the plain class, the head's tensors by parameter name, config and card."""
 
     config: LoraSpec
     layers: Mapping[str, LowRank]

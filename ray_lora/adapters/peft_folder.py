@@ -106,11 +106,16 @@ def read_spec(config: Mapping[str, Any], where: str) -> LoraSpec:
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The head's class, from the model class that PEFT notes where it knows no task_type (images, audio)."""
+    """The head's class, from the model class that PEFT notes where it knows no task_type (images, audio): a name such
+    as AutoModelForImageClassification, or that of a class which is not transformers' ("Finder")."""
     noted = config.get("auto_mapping")
-    name = noted.get("base_model_class") if isinstance(noted, dict) else None
-    kind = name.rpartition("For")[2] if isinstance(name, str) and "For" in name else None
-    return f"AutoModelFor{kind}" if kind else None
+    found = noted if isinstance(noted, dict) else {}
+    name, library = found.get("base_model_class"), found.get("parent_library")
+    if not isinstance(name, str) or not isinstance(library, str):
+        return None
+    kind = name.rpartition("For")[2] if "For" in name else None
+    own = None if library.startswith("transformers") else name
+    return f"AutoModelFor{kind}" if kind else own
 
 
 def reason(error: ValidationError) -> str:

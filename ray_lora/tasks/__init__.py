@@ -3,7 +3,7 @@
     task = build_task(TextClassificationSpec(labels=("negative", "positive")), base.processor)
 
 A new task is one file here and one line in `TASKS`, or a class in a package of your own (docs/add-a-task.md);
-`tests/conformance.py` says whether it keeps the rules.
+`tests/conformance/` says whether it keeps the rules.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Task(Protocol):
         full: parameters with which `decode` leaves nothing of an answer out.
         metric: the metric that decides by default; metrics: every metric and whether more is better.
         peft_type: PEFT's task_type of a saved adapter.
-        head: the plain transformers class that answers.
+        head: the plain class that answers, transformers' or the base's builder's.
         longest: the largest `size` a row can have.
     """
 

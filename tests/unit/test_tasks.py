@@ -1,4 +1,4 @@
-"""Every task keeps the rules, and answers in the words and numbers of the Hugging Face pipeline."""
+"""Our tasks answer in the words and numbers of the Hugging Face pipeline; the checks find what breaks a rule."""
 
 from __future__ import annotations
 
@@ -24,33 +24,13 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import by_tokens, chunks, embed, predict
 from ray_lora.recipe import LoraSpec, TaskSpec
-from ray_lora.tasks import TASKS, Row, Task, build_task
+from ray_lora.tasks import Row, Task, build_task
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conformance import check_task
 from tests.conftest import sentences
 from tests.unit.bases import IMAGE, open_base, plain, quiet_peft, reopen, save_base
-
-LABELS = ("no", "perhaps", "yes")
-
-
-def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def text_rows() -> list[Row]:
-    return [{"text": text, "label": LABELS[number % 3]} for number, text in enumerate(sentences(7, seed=1))]
-
-
-def image_rows() -> list[Row]:
-    return [{"image": png(picture(number)), "label": LABELS[number % 3]} for number in range(5)]
+from tests.unit.cases import LABELS, image_rows, picture, png, text_rows
 
 
 @pytest.fixture
@@ -84,18 +64,6 @@ CASES: dict[str, tuple[str, list[Row]]] = {
 }
 
 
-def test_every_task_is_checked() -> None:
-    assert set(CASES) == set(TASKS)
-
-
-@pytest.mark.parametrize(
-    ("kind", "engine", "rows"), [(kind, base, rows) for kind, (base, rows) in CASES.items()], indirect=["engine"]
-)
-def test_a_task_keeps_the_rules(kind: Any, engine: AdapterEngine, rows: list[Row]) -> None:
-    task = build_task(TaskSpec.model_validate({"type": kind, "labels": LABELS}), engine.base.processor)
-    check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
-
-
 class _Broken:
     """A task that breaks one rule."""
 
@@ -116,7 +84,7 @@ class _Broken:
         ("longest", "check_batches"),
         ("last block", "check_blocks"),
         ("every row is wrong", "check_blocks"),
-        ("rows of the loss", "_losses"),
+        ("rows of the loss", "losses_of"),
         ("neighbours", "check_loss"),
         ("padding", "check_loss"),
         ("no JSON", "check_answers"),

@@ -1,12 +1,11 @@
-"""What every task must keep, checked on a tiny engine.
-
-check_task(task, rows, engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+"""What every task must keep by itself, checked on a tiny engine.
 
 It knows columns and their roles; it knows nothing of what a task predicts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ray_lora.data.check import learn, wrong_rows
 from ray_lora.engine import AdapterEngine
-from ray_lora.errors import RecipeError
+from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.tasks import Column, Features, Row, Task, row_of, task_class
@@ -95,7 +94,8 @@ def check_blocks(task: Task, rows: Sequence[Row]) -> None:
 
 
 def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
-    """Rows keep their order, do not know each other, and need no target to be answered."""
+    """Rows keep their order, do not know each other, and need no target to be answered; what cannot be read is a
+    DataError."""
     assert all(set(row) == set(task.columns) for row in rows)
     features = task.encode(rows)
     assert len(features) == len(rows)
@@ -104,6 +104,9 @@ def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
         asked = task.encode([row_of(task, row)])[0]
         assert asked.keys() < feature.keys(), "nothing in a training row's features is its target"
         assert _equal(asked, {name: feature[name] for name in asked})
+    for junk in (None, True, 7, "", "?", [], [1, 2], [["a"]], {}, {"bytes": 7}):  # a request can hold any JSON
+        with contextlib.suppress(DataError):
+            task.encode([{**row_of(task, rows[0]), task.input: junk}])
     assert all(
         _equal(again, feature) for again, feature in zip(pickle.loads(pickle.dumps(features)), features, strict=True)
     )
@@ -128,10 +131,10 @@ def check_batches(task: Task, features: Sequence[Features]) -> None:
 
 def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int) -> None:
     """Sums and counts of each row, the same whatever else is in the pass; gradients reach the adapter and its head."""
-    whole = _losses(task, features, engine, slot)
+    whole = losses_of(task, features, engine, slot)
     for row, feature in enumerate(features):
-        torch.testing.assert_close(_losses(task, [feature], engine, slot)[:, 0], whole[:, row], atol=EXACT, rtol=0)
-    backwards = _losses(task, list(reversed(features)), engine, slot)
+        torch.testing.assert_close(losses_of(task, [feature], engine, slot)[:, 0], whole[:, row], atol=EXACT, rtol=0)
+    backwards = losses_of(task, list(reversed(features)), engine, slot)
     torch.testing.assert_close(backwards.flip(1), whole, atol=EXACT, rtol=0)
     assert torch.isfinite(whole).all()
     assert (whole[0] >= 0).all()
@@ -153,12 +156,12 @@ def check_answers(
     """One JSON value a row, the same whatever else is in the pass, with or without a target."""
     answers = predict(engine, {slot: task}, features, [slot] * len(rows))
     assert len(answers) == len(rows)
-    assert _near(json.loads(json.dumps(answers, allow_nan=False)), answers)
+    assert near(json.loads(json.dumps(answers, allow_nan=False)), answers)
     for row, answer in zip(rows, answers, strict=True):
         bare = task.encode([row_of(task, row)])
-        assert _near(predict(engine, {slot: task}, bare, [slot])[0], answer)
+        assert near(predict(engine, {slot: task}, bare, [slot])[0], answer)
     mixed = predict(engine, {slot: task}, features, [slot] * len(rows), max_rows=2)
-    assert _near(mixed, answers)
+    assert near(mixed, answers)
     json.dumps(predict(engine, {slot: task}, features[:1], [slot], [task.full]), allow_nan=False)
     task.check_parameters({})
     with pytest.raises(RecipeError, match="no_such_parameter"):
@@ -206,7 +209,7 @@ def _untaught(task: Task) -> TaskSpec:
 
 def _some_adapter(task: Task, engine: AdapterEngine) -> int:
     """An adapter that changes what the base says."""
-    slot = engine.init(LoraSpec(r=2, target_modules=_targets(engine)), task.head, seed=0, peft_type=task.peft_type)
+    slot = engine.init(LoraSpec(r=2, target_modules=targets_of(engine)), task.head, seed=0, peft_type=task.peft_type)
     draw = torch.Generator().manual_seed(0)
     tensors = engine.read(slot)
     engine.write(
@@ -216,17 +219,18 @@ def _some_adapter(task: Task, engine: AdapterEngine) -> int:
     return slot
 
 
-def _targets(engine: AdapterEngine) -> tuple[str, ...]:
+def targets_of(engine: AdapterEngine) -> tuple[str, ...]:
     return tuple(name for name in engine.layers if not engine.layers[name].embedding)[:4]
 
 
-def _losses(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int) -> Tensor:
-    """Sums and counts, [2, rows]."""
+def losses_of(task: Task, features: Sequence[Features], engine: AdapterEngine, slots: int | Sequence[int]) -> Tensor:
+    """Sums and counts, [2, rows], of rows of one slot or of a slot each."""
     found = torch.zeros(2, len(features), dtype=torch.float64)
-    slots = [slot] * len(features)
+    owners = [slots] * len(features) if isinstance(slots, int) else list(slots)
+    tasks = dict.fromkeys(owners, task)
     with torch.no_grad():
-        for chunk in passes(engine, {slot: task}, features, slots):
-            for _, rows, outputs in forward(engine, {slot: task}, features, slots, chunk):
+        for chunk in passes(engine, tasks, features, owners):
+            for _, rows, outputs in forward(engine, tasks, features, owners, chunk):
                 sums, counts = task.loss(outputs, [features[row] for row in rows])
                 assert sums.shape == counts.shape == (len(rows),)
                 found[0, rows], found[1, rows] = sums.double(), counts.double()
@@ -240,14 +244,12 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
-def _near(one: Json, other: Json) -> bool:
+def near(one: Json, other: Json) -> bool:
     """Equal but for the last digits of numbers."""
     if isinstance(one, float):
         return isinstance(other, float) and math.isclose(one, other, abs_tol=1e-5)
     if isinstance(one, dict):
-        return (
-            isinstance(other, dict) and one.keys() == other.keys() and all(_near(one[key], other[key]) for key in one)
-        )
+        return isinstance(other, dict) and one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
     if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(_near, one, other))
+        return isinstance(other, list) and len(one) == len(other) and all(map(near, one, other))
     return bool(one == other)

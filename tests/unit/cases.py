@@ -1,0 +1,74 @@
+"""Our own tasks as cases of the conformance suite, and their rows."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ray_lora.recipe import Json
+from ray_lora.tasks import Row
+from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.text_classification import TextClassificationSpec
+from tests.conformance import Case
+from tests.conftest import sentences
+from tests.unit.bases import IMAGE, open_base, plain
+
+LABELS = ("no", "perhaps", "yes")
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def text_rows() -> list[Row]:
+    return [{"text": text, "label": LABELS[number % 3]} for number, text in enumerate(sentences(7, seed=1))]
+
+
+def image_rows() -> list[Row]:
+    return [{"image": png(picture(number)), "label": LABELS[number % 3]} for number in range(5)]
+
+
+def text_case(folder: Path) -> Case:
+    """On a folder of BERT's."""
+    return Case(
+        TextClassificationSpec(labels=LABELS),
+        text_rows(),
+        perfect,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, len(LABELS)),
+        targets=("query", "value", "output.dense"),
+        head=("classifier",),
+        wrong=[({"text": " "}, "text ' ' is empty or not a string"), ({"label": "yess"}, "did you mean 'yes'")],
+    )
+
+
+def image_case(folder: Path) -> Case:
+    """On a folder of ResNet's, with its image processor."""
+    return Case(
+        ImageClassificationSpec(labels=LABELS),
+        image_rows(),
+        perfect,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, len(LABELS), architecture=IMAGE),
+        targets=("convolution",),
+        head=("classifier",),
+        wrong=[
+            ({"image": png(picture(0))[:99]}, "an image cannot be read"),
+            ({"label": "maybe"}, "label 'maybe' is not one of 'no', 'perhaps', 'yes'"),
+        ],
+    )
+
+
+def perfect(row: Row) -> Json:
+    return {"label": row["label"], "score": 1.0}

@@ -1,0 +1,33 @@
+"""Our own tasks keep what every task must keep; tests/boxes is a task of somebody else's that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import ViTImageProcessor
+
+from ray_lora.tasks import TASKS
+from tests.conformance import CHECKS, Case
+from tests.unit.bases import save_base
+from tests.unit.cases import image_case, text_case
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
+    return {"text-classification": text_case(tiny_bert_folder), "image-classification": image_case(resnet)}
+
+
+def test_every_task_is_checked(cases: dict[str, Case]) -> None:
+    assert set(cases) == set(TASKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", TASKS)
+def test_it_keeps_the_rules(
+    cases: dict[str, Case], name: str, check: Callable[[Case, Path], None], tmp_path: Path
+) -> None:
+    check(cases[name], tmp_path)
