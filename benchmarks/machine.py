@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,40 @@ from typing import Any
 import psutil
 import torch
 
+_FLAGS = ("avx", "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8")
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and the versions that matter."""
+    """Processor, its flags and speed, cores, memory and the versions that matter."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
+        "flags": [
+            flag for flag in _FLAGS if any(f" {flag} " in f"{line} " for line in lines if line.startswith("flags"))
+        ],
+        "gflops_one_thread": {name: gflops(getattr(torch, name)) for name in ("float32", "bfloat16")},
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "ray", "mlflow")},
     }
+
+
+def gflops(dtype: torch.dtype, size: int = 768) -> float:
+    """Billions of operations a second of a square product on one thread, the best of some."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return round(2 * size**3 / best / 1e9, 1)
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

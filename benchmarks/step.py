@@ -3,9 +3,11 @@
     python -m benchmarks.step [--device cpu|cuda] [--seconds 4]
 
 MiniLM, tweets, rank 8 on all linear layers, one thread (or one GPU). PEFT trains one adapter with AdamW, dynamic
-padding and, for bf16, autocast over float32 weights, as its documentation has it. A pack trains K adapters of as many
-seeds, its base held in the dtype. Tokens are counted without padding. `memory` is the peak resident set (on a GPU the
-peak allocated) of a fresh process that trains with batch 16; K times PEFT's is what K processes take.
+padding and, for bf16, autocast over float32 weights, as its documentation has it; `peft joined` is the same model on
+rows laid end to end, with the engine's own attention. A pack trains K adapters of as many seeds, its base held in the
+dtype. Tokens are counted without padding; `computed` is the tokens that a pack's step computes over those. `memory` is
+the peak resident set (on a GPU the peak allocated) of a fresh process that trains with batch 16; K times PEFT's is what
+K processes take.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from benchmarks.machine import write
 from ray_lora.bases.load import load_base, locate
 from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
+from ray_lora.engine.attention import JoinedPass
+from ray_lora.engine.joined import Joined
+from ray_lora.inference.predict import passes
 from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.tasks.text_classification import TextClassificationSpec
@@ -52,6 +57,7 @@ def main() -> None:
     for dtype, batch in itertools.product(DTYPES, BATCHES):
         alone = tokens_per_second(*peft_step(dtype, batch, asked.device), asked.seconds)
         line: dict[str, Any] = {"dtype": dtype, "batch": batch, "peft": alone}
+        line["peft joined"] = tokens_per_second(*joined_step(dtype, batch, asked.device), asked.seconds) / alone
         for k in KS:
             line[f"K={k}"] = tokens_per_second(*pack_step(dtype, batch, k, asked.device), asked.seconds) / alone
         speeds.append(line)
@@ -62,8 +68,11 @@ def main() -> None:
         memory[what] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     ratios = {k: memory[f"{k}"] / (k * memory["peft"]) for k in KS}
     print({k: round(ratio, 3) for k, ratio in ratios.items()})
+    shares = {f"K={k}": computed(16, k) for k in (1, 8, 16)}
+    print(shares)
     name = "step" if asked.device == "cpu" else f"step-{asked.device}"
-    print(write(name, {"what": __doc__, "speed": speeds, "memory_bytes": memory, "memory_ratio": ratios}))
+    found = {"speed": speeds, "computed": shares, "memory_bytes": memory, "memory_ratio": ratios}
+    print(write(name, {"what": __doc__, **found}))
 
 
 Step = Callable[[], int]  # trains one step, says how many real tokens it took
@@ -132,6 +141,57 @@ def peft_step(dtype: str, batch: int, device: str) -> tuple[Step, Callable[[], N
         return sum(len(row["input_ids"]) for row in chosen)
 
     return step, synchronise(device)
+
+
+def joined_step(dtype: str, batch: int, device: str) -> tuple[Step, Callable[[], None]]:
+    """PEFT's layers on rows laid end to end."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    task = build_task(SPEC, load_base(BaseSpec(model="minilm", dtype="float32")).processor)
+    rows = encoded(task)
+    plain: Any = AutoModelForSequenceClassification.from_pretrained(locate("minilm"), num_labels=2)
+    attention = JoinedPass(plain.bert)
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules="all-linear")
+    model: Any = get_peft_model(plain, config).to(device)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    order = itertools.cycle(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist())
+
+    def step() -> int:
+        chosen: list[Features] = [rows[next(order)] for _ in range(batch)]
+        inputs = task.collate(chosen)
+        joined = attention.current = Joined.of(inputs["attention_mask"], [0] * batch, torch.device(device))
+        labels = torch.tensor([row["labels"] for row in chosen], device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            ids, positions = joined.take(inputs["input_ids"].to(device)), joined.positions[None]
+            states = plain.bert(input_ids=ids, position_ids=positions).last_hidden_state
+            logits = plain.classifier(plain.dropout(plain.bert.pooler(joined.spread(states))))
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return sum(len(row["input_ids"]) for row in chosen)
+
+    return step, synchronise(device)
+
+
+def computed(batch: int, k: int) -> float:
+    """Tokens that a step of K adapters computes, over the real ones; the mean of eight steps."""
+    engine = AdapterEngine(load_base(BaseSpec(model="minilm", dtype="float32")), slots=k, max_rank=8)
+    task = build_task(SPEC, engine.base.processor)
+    slots = [engine.init(LoraSpec(r=8), task.head, seed=0) for _ in range(k)]
+    rows, draw = encoded(task), torch.Generator().manual_seed(0)
+    all_tokens = real = 0
+    for _ in range(8):
+        chosen = [rows[row] for row in torch.randint(len(rows), (k * batch,), generator=draw).tolist()]
+        owners = [slot for slot in slots for _ in range(batch)]
+        for part in passes(engine, dict.fromkeys(slots, task), chosen, owners):
+            mask = task.collate([chosen[row] for row in part])["attention_mask"]
+            all_tokens += Joined.of(mask, [owners[row] for row in part], torch.device("cpu")).count
+            real += int(mask.sum())
+    engine.close()
+    return all_tokens / real
 
 
 def encoded(task: Task) -> list[Features]:
