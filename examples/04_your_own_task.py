@@ -1,9 +1,6 @@
 """A task of your own: rate a text from -4 to 4. Two adapters of it train in the same passes, without Ray or recipes.
 
-docs/add-a-task.md makes a whole one, which recipes, search and the endpoint take.
-
-.venv/bin/python -m pipelines.rated_texts       # once: makes data/
-.venv/bin/python examples/04_your_own_task.py
+.venv/bin/python -m pipelines.rated_texts && .venv/bin/python examples/04_your_own_task.py     # docs/add-a-task.md: whole
 """
 
 import pyarrow.parquet as pq
