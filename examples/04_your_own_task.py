@@ -1,6 +1,6 @@
 """A task of your own: rate a text from -4 to 4. Two adapters of it train in the same passes, without Ray or recipes.
 
-.venv/bin/python -m pipelines.rated_texts && .venv/bin/python examples/04_your_own_task.py     # docs/add-a-task.md: whole
+.venv/bin/python -m pipelines.rated_texts && .venv/bin/python examples/04_your_own_task.py    # more: docs/add-a-task.md
 """
 
 import pyarrow.parquet as pq

@@ -155,8 +155,8 @@ class _Attention(torch.autograd.Function):
         contexts = []
         for number, bucket in enumerate(joined.buckets):
             places = _places(joined, number, heads, how, query.dtype)
-            q = _take(query, places.take, bucket)
-            k, v = (_take(x, _places(joined, number, few, how, query.dtype).take, bucket) for x in (key, value))
+            q = _take(query, joined, places.take, bucket)
+            k, v = (_take(x, joined, _places(joined, number, few, how, query.dtype).take, bucket) for x in (key, value))
             k, v = (_repeat(x, few, heads) for x in (k, v))
             if places.mask is None or how.softcap is not None:
                 scores = torch.bmm(q, k.transpose(1, 2)).mul_(how.scale)
@@ -182,8 +182,8 @@ class _Attention(torch.autograd.Function):
             squashed = kept.pop(0) if how.softcap is not None else None
             q, k, v, weights = kept[:4]
             del kept[:4]
-            out = _take(g.transpose(1, 2), places.take, bucket)
-            if places.behind is not None:
+            out = _take(g.transpose(1, 2), joined, places.take, bucket)
+            if places.behind is not None and joined.rows > 1:  # idle tokens of a single row have no gradient
                 out.view(-1, out.shape[-1]).index_fill_(0, places.behind, 0)
             dv = torch.bmm(weights.transpose(1, 2), out)
             ds = _softmax_backward(torch.bmm(out, v.transpose(1, 2)), weights)
@@ -206,8 +206,10 @@ def _places(joined: Joined, number: int, heads: int, how: _How, dtype: torch.dty
     return places
 
 
-def _take(x: Tensor, take: Tensor, bucket: Bucket) -> Tensor:
-    """[1, heads, tokens, size] as [rows * heads, width, size]."""
+def _take(x: Tensor, joined: Joined, take: Tensor, bucket: Bucket) -> Tensor:
+    """[1, heads, tokens, size] as [rows * heads, width, size]; of a single row as it is, its idle tokens at its end."""
+    if joined.rows == 1:
+        return x[0]
     by_token = x[0].transpose(0, 1)  # as classes lay it out, so that this is a view
     return by_token.reshape(-1, x.shape[-1]).index_select(0, take).view(-1, bucket.width, x.shape[-1])
 
@@ -215,6 +217,8 @@ def _take(x: Tensor, take: Tensor, bucket: Bucket) -> Tensor:
 def _join(padded: list[Tensor], joined: Joined, heads: int) -> Tensor:
     """What `_take` gave of each bucket as [1, tokens, heads, size]; 0 where a token belongs to no row, lest one row's
     values that are no numbers reach another slot's stretch."""
+    if joined.rows == 1:
+        return padded[0].transpose(0, 1).unsqueeze(0)
     key = ("join", heads)
     if key not in joined.kept:
         back = torch.zeros(joined.count, heads, dtype=torch.int64, device=joined.places.device)

@@ -7,13 +7,15 @@ gradient buffers, so that a backward touches only the slots of its own pass. Ker
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ray_lora.engine.routing import Routing
+
+Scale: TypeAlias = Tensor | tuple[float, ...]  # of each block, or of each segment
 
 
 def lora_reference(x: Tensor, base: Tensor, a: Tensor, b: Tensor, scaling: Tensor, slots: Tensor) -> Tensor:
@@ -50,20 +52,21 @@ def accumulate(grad: Tensor, routing: Routing, value: Tensor) -> None:
 
 
 def lora_add(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing, mask: Tensor | None = None
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Scale, routing: Routing, mask: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """y + scale * B A x for rows of many slots, added to y in place.
 
-    Returns it with h = scale * A x, [blocks, rank, m'], and the matrices used; of segments with A x, [tokens, rank].
+    Returns it with h = scale * A x, [blocks, rank, m'], and the matrices used; of segments it alone.
     Adding in place is safe where y is a linear layer's fresh output: no backward looks at it again.
 
     Args:
         x: [rows, m, in]. y: W x, rows * m * out values in the layer's own shape.
-        a: [slots, max_rank, in]. b: [slots, out, max_rank]. scale: alpha/r of each block, [blocks, 1, 1], of x's dtype.
+        a: [slots, max_rank, in]. b: [slots, out, max_rank]. scale: alpha/r of each block, [blocks, 1, 1], of x's dtype;
+            of each segment a number.
         mask: dropout mask like x.
     """
-    if routing.segments:
-        return y, _add_segments(x if mask is None else x * mask, y, a, b, scale, routing)
+    if not isinstance(scale, Tensor):
+        return (_add_segments(x if mask is None else x * mask, y, a, b, scale, routing),)
     h, a_rows, b_rows = _down(x if mask is None else x * mask, a, b, scale, routing)
     rows = y.view(len(h), h.shape[2], -1)
     with torch.no_grad():
@@ -81,28 +84,37 @@ def _down(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> t
     return torch.bmm(a_rows, blocked(x, routing).transpose(1, 2)) * scale, a_rows, b_rows
 
 
-def _add_segments(x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, routing: Routing) -> Tensor:
-    """y [tokens, out] + scale * B A x, slot by slot and in place; returns A x, [tokens, rank].
+def _add_segments(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Sequence[float], routing: Routing, h: Tensor | None = None
+) -> Tensor:
+    """y [tokens, out] + scale * B A x, slot by slot and in place; A x goes to `h`, [tokens, rank], where it is given.
 
     A loop over slots is the fastest where a product's call costs little: float32 and float64 on processors.
     """
-    rows = y.view(len(x), -1)
-    h = x.new_zeros(len(x), routing.rank)
+    rank, rows = routing.rank, y.view(len(x), -1)
     with torch.no_grad():
-        for (slot, begin, end), factor in zip(routing.segments, scale.flatten().tolist(), strict=True):
+        for (slot, begin, end), factor in zip(routing.segments, scale, strict=True):
             if factor:
-                mine = torch.mm(x[begin:end], a[slot, : routing.rank].t(), out=h[begin:end])
-                rows[begin:end].addmm_(mine, b[slot, :, : routing.rank].t(), alpha=factor)
-    return h
+                down = a[slot, :rank].t()
+                mine = torch.mm(x[begin:end], down, out=None if h is None else h[begin:end])
+                rows[begin:end].addmm_(mine, b[slot, :, :rank].t(), alpha=factor)
+    return y
 
 
 def _segments_backward(
-    g: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, grads: tuple[Tensor, Tensor], scale: Tensor, routing: Routing
+    g: Tensor,
+    x: Tensor,
+    h: Tensor,
+    a: Tensor,
+    b: Tensor,
+    grads: tuple[Tensor, Tensor],
+    routing: Routing,
+    scale: Sequence[float],
 ) -> Tensor:
     """The gradient of x, [tokens, in]; those of A and B are added to `grads`, slot by slot."""
     rank, (grad_a, grad_b) = routing.rank, grads
     g_rows, dx = g.reshape(len(x), -1), torch.zeros_like(x)
-    for (slot, begin, end), factor in zip(routing.segments, scale.flatten().tolist(), strict=True):
+    for (slot, begin, end), factor in zip(routing.segments, scale, strict=True):
         if factor:
             mine = g_rows[begin:end]
             gh = torch.mm(mine, b[slot, :, :rank]).mul_(factor)
@@ -127,15 +139,15 @@ class LoraTerm(torch.autograd.Function):
         b_master: Tensor,
         a: Tensor,
         b: Tensor,
-        scale: Tensor,
+        scale: Scale,
         routing: Routing,
         mask: Tensor | None,
     ) -> Tensor:
-        ctx.routing, ctx.grads = routing, (a_master.grad, b_master.grad)
-        if routing.segments:
-            out, h = lora_add(x, y, a, b, scale, routing, mask)
-            ctx.save_for_backward(x, h, a, b, scale, mask)
-            return out
+        ctx.routing, ctx.grads, ctx.scale = routing, (a_master.grad, b_master.grad), None
+        if not isinstance(scale, Tensor):
+            ctx.scale, h = scale, x.new_zeros(len(x), routing.rank)
+            ctx.save_for_backward(x, h, a, b, None, mask)
+            return _add_segments(x if mask is None else x * mask, y, a, b, scale, routing, h)
         out, h, a_rows, b_rows = lora_add(x, y, a, b, scale, routing, mask)
         ctx.save_for_backward(x, h, a_rows, b_rows, scale, mask)
         return out
@@ -144,9 +156,9 @@ class LoraTerm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, h, a_rows, b_rows, scale, mask = ctx.saved_tensors
         routing, (grad_a, grad_b) = ctx.routing, ctx.grads
-        if routing.segments:
+        if ctx.scale is not None:
             dropped = x if mask is None else x * mask
-            gx = _segments_backward(g, dropped, h, a_rows, b_rows, ctx.grads, scale, routing)
+            gx = _segments_backward(g, dropped, h, a_rows, b_rows, ctx.grads, routing, ctx.scale)
             gx = gx if mask is None else gx * mask
             return gx if ctx.needs_input_grad[0] else None, g, None, None, None, None, None, None, None
         g_rows = g.reshape(len(h), h.shape[2], -1)  # [blocks, m', out]

@@ -123,7 +123,8 @@ class TargetLayer:
         return self.module.register_forward_hook(hook)
 
     def _linear(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
-        rows, scale = routing.by_row(x), routing.scales[self.index]
+        rows = routing.by_row(x)
+        scale: Any = routing.factors[self.index] if routing.segments else routing.scales[self.index]
         if not torch.is_grad_enabled():
             return lora_add(rows, base, self.a, self.b, scale, routing)[0]
         mask = routing.dropout.mask(rows, self.number) if routing.dropout else None

@@ -33,7 +33,8 @@ class Routing:
         scales: alpha/r of each layer and block, [layers, blocks, 1, 1], as the table has them; none without one.
         dropout: what each row's adapter drops of its layers' inputs; None when nothing is.
         joined: whether its rows are blocks of tokens, of rows that are laid end to end.
-        segments: (slot, first token, one behind the last) of each slot's stretch, where products go slot by slot.
+        segments: (slot, first token, one behind the last) of each slot's stretch, where products go slot by slot;
+        factors: their alpha/r, of each layer.
     """
 
     slots: Tensor
@@ -46,6 +47,7 @@ class Routing:
     dropout: Dropout | None = None
     joined: bool = False
     segments: tuple[tuple[int, int, int], ...] = ()
+    factors: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def of(
@@ -96,10 +98,11 @@ class Routing:
             distinct=tuple(sorted(set(owners))),
             block=1,
             owners=owner,
-            scales=scaling[:, owner, None, None],
+            scales=scaling[:, :0],
             dropout=dropout,
             joined=True,
             segments=tuple(segments),
+            factors=tuple(map(tuple, scaling[:, owner].tolist())),
         )
 
     def by_row(self, x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def test_stretches_of_tokens_equal_the_reference(dropped: bool) -> None:
     routing = Routing.of_segments(segments, count, RANKS, scaling[None])
     ours = [x.clone().requires_grad_(), y.clone().requires_grad_()]
     a_ours, b_ours = trained(a), trained(b)
-    given = (ours[0], ours[1] * 1, a_ours, b_ours, a_ours.data, b_ours.data, routing.scales[0], routing, mask)
+    given = (ours[0], ours[1] * 1, a_ours, b_ours, a_ours.data, b_ours.data, routing.factors[0], routing, mask)
     out = LoraTerm.apply(*given)
     (out * weight).sum().backward()
     theirs = [x.clone().requires_grad_(), y.clone().requires_grad_()]
@@ -98,7 +98,7 @@ def test_stretches_of_tokens_equal_the_reference(dropped: bool) -> None:
     for mine, reference in zip([*ours, a_ours, b_ours], [*theirs, a_theirs, b_theirs], strict=True):
         torch.testing.assert_close(mine.grad, reference.grad, atol=1e-12, rtol=1e-12)
     with torch.no_grad():
-        answered = lora_add(x if mask is None else x * mask, y.clone(), a, b, routing.scales[0], routing)[0]
+        answered = lora_add(x if mask is None else x * mask, y.clone(), a, b, routing.factors[0], routing)[0]
     torch.testing.assert_close(answered[:14], expected[:14].detach(), atol=1e-12, rtol=1e-12)
 
 
