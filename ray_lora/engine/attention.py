@@ -253,13 +253,17 @@ def _gather(x: Tensor, few: int, heads: int) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """In float32 where numbers are shorter: a bfloat16 softmax of narrow rows goes number by number on a CPU."""
-    exact = torch.promote_types(scores.dtype, torch.float32)
+    exact = _softmax_dtype(scores)
     weights: Tensor = torch.softmax(scores.to(exact), -1).to(scores.dtype)
     return weights
 
 
 def _softmax_backward(g: Tensor, weights: Tensor) -> Tensor:
-    exact = torch.promote_types(g.dtype, torch.float32)
+    exact = _softmax_dtype(g)
     gradient: Tensor = torch._softmax_backward_data(g.to(exact), weights.to(exact), -1, exact).to(g.dtype)
     return gradient
+
+
+def _softmax_dtype(x: Tensor) -> torch.dtype:
+    """float32 for shorter numbers in rows of another width than 32: on a CPU those go number by number."""
+    return x.dtype if x.shape[-1] % 32 == 0 else torch.promote_types(x.dtype, torch.float32)

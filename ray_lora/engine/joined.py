@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _FILL = 16  # a number of tokens, and the width of a row's attention: what products and softmax like
-_BLOCKS = (4, 8, 16, 32, 64, 128)
+_BLOCKS = (16, 32, 64, 128, 256)
 
 Index = NDArray[np.int64]
 
@@ -110,7 +110,7 @@ class Joined:
         of_slot, sizes = _by_slot(np.asarray(slots)[order], lengths[order])
         block = _block(sizes, costs)
         filled = -(-sizes // block) * block if block else sizes
-        count = _filled(int(filled.sum()), block if block and _FILL % block else _FILL)
+        count = _rounded(int(filled.sum()), block)
         starts = np.empty(rows, dtype=np.int64)
         at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
         gaps = np.concatenate([[0], np.cumsum(filled - sizes)[:-1]])
@@ -203,8 +203,10 @@ def _block(sizes: Index, costs: Costs) -> int:
         return float(filled.sum() - sizes.sum()) + costs.block * float(filled.sum() // np.gcd.reduce(filled))
 
     if len(sizes) == 1:
-        return 0 if costs.stretch < math.inf else _filled(int(sizes[0]), _FILL)
-    alike = [int(sizes[0])] if len(set(sizes.tolist())) == 1 and sizes.sum() % _FILL == 0 else []
+        return 0 if costs.stretch < math.inf else _rounded(int(sizes[0]))
+    # of products that are compiled for their shapes, blocks of any size would be ever new ones
+    exact = costs.stretch < math.inf and len(set(sizes.tolist())) == 1 and sizes.sum() % _FILL == 0
+    alike = [int(sizes[0])] if exact else []
     best = min([*alike, *_BLOCKS], key=cost)
     return best if cost(best) <= costs.stretch * len(sizes) else 0
 
@@ -222,8 +224,12 @@ def _groups(widths: Index) -> list[Index]:
     return [np.asarray(sorted(group)) for group in groups]
 
 
-def _filled(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _rounded(tokens: int, block: int = 0) -> int:
+    """A number of tokens as products like it: the more there are, the coarser, so that there are few shapes."""
+    multiple = _FILL if tokens <= 512 else 2 * _FILL if tokens <= 1024 else 4 * _FILL
+    if block and multiple % block:
+        multiple = block
+    return -(-tokens // multiple) * multiple
 
 
 def _move(array: Index, device: torch.device) -> Tensor:
