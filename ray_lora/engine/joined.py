@@ -4,7 +4,7 @@
     tokens = joined.take(input_ids)             # [1, tokens]
     states = joined.spread(states)              # [1, tokens, hidden] -> [rows, longest, hidden]
 
-Tokens of one slot lie together, and the number of tokens is filled up to a multiple of 16, so that there are few
+Tokens of one slot lie together, and the number of tokens is filled up to a round one, so that there are few
 shapes of products, with tokens that belong to no row and that nobody reads. Where the low-rank terms of all slots are
 one product of equal blocks, each slot's stretch is filled up to a multiple of `block`. It knows rows, not models.
 """
@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_FILL = 16  # a number of tokens, and the width of a row's attention: what products and softmax like
+_FILL = 16  # the width of a row's attention: what products and softmax like
+_STEPS = ((128, 8), (512, 16), (1024, 32), (math.inf, 64))  # up to so many tokens, in steps of
 _BLOCKS = (16, 32, 64, 128, 256)
 
 Index = NDArray[np.int64]
@@ -159,7 +160,7 @@ class Joined:
     def buckets(self) -> list[Bucket]:
         """All rows by their width in attention, a multiple of 16; few buckets where rows are few."""
         lengths, starts = np.asarray(self.lengths), np.asarray(self.starts)
-        widths = -(-lengths // _FILL) * _FILL
+        widths = -(-lengths // _FILL) * _FILL if self.rows > 1 else np.asarray([self.count])
         buckets = []
         for group in _groups(widths):
             width, ends = int(widths[group].max()), lengths[group]
@@ -226,7 +227,7 @@ def _groups(widths: Index) -> list[Index]:
 
 def _rounded(tokens: int, block: int = 0) -> int:
     """A number of tokens as products like it: the more there are, the coarser, so that there are few shapes."""
-    multiple = _FILL if tokens <= 512 else 2 * _FILL if tokens <= 1024 else 4 * _FILL
+    multiple = next(step for most, step in _STEPS if tokens <= most)
     if block and multiple % block:
         multiple = block
     return -(-tokens // multiple) * multiple
