@@ -18,12 +18,15 @@ from ray_lora.errors import RayLoraError
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class ElsewhereError(RayLoraError):
+class ElsewhereError(RayLoraError, LookupError):
     """Another base of this address is to answer, with this version where a split has chosen one."""
 
     def __init__(self, base: str, version: int | None = None) -> None:
-        super().__init__(base, version)
+        super().__init__(base)
         self.base, self.version = base, version
+
+    def __reduce__(self) -> tuple[type[ElsewhereError], tuple[str, int | None]]:
+        return type(self), (self.base, self.version)
 
 
 class BaseAwayError(RayLoraError, ConnectionError):
