@@ -20,6 +20,7 @@ from ray_lora.bases import examples, transformers_base
 from ray_lora.bases.built import Built, plain_of
 from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.errors import AdapterError
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ class Base:
         Raises:
             AdapterError: there is no such class, or it does not know this base.
         """
-        if self.built is None:
-            return transformers_base.plain(self.config, spec)
-        return plain_of(self.built, spec, "meta")
+        if self.built is not None:
+            return plain_of(self.built, spec, "meta")
+        model = transformers_base.plain(self.config, spec)
+        if not hasattr(model, self.prefix):
+            raise AdapterError(
+                f"{type(model).__name__} does not hold its backbone as {self.prefix!r}, so PEFT's names differ"
+            )
+        return model
 
     def fresh(self, spec: HeadSpec) -> nn.Module | None:
         """The plain class whose head has memory and values as the class initialises it, from torch's own generator;
