@@ -134,11 +134,7 @@ def peft_step(dtype: str, batch: int, device: str) -> tuple[Step, Callable[[], N
         labels = torch.tensor([row["labels"] for row in chosen], device=device)
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(**inputs, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return sum(len(row["input_ids"]) for row in chosen)
+        return descend(loss, model, optimizer, chosen)
 
     return step, synchronise(device)
 
@@ -167,13 +163,18 @@ def joined_step(dtype: str, batch: int, device: str) -> tuple[Step, Callable[[],
             states = plain.bert(input_ids=ids, position_ids=positions).last_hidden_state
             logits = plain.classifier(plain.dropout(plain.bert.pooler(joined.spread(states))))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return sum(len(row["input_ids"]) for row in chosen)
+        return descend(loss, model, optimizer, chosen)
 
     return step, synchronise(device)
+
+
+def descend(loss: Any, model: Any, optimizer: torch.optim.Optimizer, chosen: list[Features]) -> int:
+    """One optimizer step of a plain model; its real tokens."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return sum(len(row["input_ids"]) for row in chosen)
 
 
 def computed(batch: int, k: int) -> float:

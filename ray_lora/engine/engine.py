@@ -111,7 +111,7 @@ class AdapterEngine:
     def sharing_of(self, slot: int) -> Sharing:
         """How rows of a slot share passes: as the base allows, and its head."""
         head = self.residents[slot].head if slot else None
-        return self.sharing if head is None else self.sharing.with_head(self._head_sharing[head.architecture])
+        return self.sharing if head is None else self._head_sharing[head.architecture]
 
     def passes_alone(self, slot: int) -> bool:
         """Whether rows of this slot share no pass with other adapters' rows."""
@@ -280,7 +280,7 @@ class AdapterEngine:
         self.heads[spec.architecture] = head
         self.buffers.place_head(head)
         if old is None:
-            self._head_sharing[spec.architecture] = found = probe.of_head(self, head)
+            self._head_sharing[spec.architecture] = found = self.sharing.with_head(probe.of_head(self, head))
             if found.refused:
                 del self.heads[spec.architecture], self._head_sharing[spec.architecture]
                 self.buffers.drop_head(spec.architecture)
