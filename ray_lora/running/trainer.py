@@ -68,7 +68,7 @@ class LoraTrainer:
         """Train; one Result for one recipe, a list in the recipes' order for several.
 
         A result's checkpoint is the adapter's PEFT folder, its metrics the last validation scores, its error why a
-        job failed.
+        job failed: then its checkpoint is what the last evaluation before found, or None.
 
         Raises:
             RayLoraError: something is wrong with a recipe or its data; raised before any worker starts.
@@ -156,11 +156,12 @@ def located(recipe: Recipe, run_config: RunConfig | tune.RunConfig | None) -> Re
 
 
 def _result(record: Record, output: Path, seconds: float) -> Result:
+    """A failed job's result has the adapter that its last evaluation found, where there was one, and its scores."""
     folder = output / "jobs" / record.job.name / "adapter"
-    done = record.status == "finished"
+    done, kept = record.status == "finished", folder.is_dir()
     return Result(
-        metrics={**record.metrics, "loss": record.loss, "seconds": seconds} if done else None,
-        checkpoint=Checkpoint.from_directory(str(folder)) if done else None,
+        metrics={**record.metrics, "loss": record.loss, "seconds": seconds} if kept else None,
+        checkpoint=Checkpoint.from_directory(str(folder)) if kept else None,
         error=None if done else RayLoraError(record.error or f"job {record.job.name!r} was {record.status}"),
         path=str(output / "jobs" / record.job.name),
     )

@@ -65,11 +65,16 @@ def summarise(
     known = {record.job.name: record for record in records}
     trials = [_trial(grid[number], known, output) for number in range(len(grid))]
     sign = -1 if mode == "max" else 1
-    trials.sort(key=lambda t: (t.adapter is None, sign * t.metrics.get(metric, sign * math.inf)))
-    scored = [trial for trial in trials if trial.adapter is not None and metric in trial.metrics]
+    trials.sort(key=lambda t: (not _ranked(t, metric), sign * t.metrics[metric] if _ranked(t, metric) else 0.0))
+    scored = [trial for trial in trials if _ranked(trial, metric)]
     best = scored[0] if scored else None
     smallest = _smallest(scored, metric, mode, rows) if best is not None else None
     return Summary(metric, mode, trials, best, smallest, seconds, _advice(scored, metric, mode, rows))
+
+
+def _ranked(trial: Trial, metric: str) -> bool:
+    """Whether a trial has an adapter and a score that can be compared: no number is neither better nor worse."""
+    return trial.adapter is not None and math.isfinite(trial.metrics.get(metric, math.nan))
 
 
 def leaderboard(summary: Summary, most: int = 30) -> Table:
@@ -159,8 +164,9 @@ def _cells(summary: Summary) -> dict[tuple[int, float], float]:
     cells: dict[tuple[int, float], float] = {}
     better = max if summary.mode == "max" else min
     for trial in summary.trials:
-        if _RANK in trial.config and _RATE in trial.config and summary.metric in trial.metrics:
-            at, score = (trial.config[_RANK], trial.config[_RATE]), trial.metrics[summary.metric]
+        score = trial.metrics.get(summary.metric, math.nan)
+        if _RANK in trial.config and _RATE in trial.config and math.isfinite(score):
+            at = (trial.config[_RANK], trial.config[_RATE])
             cells[at] = better(cells.get(at, score), score)
     return cells if len({rate for _, rate in cells}) <= 12 else {}
 

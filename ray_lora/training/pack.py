@@ -126,12 +126,17 @@ class Pack:
         return self.engine.export(member.slot, Card(task=member.job.task, metrics=dict(metrics or {})))
 
     def save(self, name: str) -> None:
-        """Write a job's checkpoint; every worker calls it, the first one writes."""
+        """Write a job's checkpoint; every worker calls it, the first one writes. One whose values are no longer finite
+        keeps the checkpoint it has."""
         member = self.members[name]
-        if self.output is not None and self.group.rank == 0:
+        if self.output is not None and self.group.rank == 0 and self._is_finite(member):
             folder = self.output / name / "state"
             with self._timed("save"):
                 save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
+
+    def _is_finite(self, member: Member) -> bool:
+        """Whether all that a job has trained are finite numbers."""
+        return all(bool(value.isfinite().all()) for value in self.engine.read(member.slot).values())
 
     # ---------------------------------------------------------------- one step for all
 
@@ -281,7 +286,9 @@ class Pack:
             write_figures(member.task, *member.answered, self.output / member.job.name / FIGURES)
 
     def _fail(self, member: Member) -> Report:
-        self.leave(member.job.name)
+        """Take a job out that cannot go on; what its last evaluation found and its last checkpoint stay in its
+        folder."""
+        self.stop(member.job.name)
         what = f"loss {member.losses[-1]:.4g}, gradient norm {member.grad_norm:.4g}"
         return Report(
             member.job.name,

@@ -320,6 +320,31 @@ def test_a_job_taken_out_leaves_the_adapter_of_its_last_evaluation(folder: Path,
     assert not (tmp_path / "early" / "adapter").exists()  # nothing of it was ever scored
 
 
+def test_a_job_that_diverges_keeps_what_was_finite(folder: Path, tmp_path: Path) -> None:
+    """Its last evaluation's adapter and a checkpoint that goes on; its neighbour trains as it would alone."""
+    pack = make_pack(folder, output=tmp_path)
+    pack.join(make_job("doomed", 2, max_steps=10, eval_steps=3, save_steps=2))
+    pack.join(make_job("calm", 3, max_steps=8))
+    reports = [report for _ in range(5) for report in pack.step()]
+    [scores] = [report.metrics for report in reports if report.job == "doomed" and report.metrics is not None]
+    slot = pack.members["doomed"].slot
+    values = pack.engine.read(slot)
+    key = next(iter(values))
+    pack.engine.write(slot, values | {key: values[key] * float("inf")})
+    pack.engine.refresh([slot])
+    pack.save("doomed")
+    reports += [report for _ in range(3) for report in pack.step()]
+    [failed] = [report for report in reports if report.error is not None]
+    assert (failed.job, failed.step) == ("doomed", 6)
+    assert Adapter.load(tmp_path / "doomed" / "adapter").card.metrics == scores
+    again = make_pack(folder)
+    again.join(make_job("doomed", 2, max_steps=10), tmp_path / "doomed" / "state")
+    assert again.members["doomed"].step == 4
+    assert [report.error for report in run(again, {0: []})] == [None] * 6
+    alone_losses, _ = train_alone(folder, make_job("calm", 3, max_steps=8))
+    assert losses(reports, "calm") == pytest.approx(alone_losses, abs=1e-9)
+
+
 def test_training_learns_and_scores_say_so(folder: Path) -> None:
     pack = make_pack(folder, torch.float32)
     reports = run(pack, {0: [make_job("learner", 2, max_steps=60, learning_rate=2e-2, eval_steps=20)]})
