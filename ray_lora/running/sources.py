@@ -92,7 +92,11 @@ def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None)
 def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
     task = task_class(recipe.task.type)
-    spec = learn(task, recipe.task, [tables["train"][1]])
+    source, rows = tables["train"]
+    try:
+        spec = learn(task, recipe.task, [rows])
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     for where, table in tables.values():
         check_table(task, spec, table, where)
     return spec

@@ -2,8 +2,8 @@
 
     {"image": b"<PNG bytes>", "label": "7"}
 
-whose image is PNG or JPEG bytes, base64 text of them, a PIL image, or {"bytes": ..., "path": ...} as `datasets` writes it.
-It is seen as `transformers.image_utils.load_image` sees it: upright, as its EXIF orientation says, and in RGB.
+whose image is PNG or JPEG bytes, base64 text of them, a PIL image, or {"bytes": ..., "path": ...} as `datasets` writes
+it. It is seen as `transformers.image_utils.load_image` sees it: upright, as its EXIF orientation says, and in RGB.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _open(image: Any) -> Any:
         if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(f"{opened.width} by {opened.height} pixels; scale it down")
         if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"its pixels are {_WIDE.get(opened.mode[0])} and would be cut to 8 bits; scale it to 8 bits")
+            raise ValueError(f"its pixels are {_WIDE[opened.mode[0]]} and would be cut to 8 bits; scale it to 8 bits")
         upright = ImageOps.exif_transpose(opened)
         if upright.mode == "P":  # RGB drops it, and Pillow would warn
             upright.info.pop("transparency", None)

@@ -87,8 +87,9 @@ def label_index(value: Any, labels: Sequence[str]) -> int:
     if word in labels:
         return labels.index(word)
     indexed = not isinstance(labels, Learnt) and not any(map(_is_number, labels))
-    if indexed and isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < len(labels):
-        return int(value)
+    number = -1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if indexed and 0 <= number < len(labels):
+        return number
     shown = ", ".join(map(repr, labels[:_MOST_NAMED]))
     more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
     index = f" nor an index below {len(labels)}" if indexed else ""

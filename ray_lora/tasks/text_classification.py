@@ -33,7 +33,7 @@ class TextClassificationSpec(ClassificationSpec):
     """Labels, and where a text is cut."""
 
     type: Literal["text-classification"] = "text-classification"
-    # Tokens; longer texts are cut. The default gives way to a base of fewer positions; None is as many as the base takes.
+    # Tokens; longer texts are cut. The default gives way to a base of fewer positions; None: as many as the base takes.
     max_length: int | None = Field(default=_LENGTH, ge=2)
 
 

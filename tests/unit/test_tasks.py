@@ -238,7 +238,9 @@ def test_texts_are_cut_and_bad_rows_named(text_base: Base) -> None:
 def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base: Base) -> None:
     task = build_task(ImageClassificationSpec(labels=LABELS), image_base.processor)
     data = png(picture(0))
-    forms = [data, base64.b64encode(data).decode(), picture(0), bytearray(data), picture(0).convert("RGBA")]
+    text = base64.b64encode(data).decode()
+    forms = [data, text, picture(0), bytearray(data), picture(0).convert("RGBA")]
+    forms += [{"bytes": data, "path": None}, {"bytes": text, "path": "a.png"}]  # as `datasets` writes images
     pixels = [feature["pixel_values"] for feature in task.encode([{"image": form} for form in forms])]
     assert pixels[0].shape == (3, 16, 16)
     assert all(torch.equal(other, pixels[0]) for other in pixels)
@@ -251,7 +253,8 @@ def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base
         None,
         10**12,
         [1, 2],
-        {"bytes": data},
+        {"bytes": None, "path": "a.png"},
+        {"path": "a.png"},
     ):
         with pytest.raises(DataError, match="give PNG or JPEG bytes, or base64 text of them"):
             task.encode([{"image": broken}])
