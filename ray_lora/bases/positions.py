@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _TABLES = (  # modules that hold one vector a position, by the last part of their name
     "position_embeddings",
@@ -28,13 +28,14 @@ def positions_of(backbone: nn.Module, config: Any) -> int | None:
 
     RoBERTa's kind counts from behind its padding index, BART's from behind an offset: those places hold no token.
     """
-    found = []
+    computed = getattr(backbone, "pos_encoding", None)  # CTRL's, a tensor without a module
+    found = [len(computed)] if isinstance(computed, Tensor) else []
     for name, module in backbone.named_modules():
-        size = getattr(module, "num_embeddings", None)
-        if name.rpartition(".")[2] in _TABLES and isinstance(size, int):
+        table = getattr(module, "weight", None)
+        if name.rpartition(".")[2] in _TABLES and isinstance(table, Tensor) and table.dim() == 2:
             padding = getattr(module, "padding_idx", None)
             unused = (0 if padding is None else padding + 1) + int(getattr(module, "offset", 0))
-            found.append(size - unused)
+            found.append(len(table) - unused)
     if found and isinstance(named := getattr(config, "max_position_embeddings", None), int):
         found.append(named)
     return min(found, default=None)

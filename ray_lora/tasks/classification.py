@@ -119,7 +119,7 @@ class Classification:
                         yield (
                             row,
                             (
-                                f"label {word!r} and label {other!r} differ only in blanks around them or in how "
+                                f"label {word!a} and label {other!a} differ only in blanks around them or in how "
                                 "Unicode writes them; write them alike"
                             ),
                         )

@@ -51,6 +51,8 @@ def label_word(value: Any) -> str:
         return str(value)
     if isinstance(value, (datetime.date, datetime.time)) and value == value:  # pandas' NaT is a date unlike itself
         return str(value)
+    if value is None:
+        raise DataError("the label is empty; fill it or leave the row out")
     raise DataError(
         f"label {value!r} names no class; a label is a word, a finite number, true or false, a date or a time"
     )
