@@ -106,7 +106,9 @@ def _lines(buffer: Any, where: str) -> Iterator[tuple[int, Json]]:
             try:
                 yield number, json.loads(line.decode(), object_pairs_hook=_object, parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"data file {where!r} is broken at line {number}: {error}") from None
+                raise DataError(
+                    f"data file {where!r} is broken at line {number}: {error}; write one JSON value a line"
+                ) from None
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from ray_lora.errors import DataError, did_you_mean
-from ray_lora.tasks.rows import BLANKS, unreadable
+from ray_lora.tasks.rows import BLANKS, shown, unreadable
 
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,99}")
 _MOST_NAMED = 20  # labels in one message
@@ -39,7 +39,7 @@ def label_word(value: Any) -> str:
     if isinstance(value, str):
         why = unreadable(value)
         if why or not value.strip(BLANKS):
-            raise DataError(f"label {value!r} {why or 'is blank; write a word, or leave the row out'}")
+            raise DataError(f"label {shown(value)} {why or 'is blank; write a word, or leave the row out'}")
         return value
     if isinstance(value, bool):
         return str(value)
@@ -54,7 +54,7 @@ def label_word(value: Any) -> str:
     if value is None:
         raise DataError("the label is empty; fill it or leave the row out")
     raise DataError(
-        f"label {value!r} names no class; a label is a word, a finite number, true or false, a date or a time"
+        f"label {shown(value)} names no class; a label is a word, a finite number, true or false, a date or a time"
     )
 
 
@@ -92,10 +92,10 @@ def label_index(value: Any, labels: Sequence[str]) -> int:
     number = -1 if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
     if indexed and 0 <= number < len(labels):
         return number
-    shown = ", ".join(map(repr, labels[:_MOST_NAMED]))
+    named = ", ".join(map(shown, labels[:_MOST_NAMED]))
     more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
     index = f" nor an index below {len(labels)}" if indexed else ""
-    raise DataError(f"label {value!r} is not one of {shown}{more}{index}{did_you_mean(word, labels)}")
+    raise DataError(f"label {shown(value)} is not one of {named}{more}{index}{did_you_mean(word, labels)}")
 
 
 def _is_number(label: str) -> bool:

@@ -59,8 +59,13 @@ def is_text(value: object) -> bool:
 def say_text(value: object) -> str:
     """What to say of a value that is no text."""
     why = unreadable(value) if isinstance(value, str) else None
-    shown = repr(value) if len(repr(value)) <= _MOST_SHOWN else repr(value)[:_MOST_SHOWN] + "…"
-    return f"text {shown} {why or 'is empty or not a string; give a non-empty string'}"
+    return f"text {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: what Python writes, not too much of it."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
 
 
 def unreadable(value: str) -> str | None:

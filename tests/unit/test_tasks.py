@@ -334,6 +334,9 @@ def test_labels_are_learnt_in_their_order() -> None:
     assert learnt(["b", "10", "2"]) == ("10", "2", "b")
     assert learnt(["02", "10", "1"]) == ("02", "1", "10")
     assert pickle.loads(pickle.dumps(learnt("ab"))).__class__ is Learnt
+    spec = TextClassificationSpec().model_copy(update={"labels": learnt("ab")})
+    assert TaskSpec.recall(json.loads(spec.model_dump_json())) == spec
+    assert hash(spec) == hash(TextClassificationSpec(labels=("a", "b")))
 
 
 @pytest.mark.parametrize("written", ["[no, yes]", "[1, 2]", "[0.5, a]", "[2024-01-01, b]", "[a, null]"])
