@@ -8,7 +8,6 @@ It knows files, columns and their roles; it knows nothing of what rows mean, of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
@@ -36,18 +35,8 @@ def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Ta
     Raises:
         DataError: it is missing, empty, broken (with the row or the line) or of another kind.
     """
-    try:
-        filesystem, inner = pa.fs.FileSystem.from_uri(path) if "://" in path else (pa.fs.LocalFileSystem(), path)
-        info = filesystem.get_file_info(inner)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"data file {path!r} cannot be reached: {error}") from None
-    if info.type == pa.fs.FileType.NotFound:
-        raise DataError(f"data file {path!r} does not exist; give a {_FORMATS} file")
-    if info.type != pa.fs.FileType.File:
-        raise DataError(f"data path {path!r} is a folder; give one {_FORMATS} file")
-    if info.size == 0:
-        raise DataError(f"data file {path!r} is empty; it needs at least one row")
-    kind = inner.rsplit(".", 1)[-1].lower()
+    filesystem, inner = _found(path)
+    kind = _kind(path)
     try:
         with filesystem.open_input_file(inner) as file:
             if kind in ("parquet", "pq"):
@@ -65,6 +54,26 @@ def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Ta
     return table
 
 
+def _kind(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower()
+
+
+def _found(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """The file system of a path and the path in it; DataError unless a file with something in it is there."""
+    try:
+        filesystem, inner = pa.fs.FileSystem.from_uri(path) if "://" in path else (pa.fs.LocalFileSystem(), path)
+        info = filesystem.get_file_info(inner)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"data file {path!r} cannot be reached: {error}") from None
+    if info.type == pa.fs.FileType.NotFound:
+        raise DataError(f"data file {path!r} does not exist; give a {_FORMATS} file")
+    if info.type != pa.fs.FileType.File:
+        raise DataError(f"data path {path!r} is a folder; give one {_FORMATS} file")
+    if info.size == 0:
+        raise DataError(f"data file {path!r} is empty; it needs at least one row")
+    return filesystem, inner
+
+
 def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
     """What a file asks: a value on each line of a jsonl file, else a table's rows, under the task's names.
 
@@ -72,13 +81,16 @@ def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
         DataError: as `read`, or a column that an answer needs is missing.
     """
     asked = {name: column for name, column in columns.items() if column.required == "always"}
-    if path.rsplit(".", 1)[-1].lower() in ("parquet", "pq", "csv"):
+    if _kind(path) in ("parquet", "pq", "csv"):
         rows: list[Json] = canonical(read(path, asked), DataSpec(), asked, path).to_pylist()
         return rows
     try:
-        found = values(pa.py_buffer(Path(path).read_bytes()), path)
-    except OSError as error:
+        filesystem, inner = _found(path)
+        with filesystem.open_input_file(inner) as file:
+            buffer = file.read_buffer()
+    except (DataError, OSError) as error:
         raise DataError(f"input file {path!r} cannot be read: {error}") from None
+    found = values(buffer, path)
     if not found:
         raise DataError(f"input file {path!r} has no rows; it needs at least one")
     return found
