@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import field_validator
 
-from ray_lora.errors import DataError, RecipeError, did_you_mean
+from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.labels import label_index, label_word, learnt, twins
 from ray_lora.tasks.task import Column, Features, Row
 
 if TYPE_CHECKING:
@@ -17,16 +18,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METRICS: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "max"}
-LABEL = Column(("label",), "training", "a label, or its index among the labels")
+LABEL = Column(("label",), "training", "a label, or its index among labels that are no numbers")
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 _TARGET = "labels"  # the class index in a row's features
 _MOST_SHOWN = 40  # labels of a confusion matrix that can be read
+_MOST_NAMED = 10  # rows without a label in one message
+_Taught = tuple[list[str], list[tuple[int, str]]]  # the labels of a block, and its rows that have none: why not
 
 
 class ClassificationSpec(TaskSpec):
-    """`labels: null` takes the labels from the training data, sorted."""
+    """`labels: null` takes the labels from the training data: whole numbers by value, others by word."""
 
     labels: tuple[str, ...] | None = None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _written_as_words(cls, labels: Any) -> Any:
+        for label in labels if isinstance(labels, (list, tuple)) else ():
+            if not isinstance(label, str):
+                kind = type(label).__name__
+                raise ValueError(
+                    f"labels are words, and {label!r} is read as a {kind}; put each in quotes: "
+                    "labels: ['no', 'yes', '1', '2']"
+                )
+        return labels
 
     @field_validator("labels")
     @classmethod
@@ -58,36 +73,56 @@ class Classification:
         self.labels = options.labels
 
     @classmethod
-    def learn(cls, spec: TaskSpec, block: pa.Table) -> set[str]:
-        """The block's labels, where the options do not say them."""
-        if cast(ClassificationSpec, spec).labels is not None:
-            return set()
-        return {str(value) for value in block.column("label").to_pylist() if value is not None}
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> _Taught:
+        """The block's labels, where the options do not say them, and the first rows that have none."""
+        words: dict[str, None] = {}
+        wrong: list[tuple[int, str]] = []
+        if cast(ClassificationSpec, spec).labels is None:
+            for row, value in enumerate(block.column("label").to_pylist()):
+                try:
+                    words[label_word(value)] = None
+                except DataError as error:
+                    wrong.append((row, str(error)))
+        return list(words), wrong[:_MOST_NAMED]
 
     @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[set[str]]) -> TaskSpec:
+    def merge(cls, spec: TaskSpec, learned: Iterable[_Taught]) -> TaskSpec:
         if cast(ClassificationSpec, spec).labels is not None:
             return spec
-        labels = tuple(sorted(set().union(*learned)))
+        taught = list(learned)
+        labels = learnt(word for words, _ in taught for word in words)
         if len(labels) < 2:
-            raise DataError(
-                f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed"
-            )
+            lines = [
+                f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed",
+                *(f"row {row + 1}: {why}" for _, wrong in taught for row, why in wrong),
+            ]
+            raise DataError("\n".join(lines))
         return spec.model_copy(update={"labels": labels})
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
-        """Rows whose label is none of the options'."""
+        """Rows whose label is none of the options', and the first row of each label that looks like another one."""
         labels = cast(ClassificationSpec, spec).labels or ()
         said: dict[str, str | None] = {}  # a label, by what it looks like (a list is no key) -> what is wrong with it
+        alike = twins(labels)
         for row, label in enumerate(block.column("label").to_pylist()):
             shown = repr(label)
             if shown not in said:
                 try:
-                    label_index(label, labels)
+                    word = labels[label_index(label, labels)]
                     said[shown] = None
                 except DataError as error:
                     said[shown] = str(error)
+                else:
+                    other = alike.pop(word, None)
+                    if other is not None:
+                        yield (
+                            row,
+                            (
+                                f"label {word!a} and label {other!a} differ only in blanks around them or in how "
+                                "Unicode writes them; write them alike"
+                            ),
+                        )
             why = said[shown]
             if why is not None:
                 yield row, why
@@ -172,21 +207,6 @@ class Classification:
             feature if row.get("label") is None else feature | {_TARGET: label_index(row["label"], self.labels)}
             for feature, row in zip(features, rows, strict=True)
         ]
-
-
-def label_index(label: Any, labels: Sequence[str]) -> int:
-    """The class index of a label given as a word or as an index.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(label, str) and label in labels:
-        return labels.index(label)
-    if isinstance(label, SupportsIndex) and not isinstance(label, bool) and 0 <= label.__index__() < len(labels):
-        return label.__index__()
-    near = did_you_mean(str(label), labels)
-    allowed = ", ".join(map(repr, labels))
-    raise DataError(f"label {label!r} is not one of {allowed} nor an index below {len(labels)}{near}")
 
 
 def _options(parameters: Mapping[str, Json]) -> tuple[str, int | None]:

@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PLAIN = "AutoModelForSequenceClassification"
+_LENGTH = 128
+_NO_LIMIT = 10**9  # tokens: what tokenizers count with ends soon after
 
 
 class TextClassificationSpec(ClassificationSpec):
     """Labels, and where a text is cut."""
 
     type: Literal["text-classification"] = "text-classification"
-    max_length: int = Field(default=128, ge=2)  # tokens; longer texts are cut
+    # Tokens; longer texts are cut. The default gives way to a base of fewer positions; None: as many as the base takes.
+    max_length: int | None = Field(default=_LENGTH, ge=2)
 
 
 class TextClassification(Classification):
@@ -52,6 +55,15 @@ class TextClassification(Classification):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
         self.head = HeadSpec(_PLAIN, len(self.labels))
         self._tokenizer = processor
+        asked, positions = cast(TextClassificationSpec, spec).max_length, getattr(processor, "positions", None)
+        if asked is not None and positions is not None and asked > positions and asked != _LENGTH:
+            raise RecipeError(
+                f"task.max_length is {asked}, the base has {positions} positions; set it to {positions} or less"
+            )
+        most = _NO_LIMIT if positions is None else positions
+        self._longest = min(asked or getattr(processor, "model_max_length", None) or most, most)
+        self._cut = f"longer than {'task.max_length, ' if asked == self._longest else 'what the base takes, '}"
+        self._cut += f"{self._longest} tokens,"
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
@@ -60,14 +72,15 @@ class TextClassification(Classification):
 
     @classmethod
     def plain(cls, head: HeadSpec) -> TaskSpec | None:
-        """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
+        """Its classes are LABEL_0, LABEL_1, … as transformers names them, and its texts as long as the base takes."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        return TextClassificationSpec(labels=tuple(f"LABEL_{index}" for index in range(head.num_labels)))
+        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
+        return TextClassificationSpec(labels=labels, max_length=None)
 
     @property
     def longest(self) -> int:
-        return cast(TextClassificationSpec, self.spec).max_length
+        return self._longest
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         texts = [row["text"] for row in rows]
@@ -75,7 +88,12 @@ class TextClassification(Classification):
             if not is_text(text):
                 raise DataError(say_text(text))
         encoded = self._tokenizer(texts, truncation=True, max_length=self.longest, return_token_type_ids=False)
-        return self._with_targets([Features(input_ids=ids) for ids in encoded["input_ids"]], rows)
+        features = [Features(input_ids=ids) for ids in encoded["input_ids"]]
+        whole = getattr(encoded, "encodings", None)  # of tokenizers in Rust, which keep what they cut off
+        for row, feature in enumerate(features):
+            if len(feature["input_ids"]) >= self.longest and (whole is None or whole[row].overflowing):
+                feature["cut"] = self._cut
+        return self._with_targets(features, rows)
 
     def size(self, features: Features) -> int:
         return len(features["input_ids"])
