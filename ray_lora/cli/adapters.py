@@ -102,10 +102,8 @@ def rm(
 ) -> None:
     """Remove one version from the store."""
     with answering(as_json) as say:
-        opened = _open(store, tracking_uri)
-        entry = opened.resolve(ref)
-        opened.remove(ref)
-        say({"removed": entry.ref}, f"{entry.ref} is removed")
+        removed = _open(store, tracking_uri).remove(ref)
+        say({"removed": removed}, f"{removed} is removed")
 
 
 def _open(store: str, tracking_uri: str | None) -> Any:
