@@ -50,7 +50,7 @@ class TextClassification(Classification):
         super().__init__(spec)
         if not hasattr(processor, "pad_token_id"):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
-        self.head = HeadSpec(_PLAIN, len(self.labels))
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._tokenizer = processor
 
     @classmethod
