@@ -36,6 +36,7 @@ def plain_keys(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     adapters: dict[str | None, str] = {}  # the adapter's name in a key -> such a key
     plain: dict[str, Tensor] = {}
     first: dict[str, str] = {}
+    twice = ""
     saved = {match["of"] for name in bare if (match := _SAVED.fullmatch(name))}
     for (key, tensor), name in zip(tensors.items(), bare, strict=True):
         replaced = _REPLACED.fullmatch(name)
@@ -52,14 +53,17 @@ def plain_keys(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         elif name.endswith(_PLAIN):
             adapters.setdefault(None, key)
         if name in plain:
-            raise AdapterError(f"{where!r}: keys {first[name]!r} and {key!r} are one tensor, {PREFIX + name!r}, twice")
+            twice = twice or f"keys {first[name]!r} and {key!r} are one tensor, {PREFIX + name!r}, twice"
         plain[name], first[name] = tensor, key
-    if len(adapters) > 1:
+    named_pairs = None in adapters and any(_PAIR.fullmatch(name) or _EMBEDDING.fullmatch(name) for name in bare)
+    if len(adapters.keys() - {None}) > 1 or named_pairs:
         named = " and ".join(f"{key!r}" for key in list(adapters.values())[:2])
         raise AdapterError(
             f"{where!r} holds more than one adapter ({named}); save each into a folder of its own: "
             "model.save_pretrained(folder, selected_adapters=[name])"
         )
+    if twice:
+        raise AdapterError(f"{where!r}: {twice}; save the adapter again")
     return {PREFIX + name: tensor for name, tensor in plain.items()}
 
 

@@ -173,6 +173,12 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
     architecture = adapter.card.architecture or _ARCHITECTURES.get(adapter.peft_type or "")
     if not adapter.head:
         return _own_head(adapter, architecture, base, heads)
+    inside = {f"{base.prefix}.{name}" for name in base.backbone.state_dict()}
+    if own := sorted(inside & adapter.head.keys()):
+        raise AdapterError(
+            f"the adapter brings {own[0]!r}, a layer of the base trained in full (modules_to_save), and other adapters "
+            "share the base; train it without that, or merge the adapter into a base of its own"
+        )
     if architecture is None:
         raise AdapterError(
             f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
