@@ -3,11 +3,12 @@
     python -m benchmarks.foreign_adapters --peft FOLDER [--only "ms-swift" ...]
 
 FOLDER is where the versions of PEFT are put, each into a folder of its own (pip install --target, without what they
-depend on); those that it lacks are fetched. For every saver (`foreign_savers.py`): a tiny random base, an adapter whose
-trained values are random, and two rows, one at a time. The oracle is the PEFT that saved it.
+depend on, but with transformers 4 where they need it); those that it lacks are fetched. For every saver
+(`foreign_savers.py`): a tiny random base, an adapter whose trained values are random, and two rows, one at a time. The
+oracle is the PEFT that saved it.
 
     outcome      right: within 1e-5; wrong: not, and nobody said so; refused: an error of this library; not made: the
-                 saver does not run beside the installed transformers
+                 saver does not run here
     difference   the largest from the oracle
 
 The table goes to docs/foreign-adapters.md.
@@ -41,6 +42,8 @@ from ray_lora.errors import RayLoraError
 from ray_lora.recipe import BaseSpec
 
 VERSIONS = ("0.16.0", "0.17.1", "0.18.1", "0.19.1", "0.20.0", "0.21.2")  # the last of PEFT's last six minor versions
+_OLD = ("transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2")
+BESIDE = {"0.16.0": _OLD, "0.17.1": _OLD}  # what runs with transformers 4 only has it in its folder
 PAGE = Path(__file__).parent.parent / "docs" / "foreign-adapters.md"
 MARKS = "<!-- made by benchmarks/foreign_adapters.py -->", _MARKS[1]
 TOLERANCE = 1e-5
@@ -70,7 +73,8 @@ def examine(name: str, peft: Path | None = None) -> Entry:
     """What becomes of one saver's adapter; `peft` holds PEFT's versions, but for the installed one."""
     with tempfile.TemporaryDirectory() as scratch, _quiet(), contextlib.redirect_stdout(io.StringIO()):
         work = Path(scratch)
-        how = SAVERS[name][0] if name in SAVERS else "`save_pretrained`, rank pattern and rsLoRA"
+        old = ", beside transformers 4.57" if name.removeprefix("PEFT ") in BESIDE else ""
+        how = SAVERS[name][0] if name in SAVERS else f"`save_pretrained`, rank pattern and rsLoRA{old}"
         entry: Entry = {"how": how, "outcome": "not made", "difference": None, "note": ""}
         try:
             saved = _made(name, work, peft)
@@ -98,7 +102,7 @@ def _made(name: str, work: Path, peft: Path | None) -> Path:
     target = peft / version
     if not target.exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-        subprocess.run([*pip, f"peft=={version}"], check=True)
+        subprocess.run([*pip, f"peft=={version}", *BESIDE.get(version, ())], check=True)
     paths = os.pathsep.join([str(target), str(Path(__file__).parent.parent)])
     command = [sys.executable, "-m", "benchmarks.foreign_savers", str(work)]
     subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
