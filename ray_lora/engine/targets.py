@@ -173,22 +173,28 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
     architecture = adapter.card.architecture or _ARCHITECTURES.get(adapter.peft_type or "")
     if not adapter.head:
         return _own_head(adapter, architecture, base, heads)
+    if architecture is None:
+        _check_outside(adapter, base)
+        raise AdapterError(
+            f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
+            f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
+        )
+    head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
+    _check_outside(adapter, base)
+    labels = head.labels_in(adapter.head)
+    spec = HeadSpec(architecture, 2 if labels is None else labels)  # 2: of a class whose head has no labels
+    _check_head(adapter, head, spec, base)
+    return spec
+
+
+def _check_outside(adapter: Adapter, base: Base) -> None:
+    """AdapterError for a tensor of the head that is the base's own."""
     inside = {f"{base.prefix}.{name}" for name in base.backbone.state_dict()}
     if own := sorted(inside & adapter.head.keys()):
         raise AdapterError(
             f"the adapter brings {own[0]!r}, a layer of the base trained in full (modules_to_save), and other adapters "
             "share the base; train it without that, or merge the adapter into a base of its own"
         )
-    if architecture is None:
-        raise AdapterError(
-            f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
-            f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
-        )
-    head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
-    labels = head.labels_in(adapter.head)
-    spec = HeadSpec(architecture, 2 if labels is None else labels)  # 2: of a class whose head has no labels
-    _check_head(adapter, head, spec, base)
-    return spec
 
 
 def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.adapters.peft_folder import CONFIG
+from ray_lora.bases import identity
 from ray_lora.bases.identity import at_revision, means, not_its_base, place
 from ray_lora.bases.load import fingerprint, load_base
 from ray_lora.cli import main
@@ -150,6 +151,15 @@ def test_names_mean_one_base_whatever_their_case_or_spelling(tmp_path: Path) -> 
     told = {revision: at_revision(snapshot, revision) for revision in (None, "main", "abc123", "v1", "v2", "v3")}
     assert told == {None: True, "main": True, "abc123": True, "v1": True, "v2": False, "v3": False}
     assert at_revision(tmp_path, "v2")  # a folder of one's own has no revisions
+
+
+def test_a_packaged_base_is_the_folder_that_plain_peft_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "cached", lambda name: tmp_path)
+    assert means(str(tmp_path), "minilm")
+    assert means("minilm", str(tmp_path))
+    monkeypatch.setattr(identity, "cached", lambda name: None)
+    assert not means(str(tmp_path), "minilm")
+    assert means("minilm", "minilm")
 
 
 @pytest.mark.parametrize("name", ["unsloth/llama-3-8b-bnb-4bit", "TheBloke/x-GPTQ", "org/model-AWQ", "org/model-8bit"])
