@@ -15,11 +15,13 @@ from pathlib import Path
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
+from ray_lora.bases.identity import not_its_base
 from ray_lora.bases.load import load_base
 from ray_lora.data.check import check_table, count_cut, say_cut
 from ray_lora.data.read import canonical, read, read_inputs, roles
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
@@ -157,16 +159,17 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
         BaseModelError, AdapterError: as `open_ref`.
     """
     model = base or _named(adapter.card.base, ref)
-    engine = AdapterEngine(
-        load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
-        slots=1,
-        max_rank=max((pair.rank for pair in adapter.layers.values()), default=1),
-        embeddings=any(pair.embedding for pair in adapter.layers.values()),
-    )
-    slot = engine.load(adapter)
-    spec = adapter.card.task or plain_spec(engine.residents[slot].head)
+    if adapter.card.base is None and adapter.card.base_fingerprint is None:
+        raise BaseModelError(not_its_base(f"adapter {ref!r}", None, model))
+    engine, slot = mounted(adapter, load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})))
+    head = engine.residents[slot].head
+    spec = adapter.card.task or plain_spec(head, engine.base.labels)
     if spec is None:
-        raise AdapterError(f"adapter {ref!r} has no task in its card and no head that tells one; import it with a task")
+        raise AdapterError(
+            f"adapter {ref!r} has no task in its card and no head that tells one; "
+            "say it once: ray-lora adapters import FOLDER NAME --task TYPE"
+        )
+    check_answers(spec, head)
     return engine, slot, build_task(spec, engine.base.processor)
 
 
@@ -174,7 +177,8 @@ def _named(model: str | None, ref: str) -> str:
     """The base that an adapter itself names; BaseModelError when it names none, or code."""
     if model is None:
         raise BaseModelError(
-            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+            f"adapter {ref!r} does not name its base; say once which it is: "
+            "ray-lora adapters import FOLDER NAME --base BASE"
         )
     if is_name(model):
         raise BaseModelError(

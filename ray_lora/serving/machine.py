@@ -22,6 +22,7 @@ from ray_lora.bases.load import Base, fingerprint
 from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import BaseModelError, DataError
+from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.store import BeingWrittenError, Entry, Store
@@ -151,7 +152,9 @@ class Machine:
 
     def _task_of(self, adapter: Adapter, head: HeadSpec | None) -> Task | None:
         """The card's task, or what the head that plain PEFT wrote stands for."""
-        spec = adapter.card.task or plain_spec(head)
+        spec = adapter.card.task or plain_spec(head, self.base.labels)
+        if spec is not None:
+            check_answers(spec, head)
         return None if spec is None else self.task(spec)
 
 

@@ -61,7 +61,7 @@ class ImageClassification(Classification):
         super().__init__(spec)
         if processor is None or hasattr(processor, "pad_token_id"):
             raise RecipeError("image-classification needs a base with an image processor; this base has none")
-        self.head = HeadSpec("AutoModelForImageClassification", len(self.labels))
+        self.head = HeadSpec("AutoModelForImageClassification", len(self.labels), self.labels)
         self._processor = processor
 
     @classmethod

@@ -53,7 +53,7 @@ class TextClassification(Classification):
         super().__init__(spec)
         if not hasattr(processor, "pad_token_id"):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
-        self.head = HeadSpec(_PLAIN, len(self.labels))
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._tokenizer = processor
         asked, positions = cast(TextClassificationSpec, spec).max_length, getattr(processor, "positions", None)
         if asked is not None and positions is not None and asked > positions and asked != _LENGTH:
