@@ -69,9 +69,12 @@ def adopt(
 
 def _spec(task: Mapping[str, Json]) -> TaskSpec:
     try:
-        return TaskSpec.model_validate(task)
+        spec = TaskSpec.model_validate(task)
     except ValidationError as error:
         raise RecipeError(f"--task: {reason(error)}") from None
+    if "max_length" in type(spec).model_fields and "max_length" not in task:
+        return spec.model_copy(update={"max_length": None})  # elsewhere texts are as long as the base takes
+    return spec
 
 
 def _check_claim(adapter: Adapter, base: Base, asked: bool) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, DataError
+from ray_lora.errors import AdapterError, DataError, RayLoraError
 from ray_lora.inference.predict import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
@@ -37,6 +37,7 @@ from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
+from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task, row_of
 from ray_lora.tasks.rows import answering
 
@@ -132,9 +133,22 @@ class Endpoint:
             async with self._lease(entry):
                 pass
 
-    async def publish(self, name: str, folder: Path) -> str:
-        """Put a PEFT folder of this machine into the store as a new version; returns its ref."""
-        entry = await asyncio.to_thread(lambda: self.registry.store.put(Adapter.load(folder), name))
+    async def publish(self, name: str, folder: Path, pinned: bool = False) -> str:
+        """Put a PEFT folder of this machine into the store as a new version, and into a slot; returns its ref. One that
+        cannot be served is not kept.
+
+        Raises:
+            AdapterError, BaseModelError: it cannot be read, is of no base here, or does not fit.
+        """
+        adapter = await asyncio.to_thread(Adapter.load, folder)
+        home = await self.names.homed(entry_of(adapter, name, 0))
+        entry = await asyncio.to_thread(self.registry.store.put, adapter, name)
+        try:
+            await self.withdraw(name, False)
+            await self.names.peers.tell(home, "prewarm", entry.ref, pinned)
+        except RayLoraError:
+            await asyncio.to_thread(self.registry.store.remove, entry.ref)
+            raise
         return entry.ref
 
     async def withdraw(self, name: str, withdrawn: bool) -> None:

@@ -144,18 +144,20 @@ class Names:
         await self._check_home(entry, version)
         return Choice(entry, "default" if version is None else "split", shadow)
 
-    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+    async def homed(self, entry: Entry) -> str:
+        """The id of the base here that the entry's is; BaseModelError when it is not served."""
         home = await self.home_of(entry)
-        if home is None:
-            if entry.base_fingerprint is None:
-                here = (
-                    "; this endpoint also holds " + ", ".join(map(repr, self.peers.bases)) if self.peers.bases else ""
-                )
-                raise BaseModelError(not_its_base(entry.ref, entry.base, self.base_id) + here)
-            held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
-            raise BaseModelError(
-                f"{entry.ref} was trained on base {entry.base!r} ({entry.base_fingerprint[:12]}…), this endpoint "
-                f"holds {held}; serve it on its own base"
-            )
+        if home is not None:
+            return home
+        held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
+        if entry.base_fingerprint is None:
+            raise BaseModelError(f"{not_its_base(entry.ref, entry.base, self.base_id)}; this endpoint holds {held}")
+        raise BaseModelError(
+            f"{entry.ref} was trained on base {entry.base!r} ({entry.base_fingerprint[:12]}…), this endpoint "
+            f"holds {held}; serve it on its own base"
+        )
+
+    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+        home = await self.homed(entry)
         if home != self.base_id:
             raise ElsewhereError(home, version)

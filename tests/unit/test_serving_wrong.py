@@ -46,13 +46,13 @@ def store(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def on(made: Path, store: Path, main: Callable[[httpx.AsyncClient, Endpoint], Awaitable[None]]) -> None:
+def on(
+    made: Path, store: Path, main: Callable[[httpx.AsyncClient, Endpoint], Awaitable[None]], max_rank: int = 64
+) -> None:
     async def run() -> None:
-        endpoint = start_endpoint(
-            AppArgs(
-                store=str(store), base=str(made / "base"), results=str(store / "../results"), dtype="float32", slots=4
-            )
-        )
+        folders = {"store": str(store), "base": str(made / "base"), "results": str(store.parent / "results")}
+        options = {"dtype": "float32", "slots": 4, "max_rank": max_rank}
+        endpoint = start_endpoint(AppArgs.model_validate({**folders, **options}))
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             await main(client, endpoint)
@@ -267,3 +267,29 @@ def test_a_broken_version_and_answers_that_are_no_numbers_are_the_version_s(made
         assert counts(endpoint) == {3: (3, 3)}
 
     on(made, huge, main)
+
+
+def test_a_folder_that_cannot_be_served_is_not_kept(made: Path, store: Path, tmp_path: Path) -> None:
+    """Of another base, of too large a rank, torn: the name answers as before."""
+    other = make_base(tmp_path / "other", seed=5)
+    bad = [
+        make_adapter(other, tmp_path / "foreign", seed=1),
+        make_adapter(made / "base", tmp_path / "wide", seed=1, rank=32),
+        make_adapter(made / "base", tmp_path / "torn", seed=1),
+    ]
+    (bad[2] / WEIGHTS).write_bytes((bad[2] / WEIGHTS).read_bytes()[:500])
+
+    async def main(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        for folder in bad:
+            body = {"lora_name": "tweets", "lora_path": str(folder), "load_inplace": True}
+            answer = await client.post("/v1/load_lora_adapter", json=body)
+            assert answer.status_code == 400, (folder, answer.text)
+            assert answer.json()["error"]["code"] == "invalid_adapter"
+            is_of(await ask(client, "tweets"), made, 1, "tweets@2")
+            is_of(await ask(client, "tweets@2"), made, 1, "tweets@2")
+        assert {entry.ref for entry in endpoint.registry.store.list()} == {"tweets@1", "tweets@2", "movies@1"}
+        body = {"lora_name": "tweets", "lora_path": str(made / "2"), "load_inplace": True}
+        assert (await client.post("/v1/load_lora_adapter", json=body)).status_code == 200
+        is_of(await ask(client, "tweets"), made, 2, f"tweets@{max(v.version for v in endpoint.registry.store.list())}")
+
+    on(made, store, main, max_rank=16)
