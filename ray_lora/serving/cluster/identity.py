@@ -36,12 +36,17 @@ def middlewares() -> list[Middleware]:
 
 
 def server_name(actor: str) -> str:
-    """What HAProxy calls the server that is this actor of Serve's."""
+    """What HAProxy calls the server that is this actor of Serve's; nothing unless it is a replica.
+
+    Serve's own proxy, the server that HAProxy asks where there is no replica, would keep a request until there is one.
+    """
+    if not actor.startswith("SERVE_REPLICA::"):
+        return ""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", actor.replace("#", "-").replace("/", "."))
 
 
 class Identity:
-    """Names its server on each answer; answers 503 where another one was meant."""
+    """Names its server on each answer; answers 503 where another one was meant. Without a name it is never meant."""
 
     def __init__(self, app: ASGIApp, name: str) -> None:
         self.app, self.name = app, name.encode()
