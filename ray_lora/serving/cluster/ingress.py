@@ -52,7 +52,6 @@ SETTINGS = {
     default-server""",
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else who listens at the same port gets a part of the requests, unseen
 }
-_held: list[socket.socket] = []
 
 
 def prepare(crowded: bool) -> None:
@@ -104,7 +103,7 @@ def _block() -> Sequence[int]:
         except OSError:
             holder.close()
             continue
-        _held.append(holder)
+        holder.detach()  # until the process ends
         return range(start + 1, start + _BLOCKS.step)
     raise RecipeError(
         f"each of the ports {_BLOCKS.start}, {_BLOCKS.start + _BLOCKS.step}, … {_BLOCKS[-1]} is in use, by an endpoint "
