@@ -315,11 +315,8 @@ def test_of_two_endpoints_neither_answers_for_the_other(tmp_path: Path) -> None:
         nothing = {("ConnectError", ""), ("404", "not yet"), ("503", AWAY), ("RemoteProtocolError", "")}
         assert set(starting) <= nothing | {ours}
 
-        third = subprocess.run(
-            [*first.command, f"--port={second.port}"], env=first.env, capture_output=True, text=True, check=False
-        )
-        assert third.returncode == 2
-        assert f"port {second.port} of '127.0.0.1' cannot be used" in third.stdout + third.stderr
+        command = [*first.command, f"--port={second.port}"]
+        third = subprocess.Popen(command, env=first.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
         replica, _ = second.replica()
         _, other = first.replica()
@@ -335,3 +332,6 @@ def test_of_two_endpoints_neither_answers_for_the_other(tmp_path: Path) -> None:
         assert set(meanwhile) <= {ours, ("503", AWAY), ("RemoteProtocolError", ""), ("ReadError", "")}
         assert second.replica()[0] != replica
         assert first.ask() == theirs
+        said, _ = third.communicate()
+        assert third.returncode == 2
+        assert f"port {second.port} of '127.0.0.1' cannot be used" in said

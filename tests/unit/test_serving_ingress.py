@@ -324,6 +324,13 @@ def test_a_range_of_ports_that_the_environment_gives_stands() -> None:
     assert "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT" in os.environ
 
 
+def test_another_interval_of_checks_leaves_the_names_in_force() -> None:
+    os.environ[CHECKS] = "2s"
+    for _ in range(2):
+        ingress.prepare(crowded=False)
+        assert os.environ[CHECKS] == "2s" + ingress.SETTINGS[CHECKS].removeprefix("5s")
+
+
 def test_other_middlewares_are_refused_where_answers_need_names() -> None:
     os.environ[MIDDLEWARES] = "mine:middlewares"
     with pytest.raises(RecipeError, match="is mine:middlewares, and HAProxy needs ray_lora"):

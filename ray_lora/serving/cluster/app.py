@@ -80,8 +80,8 @@ def run(args: AppArgs, block: bool = True) -> str:
     With `block` it returns after an interrupt, having shut Serve down. `port=0` takes a free one.
 
     Raises:
-        RecipeError, BaseModelError: the store and the base do not make an endpoint, or its port is somebody else's;
-            nothing was started.
+        RecipeError, BaseModelError: the store and the base do not make an endpoint; nothing was started.
+        RecipeError: the port is somebody else's; nothing is served.
     """
     _check_host(args)
     app_args = _settled(args)
@@ -92,8 +92,6 @@ def run(args: AppArgs, block: bool = True) -> str:
             "metrics_port is for a Ray that starts here; this one runs: `ray start --metrics-export-port`"
         )
     if started:
-        if "RAY_ADDRESS" not in os.environ:
-            _check_port(args)
         ingress.prepare(_crowded(app_args))
     import ray
     from ray import serve

@@ -24,8 +24,18 @@ from ray_lora.serving.cluster.identity import AWAY, HEADER, RETRY_AFTER_S
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 _MIDDLEWARES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+_CHECKS = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
 _FIRST_PORT, _LAST_PORT = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
 _BLOCKS = range(20000, 30000, 200)  # of ports, an endpoint each; below those that the kernel gives to anybody
+# Ray copies the interval into each backend, before its servers and followed by `check`. Checks bear the header too.
+_BELIEVED = f"""
+    http-check expect hdr name {HEADER} value-lf %[srv_name]
+    http-send-name-header {HEADER}
+    http-response set-var(txn.ray_lora_server) srv_name
+    http-response deny deny_status 503 unless {{ res.hdr({HEADER}),strcmp(txn.ray_lora_server) eq 0 }}
+    http-response del-header {HEADER}
+    http-error status 503 content-type application/json hdr retry-after {RETRY_AFTER_S} string '{AWAY}'
+    default-server"""
 SETTINGS = {
     SWITCH: "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -41,15 +51,7 @@ SETTINGS = {
     option http-buffer-request""",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is missed after three of these
     _MIDDLEWARES: "ray_lora.serving.cluster.identity:middlewares",
-    # Ray copies this into each backend, before its servers and followed by `check`. Checks bear the header too.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"""5s
-    http-check expect hdr name {HEADER} value-lf %[srv_name]
-    http-send-name-header {HEADER}
-    http-response set-var(txn.ray_lora_server) srv_name
-    http-response deny deny_status 503 unless {{ res.hdr({HEADER}),strcmp(txn.ray_lora_server) eq 0 }}
-    http-response del-header {HEADER}
-    http-error status 503 content-type application/json hdr retry-after {RETRY_AFTER_S} string '{AWAY}'
-    default-server""",
+    _CHECKS: f"5s{_BELIEVED}",
     "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else who listens at the same port gets a part of the requests, unseen
 }
 
@@ -74,6 +76,8 @@ def prepare(crowded: bool) -> None:
             f"{_MIDDLEWARES} is {os.environ[_MIDDLEWARES]}, and HAProxy needs {ours}, which says whose an answer "
             f"is; unset it, or set {SWITCH}=0 for Serve's own proxy"
         )
+    if _BELIEVED not in os.environ.get(_CHECKS, _BELIEVED):
+        os.environ[_CHECKS] += _BELIEVED
     own = {
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no load balancer stands before this one
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
