@@ -22,7 +22,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.serving.cluster import ingress
 from ray_lora.serving.cluster.app import _crowded
-from ray_lora.serving.cluster.identity import AWAY, Identity, server_name
+from ray_lora.serving.cluster.identity import AWAY, Identity
 from ray_lora.store import StoreAwayError
 
 BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
@@ -245,7 +245,7 @@ def test_who_takes_a_dead_replica_s_port_is_not_believed(stranger: type[Living],
     assert json.loads(AWAY)["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_what_ray_falls_back_to_is_never_asked(tmp_path: Path) -> None:
+def test_a_stranger_where_ray_falls_back_to_is_never_asked(tmp_path: Path) -> None:
     ingress.prepare(crowded=False)
     asked: list[str] = []
 
@@ -265,7 +265,9 @@ def test_what_ray_falls_back_to_is_never_asked(tmp_path: Path) -> None:
     assert set(asked) == {"/-/healthz"}
 
 
-def answered(name: str, headers: list[tuple[bytes, bytes]]) -> tuple[list[dict[str, object]], int]:
+def answered(
+    name: str, headers: list[tuple[bytes, bytes]], path: str = "/x", ready: object = None
+) -> tuple[list[dict[str, object]], int]:
     """What a server of this name sends, and how often it asked the app behind it."""
     sent: list[dict[str, object]] = []
     calls = 0
@@ -283,7 +285,8 @@ def answered(name: str, headers: list[tuple[bytes, bytes]]) -> tuple[list[dict[s
     async def receive() -> dict[str, object]:
         raise AssertionError("a body that is for somebody else is not read")
 
-    asyncio.run(Identity(app, name)({"type": "http", "headers": headers}, receive, send))  # type: ignore[arg-type]
+    scope = {"type": "http", "path": path, "headers": headers}
+    asyncio.run(Identity(app, name, ready)(scope, receive, send))  # type: ignore[arg-type]
     return sent, calls
 
 
@@ -292,15 +295,21 @@ def test_a_server_names_itself_and_refuses_what_is_meant_for_another() -> None:
         sent, calls = answered("me", headers)
         assert calls == 1
         assert sent[0]["headers"] == [(b"a", b"b"), (b"x-ray-lora-server", b"me")]
-    for name, meant in (("me", b"you"), ("me", b""), ("", b"SERVE_PROXY_ACTOR-fallback-1")):
+    for name, meant in (("me", b"you"), ("me", b"")):
         sent, calls = answered(name, [(b"x-ray-lora-server", meant)])
         assert (calls, sent[0]["status"], sent[1]["body"]) == (0, 503, AWAY.encode())
         assert (b"retry-after", b"1") in sent[0]["headers"]  # type: ignore[operator]
 
 
-def test_only_a_replica_has_a_name() -> None:
-    assert server_name("SERVE_REPLICA::ray_lora#Endpoint#a1b2") == "SERVE_REPLICA_ray_lora-Endpoint-a1b2"
-    assert server_name("SERVE_PROXY_ACTOR-fallback-0f") == server_name("") == ""
+def test_serve_s_own_proxy_keeps_requests_in_an_update_only() -> None:
+    me = [(b"x-ray-lora-server", b"me")]
+    for path, ready, status in (("/x", True, 200), ("/x", False, 503), ("/-/healthz", False, 200)):
+
+        async def is_ready(ready: bool = ready) -> bool:
+            return ready
+
+        sent, calls = answered("me", me, path, is_ready)
+        assert (sent[0]["status"], calls) == (status, int(status == 200))
 
 
 def test_no_two_endpoints_of_a_machine_have_a_port_in_common() -> None:

@@ -7,8 +7,10 @@ when a replica is gone, whoever takes its port next gets what was meant for it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,24 +34,34 @@ def middlewares() -> list[Middleware]:
     """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; called in the process that is to answer."""
     import ray
 
-    return [Middleware(Identity, name=server_name(ray.get_runtime_context().get_actor_name() or ""))]
+    actor = ray.get_runtime_context().get_actor_name() or ""
+    replica = actor.startswith("SERVE_REPLICA::")
+    return [Middleware(Identity, name=server_name(actor), ready=None if replica else whole)]
 
 
 def server_name(actor: str) -> str:
-    """What HAProxy calls the server that is this actor of Serve's; nothing unless it is a replica.
-
-    Serve's own proxy, the server that HAProxy asks where there is no replica, would keep a request until there is one.
-    """
-    if not actor.startswith("SERVE_REPLICA::"):
-        return ""
+    """What HAProxy calls the server that is this actor of Serve's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", actor.replace("#", "-").replace("/", "."))
 
 
-class Identity:
-    """Names its server on each answer; answers 503 where another one was meant. Without a name it is never meant."""
+async def whole() -> bool:
+    """Whether no deployment has lost a replica: each has its replicas, or an update is about to bring them."""
+    from ray import serve
 
-    def __init__(self, app: ASGIApp, name: str) -> None:
-        self.app, self.name = app, name.encode()
+    status = await asyncio.to_thread(serve.status)
+    told = (deployment.status for app in status.applications.values() for deployment in app.deployments.values())
+    return "UNHEALTHY" not in told
+
+
+class Identity:
+    """Names its server on each answer; answers 503 where another one was meant, or while it is not `ready`.
+
+    Serve's own proxy, the server that HAProxy asks where there is no replica, keeps requests until there is one: right
+    in an update, and not when a replica has died.
+    """
+
+    def __init__(self, app: ASGIApp, name: str, ready: Callable[[], Awaitable[bool]] | None = None) -> None:
+        self.app, self.name, self.ready = app, name.encode(), ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +74,8 @@ class Identity:
             await send(message)
 
         meant = [value for key, value in scope["headers"] if key == _HEADER]
-        if meant in ([], [self.name]):  # none where the client asks a replica itself
+        here = meant in ([], [self.name])  # none where the client asks a replica itself
+        if here and (self.ready is None or scope["path"].startswith("/-/") or await self.ready()):
             await self.app(scope, receive, named)
             return
         headers = [(b"content-type", b"application/json"), (b"retry-after", str(RETRY_AFTER_S).encode())]

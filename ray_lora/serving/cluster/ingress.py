@@ -4,8 +4,8 @@ Ray ships HAProxy and reads its settings from the environment when Ray and Serve
 knows nothing of endpoints. A cluster that somebody else starts gets them from serve_apps/haproxy.env.
 
 Nobody else's answer may come back as the endpoint's, whoever comes to listen where HAProxy looks for a replica: see
-`identity.py`. While there is no replica HAProxy itself says so; Serve's own proxy, to which Ray lets it fall back then,
-lacks the name of a replica and so never counts as one.
+`identity.py`. Serve's own proxy, to which Ray lets HAProxy fall back while there is no replica, has a port that nobody
+shares.
 """
 
 from __future__ import annotations
