@@ -49,7 +49,7 @@ async def whole() -> bool:
     from ray import serve
 
     status = await asyncio.to_thread(serve.status)
-    told = (deployment.status for app in status.applications.values() for deployment in app.deployments.values())
+    told = (deployment.status.value for app in status.applications.values() for deployment in app.deployments.values())
     return "UNHEALTHY" not in told
 
 
