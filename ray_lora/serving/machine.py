@@ -21,14 +21,14 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import Base, fingerprint
 from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.errors import AdapterError, BaseModelError, DataError
+from ray_lora.errors import BaseModelError, DataError
 from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.store import Entry, Store
+from ray_lora.store import BeingWrittenError, Entry, Store
 from ray_lora.tasks import Features, Task, build_task, plain_spec
 
 
-class ChangedError(AdapterError):
+class ChangedError(BeingWrittenError):
     """The adapter is no longer the content that its ref named a moment ago; resolve the ref again."""
 
 

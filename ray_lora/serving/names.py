@@ -6,10 +6,11 @@ Knows refs, splits and the bases behind this address; nothing of slots, batches 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ray_lora.errors import AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, DataError
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.registry import Registry
 from ray_lora.serving.trials.tally import Arm, Variant
@@ -48,6 +49,7 @@ class Names:
 
     def __init__(self, registry: Registry, base_id: str, fingerprint: str) -> None:
         self.registry, self.base_id, self.fingerprint = registry, base_id, fingerprint
+        self.on_unusable: Callable[[Arm, Exception], None] = lambda arm, error: None  # told of a split's broken version
         self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
 
     def is_base(self, ref: str) -> bool:
@@ -112,7 +114,11 @@ class Names:
         shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
         version = traffic.pick(entry.name, user) if version is None else version
         if version is not None and version != entry.version:
-            chosen = await self.entry_of(f"{entry.name}@{version}")
+            try:
+                chosen = await self.entry_of(f"{entry.name}@{version}")
+            except AdapterError as error:
+                self.on_unusable(Arm(entry.name, version, "split", traffic.began), error)
+                raise
             entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
         await self._check_home(entry, version)
         return Choice(entry, "default" if version is None else "split", shadow)

@@ -37,6 +37,10 @@ Listing = Mapping[str, Stat]  # the files of one name that matter
 class Files(Protocol):
     """A place that keeps files."""
 
+    def create(self) -> None:
+        """Make an empty place where there is none."""
+        ...
+
     def expect(self) -> None:
         """From now on a place that is not there is away, not empty."""
         ...

@@ -46,6 +46,10 @@ class FolderStore:
         self._verified = Verified(files, self._described, self._read)
         self._fetched = Fetched(uri)
 
+    def create(self) -> None:
+        """Make an empty place where there is none."""
+        self._files.create()
+
     def expect(self) -> None:
         """From now on a place that is not there is away, not empty."""
         self._files.expect()

@@ -38,6 +38,13 @@ class LocalFiles:
         self._expected = False
         self._held = False  # whether it was seen with anything in it
 
+    def create(self) -> None:
+        """See `Files.create`."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AdapterError(f"the store {str(self.root)!r} cannot be made: {error}") from None
+
     def expect(self) -> None:
         """See `Files.expect`."""
         self._expected = True
@@ -155,6 +162,8 @@ class LocalFiles:
             raise AdapterError(f"{what} cannot be read: {error}") from None
         self._expected = True
         self._held = self._held or bool(found)
+        if not found and folder == self.root:
+            self._check_there()
         if check:
             for entry in found:
                 if entry.is_symlink():
