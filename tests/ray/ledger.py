@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from safetensors.torch import load
 CONFIG, WEIGHTS, CARD = PARTS = ("adapter_config.json", "adapter_model.safetensors", "ray_lora.json")
 # A folder without a card is taken for whole when it was left alone for about two seconds: never before, always after.
 _EARLIEST_S, _LATEST_S = 1.5, 4.0
+_AGAIN_S = 0.5  # a version that was found half is not looked at for every request: for so long it may still be taken so
 _NEAR = 1e-4  # between a score and PEFT's
 _CODES = {400: "invalid_adapter", 404: "model_not_found", 503: "unavailable"}
 
@@ -47,10 +49,11 @@ class Content:
 
 @dataclass(frozen=True)
 class Held:
-    """One version's files, and when they became these."""
+    """One version's files, when each was written last (the whole, where nothing is said), and when anything changed."""
 
     files: Mapping[str, bytes]
     changed: float
+    times: Mapping[str, float] = field(default_factory=dict)
     at_once: bool = False  # the whole folder came by one rename, so it was never half
 
     @property
@@ -132,11 +135,13 @@ class Ledger:
         if files is not None:
             after = {**(before.files if before else {}), **files}
             kept = {part: data for part, data in after.items() if data is not None}
-            versions[version] = Held(kept, time.monotonic())
+            times = {part: self._time(before, part) for part in kept}
+            versions[version] = Held(kept, time.monotonic(), times | dict.fromkeys(files, time.monotonic()))
         with self.becoming(name, versions, now.aliases):
             yield
         if files is not None:  # its time is that of the end of the writing
-            held = replace(versions[version], changed=time.monotonic())
+            written = dict.fromkeys(files, time.monotonic())
+            held = replace(versions[version], changed=time.monotonic(), times={**versions[version].times, **written})
             self.now(name).versions = {**versions, version: held}
 
     def complaint(self, ref: str, sent: float, received: float, reply: Reply) -> str | None:
@@ -173,9 +178,9 @@ class Ledger:
     def _known(self, ref: str, moments: list[Moment], received: float) -> set[Outcome]:
         """All that a ref has ever meant: a replica goes on with what it saw last, while the store is away."""
         found = set()
-        for moment, after in zip(moments, [*moments[1:], None], strict=True):
+        for moment, after in zip_longest(moments, moments[1:]):
             if moment.begin <= received:
-                until = min(received, after.settled if after else received)
+                until = min(received, after.settled) if after else received
                 found |= {one for one in self._meant(ref, moment, until, until) if one.status in (200, 400)}
         return found
 
@@ -203,7 +208,8 @@ class Ledger:
 
     def _one(self, version: int, held: Held, sent: float, received: float) -> set[Outcome]:
         """What a request for this version may get, if the version was this at the time."""
-        youngest, oldest = sent - held.changed, received - held.changed
+        youngest = sent - held.changed
+        oldest = received - max(self._time(held, part) for part in held.files) if held.files else 0.0
         refused = {Outcome(400)} | ({Outcome(503)} if youngest < _LATEST_S else set())
         if CONFIG not in held.files:
             return refused | {Outcome(404)}  # it is not there yet
@@ -214,10 +220,14 @@ class Ledger:
             return refused
         whole = {Outcome(200, version, content.sha256)}
         if CARD in held.files:
-            return whole
+            return whole | ({Outcome(503)} if youngest < _AGAIN_S and not held.at_once else set())
         if oldest < _EARLIEST_S and not held.at_once:
             return {Outcome(503)}
         return whole | ({Outcome(503)} if youngest < _LATEST_S else set())
+
+    @staticmethod
+    def _time(held: Held | None, part: str) -> float:
+        return 0.0 if held is None else held.times.get(part, held.changed)
 
     def _content(self, held: Held) -> Content | None:
         return self.contents.get(tuple(held.files.get(part) for part in PARTS))

@@ -116,10 +116,11 @@ class Mischief:
             self._write(name, version, WEIGHTS, before[WEIGHTS], self._way())
 
     def other_card(self) -> None:
-        """A card that belongs to other weights, for a while."""
+        """A card that belongs to other weights, or none, for a while."""
         name, version = self._any()
         before = self.ledger.now(name).versions[version].files.get(CARD)
-        self._write(name, version, CARD, self.pick("carded").files[CARD], self._way())
+        other = self.pick("carded").files[CARD] if self.random.random() < 0.7 else None
+        self._write(name, version, CARD, other, self._way())
         self.pause(self.random.randrange(5, 40))
         self._write(name, version, CARD, before, self._way())
 

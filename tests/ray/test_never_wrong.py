@@ -134,7 +134,10 @@ class Traffic:
             return
         name, _, selector = ref.partition("@")
         sha256 = reply.headers["x-adapter-sha256"]
-        kind = next((one.kind for one in self.ledger.contents.values() if one.sha256 == sha256), "unknown")
+        kind = next((one.kind for one in self.ledger.contents.values() if one.sha256 == sha256), None)
+        if kind is None:
+            yield "unknown"
+            return
         yield f"{kind} by {'version' if selector.isdigit() else 'alias' if selector else 'name'}"
         yield f"of {name}"
         if not selector and reply.body["version"] < max(self.ledger.now(name).versions, default=0):
@@ -151,7 +154,7 @@ class Killer:
     def whole(self) -> bool:
         """Whether no replica is missing; asked before each event."""
         self._events += 1
-        if self._killed and self._back():
+        if self._killed and self.back():
             self._killed, self._events = 0, 0
             self.returns += 1
             self._traffic.restless.clear()
@@ -161,7 +164,7 @@ class Killer:
             self.kills += 1
         return not self._killed
 
-    def _back(self) -> bool:
+    def back(self) -> bool:
         """Whether there are two again, and both have answered requests."""
         if len(self._served.pids("ray::ServeReplica") - {self._killed}) < 2:
             return False
@@ -214,7 +217,7 @@ def content(base: Path, folder: Path) -> Content:
     return Content(files, adapter.sha256, labels, scores, all(map(math.isfinite, itertools.chain(*scores))))
 
 
-def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]]) -> None:
+def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]], monkeypatch: pytest.MonkeyPatch) -> None:
     root, contents = world
     ledger = Ledger({tuple(one.files.get(part) for part in PARTS): one for one in contents})
     assert len(ledger.contents) == len(contents)
@@ -225,11 +228,14 @@ def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]]) ->
         mischief.first(name, mischief.pick("carded"), aliases)
     for name, kind in {"newest": "carded", "steady": "carded", "mixed": "plain", FLAT: "plain"}.items():
         mischief.first(name, mischief.pick(kind), {})
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "2")  # as it is outside of the tests
     served = Served(root)
     try:
         with Traffic(served.address, ledger, REQUESTS) as traffic:
             killer = Killer(served, traffic)
             try:
+                while not killer.back():  # a replica that has not seen the store cannot miss it
+                    traffic.pause(20)
                 mischief.play(traffic.pause, killer.whole)
             except Ended:
                 pass
@@ -237,6 +243,16 @@ def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]]) ->
                 traffic.end()
     finally:
         served.close()
-    told = f"{dict(traffic.seen)} {dict(mischief.happened)} kills {killer.kills} torn {traffic.torn}"
+    told = f"{dict(traffic.seen)}, {dict(mischief.happened)}, {killer.kills} killed, {traffic.torn} torn"
     print(told)
     assert traffic.wrong[:5] == [], f"{len(traffic.wrong)} of {traffic.asked} wrong; {told}"
+    assert traffic.asked == REQUESTS
+    # it did happen, and every kind of answer and of refusal was among them
+    assert min(mischief.happened.get(kind, 0) for kind in mischief.kinds) >= REQUESTS // 2000, told
+    assert killer.kills >= killer.returns >= REQUESTS // 10_000, told
+    assert traffic.torn <= CLIENTS * killer.kills, told
+    kinds = {f"{kind} by {how}" for kind in ("carded", "plain") for how in ("name", "alias", "version")}
+    kinds |= {"400 invalid_adapter", "404 model_not_found", "503 unavailable", "older"}
+    kinds |= {f"of {name}" for name in (*NAMES, "steady")}
+    assert min(traffic.seen[kind] for kind in kinds) >= REQUESTS // 1000, told
+    assert traffic.seen["unknown"] <= REQUESTS // 100, told  # left half for so long that it is a folder as any other
