@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import ReadAhead
 from ray_lora.store.described import Described, Stats, stats_of, versions_of
-from ray_lora.store.files import CARD, Files, Listing
+from ray_lora.store.files import CARD, PARTS, Files, Listing
 from ray_lora.store.store import BeingWrittenError, Entry
 
 if TYPE_CHECKING:
@@ -149,15 +149,17 @@ class Verified:
 
     def _left(self, name: str, version: int, listing: Listing) -> float:
         """Seconds until a version's files have been left alone for long enough; at most those since they were first
-        seen like this, so that a file system's clock may be wrong."""
+        seen like this, so that a file system's clock may be wrong. A card that is gone leaves no time behind: whoever
+        replaces it takes it away first."""
         prefix = versions_of(listing)[version]
         stats = stats_of(listing, prefix)
         changed = max((stat.changed for stat in stats if stat is not None), default=0) / 1e9
         left = min(changed + settle_s() - time.time(), settle_s())
         known = self._known.get((name, version))
         if known is not None and known.stats == stats:
-            left = min(left, known.since + settle_s() - time.monotonic())
-        return left
+            return min(left, known.since + settle_s() - time.monotonic())
+        card = PARTS.index(CARD)
+        return settle_s() if known is not None and known.stats[card] is not None and stats[card] is None else left
 
     def _note(
         self, name: str, version: int, stats: Stats, what: Entry | AdapterError, left: float = 0.0
