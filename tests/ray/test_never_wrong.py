@@ -232,7 +232,7 @@ def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]], mo
     for name, kind in {"newest": "carded", "steady": "carded", "mixed": "plain", FLAT: "plain"}.items():
         mischief.first(name, mischief.pick(kind), {})
     monkeypatch.setenv("RAY_LORA_SETTLE_S", "2")  # as it is outside of the tests
-    served = Served(root)
+    served = Served(root, slots=6)  # some stay in their slots while their files change, some leave
     try:
         with Traffic(served.address, ledger, REQUESTS) as traffic:
             killer = Killer(served, traffic)
