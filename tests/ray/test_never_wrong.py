@@ -34,7 +34,7 @@ from tests.unit.serving_world import card, make_adapter, make_base, peft_probabi
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good", "not so bad", "loud bright glad sad plot"]
 NAMES = ["crowned", "newest", "more", "mixed", FLAT]  # what is changed; "steady" is not, and "nobody" is not there
-REQUESTS, CLIENTS = 10_000, 6
+REQUESTS, CLIENTS = 10_000, 16
 _KILL_EVERY = 150  # events
 
 
