@@ -34,7 +34,7 @@ from tests.unit.serving_world import card, make_adapter, make_base, peft_probabi
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good", "not so bad", "loud bright glad sad plot"]
 NAMES = ["crowned", "newest", "more", "mixed", FLAT]  # what is changed; "steady" is not, and "nobody" is not there
-REQUESTS, CLIENTS = 10_000, 6
+REQUESTS, CLIENTS = 10_000, 16
 _KILL_EVERY = 150  # events
 
 
@@ -232,7 +232,7 @@ def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]], mo
     for name, kind in {"newest": "carded", "steady": "carded", "mixed": "plain", FLAT: "plain"}.items():
         mischief.first(name, mischief.pick(kind), {})
     monkeypatch.setenv("RAY_LORA_SETTLE_S", "2")  # as it is outside of the tests
-    served = Served(root)
+    served = Served(root, slots=6)  # some stay in their slots while their files change, some leave
     try:
         with Traffic(served.address, ledger, REQUESTS) as traffic:
             killer = Killer(served, traffic)
