@@ -22,6 +22,7 @@ from ray_lora.recipe import LoraSpec
 from ray_lora.store import BeingWrittenError, Entry, StoreAwayError, open_store, put_once
 from ray_lora.store.bucket import BucketFiles
 from ray_lora.store.folder import FolderStore
+from ray_lora.store.local import LocalFiles
 from ray_lora.tasks.text_classification import TextClassificationSpec
 
 PARTS = ("adapter_config.json", "adapter_model.safetensors", "ray_lora.json")
@@ -128,6 +129,19 @@ def test_a_card_that_is_taken_away_for_a_moment_gives_nobody_other_labels(
     card.unlink()
     entry = patient(store, "tweets")  # nobody wrote it again: it is what plain PEFT reads
     assert (entry.task, entry.sha256 == adapter(1).sha256) == (None, False)
+
+
+def test_who_never_saw_the_card_waits_for_it_as_well(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is old; the folder itself has changed."""
+    time.sleep(0.6)
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "0.5")
+    weights(store, 1).with_name(PARTS[2]).unlink()
+    fresh = FolderStore(LocalFiles(tmp_path / "store"), store.uri)
+    with pytest.raises(BeingWrittenError, match="no card yet"):
+        fresh.resolve("tweets")
+    assert patient(fresh, "tweets").task is None
 
 
 def patient(store: FolderStore, ref: str) -> Entry:
