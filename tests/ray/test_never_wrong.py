@@ -65,10 +65,13 @@ class Traffic:
             thread.join()
 
     def pause(self, more: int) -> None:
-        """Until so many more requests were answered; Ended when there are no more."""
+        """Until so many more requests were answered, or for a second; Ended when there are no more.
+
+        A copy that is left half for longer than a version must rest is a folder as any other.
+        """
         with self._changed:
             goal = self.asked + more
-            self._changed.wait_for(lambda: self.asked >= goal or self._left <= 0)
+            self._changed.wait_for(lambda: self.asked >= goal or self._left <= 0, timeout=1.0)
             if self._left <= 0:
                 raise Ended
 
