@@ -143,24 +143,8 @@ class Classification:
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         """`confusion_matrix`: rows are the truth, columns the answers."""
-        if len(self.labels) > _MOST_SHOWN:
-            return {}
-        from matplotlib.figure import Figure
-        from sklearn.metrics import confusion_matrix
-
-        known = list(range(len(self.labels)))
-        counts = confusion_matrix(self.targets(features), self._guesses(predictions), labels=known)
-        figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
-        axis = figure.subplots()
-        axis.imshow(counts, cmap="Blues")
-        axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=self.labels)
-        axis.set_xticklabels(self.labels, rotation="vertical")
-        for truth, row in enumerate(counts.tolist()):
-            for answer, count in enumerate(row):
-                colour = "white" if 2 * count > counts.max() else "black"
-                if count:
-                    axis.text(answer, truth, str(count), ha="center", va="center", color=colour)
-        return {"confusion_matrix": figure}
+        truth = [self.labels[target] for target in self.targets(features)]
+        return confusion(self.labels, truth, [answer["label"] for answer in predictions])
 
     def _guesses(self, predictions: Sequence[Json]) -> list[int]:
         index = {label: number for number, label in enumerate(self.labels)}
@@ -172,6 +156,28 @@ class Classification:
             feature if row.get("label") is None else feature | {_TARGET: label_index(row["label"], self.labels)}
             for feature, row in zip(features, rows, strict=True)
         ]
+
+
+def confusion(labels: Sequence[str], truth: Sequence[str], guess: Sequence[str]) -> Mapping[str, Figure]:
+    """`confusion_matrix`: how often each true label (rows) was answered by each (columns); nothing of too many."""
+    if len(labels) > _MOST_SHOWN:
+        return {}
+    from matplotlib.figure import Figure
+    from sklearn.metrics import confusion_matrix
+
+    known = list(range(len(labels)))
+    counts = confusion_matrix(truth, guess, labels=list(labels))
+    figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
+    axis = figure.subplots()
+    axis.imshow(counts, cmap="Blues")
+    axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=labels)
+    axis.set_xticklabels(labels, rotation="vertical")
+    for row, found in enumerate(counts.tolist()):
+        for column, count in enumerate(found):
+            colour = "white" if 2 * count > counts.max() else "black"
+            if count:
+                axis.text(column, row, str(count), ha="center", va="center", color=colour)
+    return {"confusion_matrix": figure}
 
 
 def label_index(label: Any, labels: Sequence[str]) -> int:
