@@ -15,6 +15,7 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_CONTROLLER_LOGS": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_LORA_SETTLE_S": "0",  # most tests write a folder and ask for it; tests/unit/test_verified.py waits
 }
 
 import random

@@ -24,18 +24,24 @@ from pydantic import ConfigDict, Field, ValidationError, field_serializer, field
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from ray_lora.adapters.peft_config import (
+    architecture_of,
+    check_head,
+    check_targets,
+    origin_of,
+    read_spec,
+    reason,
+)
 from ray_lora.adapters.peft_folder import (
     CONFIG,
     COUNTER,
     PREFIX,
     WEIGHTS,
     LowRank,
-    architecture_of,
+    find,
     modules_of,
     read_json,
-    read_spec,
     read_tensors,
-    reason,
     split,
 )
 from ray_lora.errors import AdapterError
@@ -52,6 +58,7 @@ class Card(Spec):
     task: TaskSpec | None = None
     base: str | None = None
     base_fingerprint: str | None = None
+    base_revision: str | None = None  # of a hub id, where PEFT noted one
     architecture: str | None = None  # the plain class whose head this adapter carries
     metrics: dict[str, float] = Field(default_factory=dict)
     recipe: dict[str, Json] | None = None
@@ -136,6 +143,7 @@ class Adapter:
             "peft_type": "LORA",
             "task_type": self.peft_type,
             "base_model_name_or_path": self.card.base,
+            "revision": self.card.base_revision,
             "modules_to_save": list(self.head_modules) or None,
             "inference_mode": True,
             "bias": "none",
@@ -143,13 +151,16 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
-        """Read a PEFT LoRA folder, ours or plain PEFT's.
+        """Read a PEFT LoRA folder, ours or another saver's; a Trainer's folder with one checkpoint in it is that one.
+
+        Without a card the base is the one that the config names.
 
         Raises:
             AdapterError: a file is missing, torn, not safetensors, or holds what cannot be served exactly; or the
                 content is not what the card's hash says.
         """
         where = str(folder)
+        folder = find(folder, where)
         config = read_json(folder / CONFIG, where)
         spec = read_spec(config, where)
         card = Card()
@@ -159,10 +170,14 @@ class Adapter:
             except ValidationError as error:
                 raise AdapterError(f"{where!r}: {CARD} is not a card of this library: {reason(error)}") from None
         layers, head = split(read_tensors(folder, where), where)
-        if head and card.architecture is None:
-            card = card.model_copy(update={"architecture": architecture_of(config)})
+        check_targets(config, layers, where)
+        check_head(config, head, where)
+        _check_ranks(spec, layers, where)
+        known = {} if card.base is not None else origin_of(config, where)
+        if card.architecture is None and (architecture := architecture_of(config)) is not None:
+            known["architecture"] = architecture
         saved = tuple(config.get("modules_to_save") or ()) or modules_of(head)
-        adapter = cls(spec, layers, head, card, config.get("task_type"), saved)
+        adapter = cls(spec, layers, head, card.model_copy(update=known), config.get("task_type"), saved)
         if card.sha256 is not None and card.sha256 != adapter.sha256:
             raise AdapterError(
                 f"{where!r}: content hash is {adapter.sha256[:12]}…, the card says {card.sha256[:12]}…; "
@@ -187,3 +202,15 @@ def layer_scaling(config: LoraSpec, name: str, rank: int) -> float:
     """alpha/r, or alpha/sqrt(r) with rsLoRA, under `alpha_pattern`."""
     alpha = float(pattern_value(config.alpha_pattern, name, config.lora_alpha))
     return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+
+
+def _check_ranks(config: LoraSpec, layers: Mapping[str, LowRank], where: str) -> None:
+    """AdapterError where a pair has another rank than the config gives it: plain PEFT would not load it, and alpha/r
+    could mean either."""
+    for name, pair in layers.items():
+        told = layer_rank(config, name)
+        if pair.rank != told:
+            raise AdapterError(
+                f"{where!r}: layer {name!r} has rank {pair.rank}, adapter_config.json gives it {told} "
+                "(r, rank_pattern), and plain PEFT would not load it; put the ranks of the file into rank_pattern"
+            )

@@ -7,7 +7,7 @@ base.batch(base.examples([5, 9]))                          # two plausible rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +72,20 @@ class Base:
             AdapterError: as `plain`.
         """
         return None if self.built is None else plain_of(self.built, spec, "cpu")
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the outputs that its own head was trained on (id2label); None where the config has none."""
+        return transformers_base.label_names(self.config)
+
+    def trained(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Tensors of a head that the base's own files hold, of those asked for by the plain class's names: the ones
+        that `from_pretrained` would give the class, so those of equal shape."""
+        if self.built is not None or not self.folder.is_dir():
+            return {}
+        inside = self.backbone.state_dict().keys()  # a file without a head names the backbone's own tensors so
+        wanted = {name: shape for name, shape in shapes.items() if name not in inside}
+        return transformers_base.stored_tensors(self.folder, wanted)
 
     def examples(self, sizes: Sequence[int], seed: int = 0) -> list[dict[str, Tensor]]:
         """Plausible inputs, one row each and without the axis of rows.

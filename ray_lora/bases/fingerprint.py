@@ -21,6 +21,16 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint_of(model: str) -> str | None:
+    """The fingerprint of the folder or GGUF file that a base's name is on this machine; None where there is none."""
+    path = Path(model).expanduser()
+    try:
+        held = path.is_file() if path.suffix == ".gguf" else (path / "config.json").is_file()
+        return fingerprint(path.resolve()) if held and (path.is_file() or any(path.glob("*.safetensors"))) else None
+    except OSError:
+        return None
+
+
 def module_fingerprint(module: nn.Module) -> str:
     """sha256 over the state dict: each tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()

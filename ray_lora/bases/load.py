@@ -17,6 +17,7 @@ from ray_lora.bases import builders, transformers_base
 from ray_lora.bases.base import Base
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
+from ray_lora.bases.positions import limit
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 
@@ -60,11 +61,13 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
 
 def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dtype, device: torch.device) -> Base:
     backbone.requires_grad_(False).eval()
+    processor = transformers_base.load_processor(path)
+    limit(processor, backbone, backbone.config)
     return Base(
         id=spec.model,
         folder=path,
         backbone=backbone,
-        processor=transformers_base.load_processor(path),
+        processor=processor,
         config=backbone.config,
         fingerprint=fingerprint(path),
         prefix=str(backbone.base_model_prefix),

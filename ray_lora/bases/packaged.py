@@ -86,6 +86,13 @@ def fetch(name: str) -> Path:
         raise BaseModelError(f"base {name!r}: {error}, or give a local folder as base.model") from None
 
 
+def cached(name: str) -> Path | None:
+    """The folder of a packaged base, if it was fetched before."""
+    packaged = PACKAGED[name]
+    target = _target(packaged.archive, packaged.folder, packaged.files)
+    return target if _complete(target, packaged.files) else None
+
+
 def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | None = None) -> Path:
     """The named files below `folder` of an archive (None: all of them), unpacked in the cache.
 
@@ -95,10 +102,8 @@ def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | Non
     Raises:
         DataError: the archive cannot be downloaded, is not the pinned one, or holds something else than expected.
     """
-    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser().absolute()
-    wanted = "\n".join([archive.sha256, folder, *(files if files is not None else ["*"])])
-    label = archive.name.replace("@", "").replace("/", "-")
-    target = cache / f"{label}-{archive.version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
+    target = _target(archive, folder, files)
+    cache = target.parent
     if _complete(target, files):
         return target
     try:
@@ -112,6 +117,14 @@ def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | Non
             f"cache folder {str(cache)!r} cannot be used: {error}; set RAY_LORA_CACHE to a folder with room to write"
         ) from None
     return target
+
+
+def _target(archive: Archive, folder: str, files: Sequence[str] | None) -> Path:
+    """Where the files lie in the cache."""
+    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser().absolute()
+    wanted = "\n".join([archive.sha256, folder, *(files if files is not None else ["*"])])
+    label = archive.name.replace("@", "").replace("/", "-")
+    return cache / f"{label}-{archive.version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
 
 
 def _complete(target: Path, files: Sequence[str] | None) -> bool:

@@ -5,12 +5,19 @@ It is a name and a size, so that a task can ask for it without torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """Which plain class answers, and how many labels (outputs) its head has."""
+    """Which plain class answers, and how many labels (outputs) its head has.
 
-    architecture: str  # "AutoModelForSequenceClassification"
+    Attributes:
+        architecture: "AutoModelForSequenceClassification".
+        labels: the outputs' names in their order, where a fresh head may begin as a base's trained one whose outputs
+            have names too; heads that differ in names alone are one kind of head.
+    """
+
+    architecture: str
     num_labels: int
+    labels: tuple[str, ...] = field(default=(), compare=False)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError
@@ -84,6 +86,35 @@ def _gguf_tokenizer(path: Path) -> Any:
     if "tokenizer.ggml.tokens" not in GGUFReader(path).fields:
         return None
     return AutoTokenizer.from_pretrained(path.parent, local_files_only=True, **_within(path))
+
+
+def label_names(config: Any) -> tuple[str, ...] | None:
+    """The outputs' names in a config's `id2label`, by number; None where these are transformers' own LABEL_0, LABEL_1,
+    … or are not one different word for each output."""
+    told = getattr(config, "id2label", None)
+    if not isinstance(told, Mapping) or len(told) < 2:
+        return None
+    try:
+        by_number = {int(number): name for number, name in told.items()}
+    except (TypeError, ValueError):
+        return None
+    names = [by_number.get(number) for number in range(len(told))]
+    if not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) < len(names):
+        return None
+    own = all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
+    return None if own else tuple(map(str, names))
+
+
+def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of these names and shapes in a folder's safetensors files, in float32."""
+    whole = folder / "model.safetensors"  # transformers prefers it where shards lie beside it
+    found = {}
+    for path in [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in shapes.keys() & set(file.keys()):
+                if tuple(file.get_slice(name).get_shape()) == shapes[name]:
+                    found[name] = file.get_tensor(name).float()
+    return found
 
 
 def check_gguf(path: Path) -> None:

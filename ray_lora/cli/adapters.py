@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering, new_group, scores, table
+from ray_lora.cli.output import JsonFlag, StoreOption, TrackingOption, answering, new_group, scores, table
 from ray_lora.cli.use import Ref
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import Json
@@ -63,18 +64,32 @@ def import_(
         str | None, typer.Argument(metavar="[NAME]", help="Its name; the folder's when left out.", show_default=False)
     ] = None,
     alias: Annotated[list[str] | None, typer.Option("--alias", help="An alias of the new version.")] = None,
-    base: BaseOption = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Its base: the adapter is tried on it, and the card keeps it.")
+    ] = None,
+    rebase: Annotated[
+        bool, typer.Option("--rebase", help="--base is right although the adapter names another base.")
+    ] = False,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Its task: a type, KEY=VALUE (labels=[no,yes]) or JSON; may be given again."),
+    ] = None,
     store: StoreOption = "./store",
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Copy a PEFT folder, ours or plain PEFT's, into the store as a new version; --base also tries it on a base."""
+    """Copy a PEFT folder, ours or another saver's, into the store as a new version."""
     with answering(as_json) as say:
+        if rebase and base is None:
+            raise RecipeError("--rebase says that --base is right; give --base too")
+        options = _task(task) if task else None
         from ray_lora.adapters.adapter import Adapter
 
         adapter = Adapter.load(folder)
-        if base is not None:
-            _try_on(adapter, base)
+        if base is not None or options is not None:
+            from ray_lora.inference.adopt import adopt
+
+            adapter = adopt(adapter, base=base, rebase=rebase, task=options)
         entry = _open(store, tracking_uri).put(adapter, name or folder.resolve().name, alias or [])
         say(_plain(entry), f"{entry.ref}: {entry.num_parameters:,} parameters, {entry.bytes:,} bytes")
 
@@ -102,10 +117,8 @@ def rm(
 ) -> None:
     """Remove one version from the store."""
     with answering(as_json) as say:
-        opened = _open(store, tracking_uri)
-        entry = opened.resolve(ref)
-        opened.remove(ref)
-        say({"removed": entry.ref}, f"{entry.ref} is removed")
+        removed = _open(store, tracking_uri).remove(ref)
+        say({"removed": removed}, f"{removed} is removed")
 
 
 def _open(store: str, tracking_uri: str | None) -> Any:
@@ -114,17 +127,24 @@ def _open(store: str, tracking_uri: str | None) -> Any:
     return open_store(store, tracking_uri)
 
 
-def _try_on(adapter: Any, model: str) -> None:
-    """Raise unless the adapter fits the base."""
-    from ray_lora.bases.load import load_base
-    from ray_lora.engine import AdapterEngine
-    from ray_lora.recipe import BaseSpec
+def _task(given: list[str]) -> dict[str, Json]:
+    """A task's options from the words of --task, as a recipe's overrides write them."""
+    import yaml
 
-    if not adapter.layers:
-        raise RecipeError("the adapter has no low-rank layers; there is nothing to try on a base")
-    ranks = [pair.rank for pair in adapter.layers.values()]
-    embeddings = any(pair.embedding for pair in adapter.layers.values())
-    AdapterEngine(load_base(BaseSpec(model=model)), slots=1, max_rank=max(ranks), embeddings=embeddings).load(adapter)
+    options: dict[str, Json] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        try:
+            if text.lstrip().startswith("{"):
+                told = json.loads(text)
+            elif equals:
+                told = {key.strip().removeprefix("task."): yaml.safe_load(value)}
+            else:
+                told = {"type": text.strip()}
+        except (json.JSONDecodeError, yaml.YAMLError) as error:
+            raise RecipeError(f"--task {text!r} cannot be read: {' '.join(str(error).split())}") from None
+        options |= told
+    return options
 
 
 def _summary(entry: Any) -> dict[str, Json]:

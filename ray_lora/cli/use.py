@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering, scores, table
-from ray_lora.errors import DataError, RecipeError, did_you_mean
+from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name@3", show_default=False)]
@@ -48,7 +48,11 @@ def predict(
     ] = None,
     input_file: Annotated[
         Path | None,
-        typer.Option("--input-file", help="A jsonl file: one input on each line.", show_default=False),
+        typer.Option(
+            "--input-file",
+            help="A jsonl file with an input on each line, or a csv or parquet file.",
+            show_default=False,
+        ),
     ] = None,
     parameters: Annotated[
         str | None, typer.Option("--parameters", help='Of the Hugging Face pipeline, as JSON: {"top_k": 2}')
@@ -60,7 +64,11 @@ def predict(
 ) -> None:
     """Answer inputs with one adapter."""
     with answering(as_json) as say:
-        inputs: list[Json] = [*(value or []), *(more or []), *(_lines(input_file) if input_file else [])]
+        inputs: list[Json] = [*(value or []), *(more or [])]
+        if input_file is not None:
+            from ray_lora.inference.stored import file_inputs
+
+            inputs += file_inputs(ref, str(input_file), store, tracking_uri=tracking_uri)
         if not inputs:
             raise RecipeError("there is no input; give --input TEXT or --input-file rows.jsonl")
         options = _object(parameters) if parameters else None
@@ -145,24 +153,6 @@ def _object(text: str) -> dict[str, Json]:
     return value
 
 
-def _lines(path: Path) -> list[Json]:
-    """The value on each line of a jsonl file."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"input file {str(path)!r} cannot be read: {error}") from None
-    values = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"input file {str(path)!r} is broken at line {number}: {error}") from None
-    if not values:
-        raise DataError(f"input file {str(path)!r} has no rows; it needs at least one")
-    return values
-
-
 def _short(value: Json) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:59] + "…"

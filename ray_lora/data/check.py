@@ -8,13 +8,14 @@ It knows tables and asks the task; it knows nothing of files' formats, of encodi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Task
+from ray_lora.tasks import Features, Task
 
 _MOST_NAMED = 10  # wrong rows in one message
 
@@ -54,3 +55,13 @@ def raise_wrong(where: str, wrong: Sequence[tuple[int, str]]) -> None:
 def check_table(task: Task | type[Task], spec: TaskSpec, table: pa.Table, where: str) -> None:
     """DataError for the wrong rows of a table."""
     raise_wrong(where, wrong_rows(task, spec, table))
+
+
+def count_cut(rows: Iterable[Features]) -> Counter[str]:
+    """How many encoded rows are cut, by why."""
+    return Counter(row["cut"] for row in rows if "cut" in row)
+
+
+def say_cut(where: str, cut: Counter[str], total: int) -> list[str]:
+    """What people are told of it: "train: 3 of 1,024 rows are longer than task.max_length, 128 tokens, and are cut"."""
+    return [f"{where}: {count:,} of {total:,} rows are {why} and are cut" for why, count in cut.items()]

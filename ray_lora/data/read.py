@@ -7,19 +7,17 @@ It knows files, columns and their roles; it knows nothing of what rows mean, of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.fs
-import pyarrow.json
 import pyarrow.parquet
 
+from ray_lora.data.csv_file import read_csv
+from ray_lora.data.jsonl import read_jsonl, values
 from ray_lora.errors import DataError, did_you_mean
-from ray_lora.recipe import DataSpec
+from ray_lora.recipe import DataSpec, Json
 from ray_lora.tasks import Column
 
 _FORMATS = "parquet, csv, jsonl"
@@ -32,9 +30,36 @@ def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Ta
         roles: what the file's columns are to the task. A csv file does not say of what type a value is: a text or a
             label stays as it is written ("007", "true"), but for labels that are all whole numbers.
 
+    Rows are counted from 1 wherever they are named; a header and blank lines are none.
+
     Raises:
-        DataError: it is missing, empty, broken (with the line) or of another kind.
+        DataError: it is missing, empty, broken (with the row or the line) or of another kind.
     """
+    filesystem, inner = _found(path)
+    kind = _kind(path)
+    try:
+        with filesystem.open_input_file(inner) as file:
+            if kind in ("parquet", "pq"):
+                table = pa.parquet.ParquetFile(file).read()
+            elif kind == "csv":
+                table = read_csv(file.read_buffer(), roles, path)
+            elif kind in ("jsonl", "ndjson", "json"):
+                table = read_jsonl(file.read_buffer(), roles, path)
+            else:
+                raise DataError(f"data file {path!r} ends in {kind!r}; give a {_FORMATS} file")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"data file {path!r} is broken: {str(error).splitlines()[0]}") from None
+    if table.num_rows == 0:
+        raise DataError(f"data file {path!r} has no rows; it needs at least one")
+    return table
+
+
+def _kind(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower()
+
+
+def _found(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """The file system of a path and the path in it; DataError unless a file with something in it is there."""
     try:
         filesystem, inner = pa.fs.FileSystem.from_uri(path) if "://" in path else (pa.fs.LocalFileSystem(), path)
         info = filesystem.get_file_info(inner)
@@ -46,56 +71,29 @@ def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Ta
         raise DataError(f"data path {path!r} is a folder; give one {_FORMATS} file")
     if info.size == 0:
         raise DataError(f"data file {path!r} is empty; it needs at least one row")
-    kind = inner.rsplit(".", 1)[-1].lower()
+    return filesystem, inner
+
+
+def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
+    """What a file asks: a value on each line of a jsonl file, else a table's rows, under the task's names.
+
+    Raises:
+        DataError: as `read`, or a column that an answer needs is missing.
+    """
+    asked = {name: column for name, column in columns.items() if column.required == "always"}
+    if _kind(path) in ("parquet", "pq", "csv"):
+        rows: list[Json] = canonical(read(path, asked), DataSpec(), asked, path).to_pylist()
+        return rows
     try:
+        filesystem, inner = _found(path)
         with filesystem.open_input_file(inner) as file:
-            if kind in ("parquet", "pq"):
-                table = pa.parquet.read_table(file)
-            elif kind == "csv":
-                table = _read_csv(file, roles)
-            elif kind in ("jsonl", "ndjson", "json"):
-                table = pa.json.read_json(file, parse_options=pa.json.ParseOptions(newlines_in_values=False))
-            else:
-                raise DataError(f"data file {path!r} ends in {kind!r}; give a {_FORMATS} file")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        line = _broken_line(filesystem, inner) if kind in ("jsonl", "ndjson", "json") else ""
-        raise DataError(f"data file {path!r} is broken{line}: {str(error).splitlines()[0]}") from None
-    if table.num_rows == 0:
-        raise DataError(f"data file {path!r} has no rows; it needs at least one")
-    return table
-
-
-def _read_csv(file: pa.NativeFile, roles: Mapping[str, Column]) -> pa.Table:
-    words = {name: pa.string() for name, role in roles.items() if {"text", "label"} & set(role.kinds)}
-    table = pa.csv.read_csv(
-        file,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(column_types=words),
-    )
-    for at, name in enumerate(table.column_names):
-        if name in roles and "label" in roles[name].kinds:
-            table = table.set_column(at, name, _indices(table.column(at)))
-    return table
-
-
-def _indices(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Labels, as numbers where all of them are written as whole numbers: indices. An empty one is none."""
-    filled = pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
-    known = filled.drop_null()
-    whole = len(known) > 0 and pc.all(pc.match_substring_regex(known, "^(0|-?[1-9][0-9]{0,17})$")).as_py()
-    return filled.cast(pa.int64()) if whole else filled
-
-
-def _broken_line(filesystem: pa.fs.FileSystem, path: str) -> str:
-    """` at line N` for the first line that is not a JSON object."""
-    with filesystem.open_input_stream(path) as file:
-        for number, line in enumerate(file.read().split(b"\n"), start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    return f" at line {number}"
-            except ValueError:
-                return f" at line {number}"
-    return ""
+            buffer = file.read_buffer()
+    except (DataError, OSError) as error:
+        raise DataError(f"input file {path!r} cannot be read: {error}") from None
+    found = values(buffer, path)
+    if not found:
+        raise DataError(f"input file {path!r} has no rows; it needs at least one")
+    return found
 
 
 def roles(data: DataSpec, columns: Mapping[str, Column]) -> dict[str, Column]:
@@ -120,5 +118,23 @@ def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], wh
                 f"{where} has no column {name!r}; it has {', '.join(table.column_names)}"
                 f"{did_you_mean(name, table.column_names)}; map it with data.columns.{column}"
             )
-        picked[column] = table.column(name)
+        if table.column_names.count(name) > 1:
+            raise DataError(f"{where} has {table.column_names.count(name)} columns {name!r}; give each its own name")
+        picked[column] = _values(table.column(name), column, where)
     return pa.table(picked)
+
+
+def _values(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """A column without a dictionary, whose texts are texts; DataError for the first that is not."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        for row, value in enumerate(column):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                raise DataError(f"{where}, row {row + 1}: column {name!r} is not UTF-8; write it as UTF-8") from None
+        raise DataError(f"{where}: column {name!r} is broken: {error}") from None
+    return column

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
-from ray_lora.adapters.peft_folder import split
+from ray_lora.adapters.peft_folder import PREFIX, split
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import narrow, probe, targets
@@ -165,7 +165,8 @@ class AdapterEngine:
         return [slot for slot in range(1, self.slots + 1) if slot not in self.residents]
 
     def init(self, config: LoraSpec, head: HeadSpec | None, seed: int, peft_type: str | None = None) -> int:
-        """A fresh adapter in a free slot, initialised as PEFT does: A kaiming-uniform, B zero, head normal.
+        """A fresh adapter in a free slot, initialised as PEFT does: A kaiming-uniform, B zero, head normal, or begun
+        from the base's own where its files hold one of that size.
 
         Raises:
             RecipeError: targets match nothing, or a rank is beyond a layer's width or `max_rank`.
@@ -182,14 +183,15 @@ class AdapterEngine:
         for name in names:
             self.layers[name].init(slot, generator)
         if head is not None:
-            self.heads[head.architecture].init(slot, head.num_labels, generator)
+            self.heads[head.architecture].init(slot, head.num_labels, generator, head.labels)
         if config.lora_dropout:
             self.dropout[slot] = config.lora_dropout
         self.refresh([slot])
         return slot
 
     def load(self, adapter: Adapter) -> int:
-        """Put an adapter into a free slot; returns the slot.
+        """Put an adapter into a free slot; returns the slot. One without a head answers with the base's own, as in
+        plain PEFT, where the base's files hold one for the adapter's class.
 
         Raises:
             AdapterError: a layer, a shape, a rank or the head does not fit this base and engine.
@@ -203,9 +205,13 @@ class AdapterEngine:
         targets.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
         if head is not None:
             self.reserve_head(head)
+        brought = adapter.tensors
+        if head is not None and not adapter.head:
+            own = self.heads[head.architecture].trained(head.num_labels)
+            brought |= {PREFIX + name: tensor for name, tensor in own.items()}
         ranks = {name.removeprefix(prefix): pair.rank for name, pair in adapter.layers.items()}
         slot = self._claim(Resident(adapter.config, head, tuple(ranks), adapter.peft_type, prefix), ranks)
-        self.write(slot, adapter.tensors)
+        self.write(slot, brought)
         self.refresh([slot])
         return slot
 

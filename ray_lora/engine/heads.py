@@ -7,7 +7,7 @@ what the plain class does, for all rows of one head class and size at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,7 @@ class Head:
         self.initializer_range = float(getattr(base.config, "initializer_range", 0.02))
         self.stacks: dict[str, Tensor] = {}
         self._classes: dict[int, nn.Module] = {}  # labels -> the class
+        self._trained: dict[int, dict[str, Tensor]] = {}
         self._given = _Given()
         self._pass: HeadPass | None = None
         self.reserve(spec.num_labels, model)
@@ -118,20 +119,49 @@ class Head:
 
     # ---------------------------------------------------------------- one slot's numbers
 
-    def init(self, slot: int, labels: int, generator: torch.Generator) -> None:
-        """A fresh head: as the builder's class starts it, else transformers' start, which is weights normal, biases
-        zero, norms one and zero."""
+    def init(self, slot: int, labels: int, generator: torch.Generator, names: Sequence[str] = ()) -> None:
+        """A fresh head: as the builder's class starts it, else what the base's own head has been trained to, else
+        transformers' start, which is weights normal, biases zero, norms one and zero.
+
+        Args:
+            names: of the outputs, for `trained`.
+        """
         fresh = self._built(labels, generator)
+        known = self.trained(labels, names) if fresh is None else fresh
         with torch.no_grad():
             for name, view in self._views(self.stacks, slot, labels):
-                if fresh is not None:
-                    view.copy_(fresh[name])
+                if name in known:
+                    view.copy_(known[name])
                 elif name.endswith("bias") or name.endswith("running_mean"):
                     view.zero_()
                 elif view.dim() < 2:
                     view.fill_(1)
                 else:
                     view.copy_(torch.empty(view.shape).normal_(0, self.initializer_range, generator=generator))
+
+    def trained(self, labels: int, names: Sequence[str] = ()) -> dict[str, Tensor]:
+        """What the base's own head of so many labels has been trained to; empty where it has none.
+
+        Args:
+            names: of the outputs asked for. Where the base's outputs have the same names in another order, its rows
+                follow the names.
+        """
+        if labels not in self._trained:
+            self._trained[labels] = self._base.trained(self.shapes(labels))
+        tensors = dict(self._trained[labels])
+        ours, theirs = [name.casefold() for name in names], [name.casefold() for name in self._base.labels or ()]
+        if ours == theirs or sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+            return tensors
+        order = torch.tensor([theirs.index(name) for name in ours])
+        for part in self.parts:
+            axis = part.labels_axis
+            if part.name not in tensors or axis is None:
+                continue
+            if tensors[part.name].shape[axis] == labels and sum(map(bool, part.slope)) == 1:
+                tensors[part.name] = tensors[part.name].index_select(axis, order)
+            else:  # which of its entries are which label's is the class's secret
+                del tensors[part.name]
+        return tensors
 
     @contextmanager
     def tried(self, labels: int) -> Iterator[dict[str, Tensor]]:

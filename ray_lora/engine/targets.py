@@ -13,6 +13,8 @@ from torch import nn
 from ray_lora.adapters.adapter import Adapter, layer_rank
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.bases.base import Base
+from ray_lora.bases.fingerprint import fingerprint_of
+from ray_lora.bases.identity import at_revision, means, not_its_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_linear, refusal
@@ -24,6 +26,8 @@ _ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plai
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+
+_CLASSES = {*_ARCHITECTURES.values(), "AutoModelForImageClassification"}  # whose head may be the base's own
 
 
 def find_layers(backbone: nn.Module, slots: int, embeddings: bool) -> dict[str, TargetLayer]:
@@ -112,13 +116,22 @@ def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None
 
 
 def check_base(adapter: Adapter, base: Base) -> None:
-    """BaseModelError when the adapter's card names another base."""
-    recorded = adapter.card.base_fingerprint
-    if recorded is not None and recorded != base.fingerprint:
-        raise BaseModelError(
-            f"the adapter was trained on base {adapter.card.base!r} ({recorded[:12]}…), this engine holds "
-            f"{base.id!r} ({base.fingerprint[:12]}…); serve it on its own base"
-        )
+    """BaseModelError when the adapter's card names another base: by its fingerprint, else by its name."""
+    card = adapter.card
+    if card.base_fingerprint is not None:
+        if card.base_fingerprint != base.fingerprint:
+            raise BaseModelError(
+                f"the adapter was trained on base {card.base!r} ({card.base_fingerprint[:12]}…), this engine holds "
+                f"{base.id!r} ({base.fingerprint[:12]}…); serve it on its own base"
+            )
+        return
+    if card.base is None:
+        return
+    named = means(card.base, base.id, base.folder)
+    if named and not at_revision(base.folder, card.base_revision):
+        raise BaseModelError(not_its_base("the adapter", card.base, base.id, card.base_revision))
+    if not named and fingerprint_of(card.base) != base.fingerprint:
+        raise BaseModelError(not_its_base("the adapter", card.base, base.id))
 
 
 def prefix_of(adapter: Adapter, base: Base) -> str:
@@ -151,24 +164,37 @@ def check_pairs(
 
 
 def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
-    """Which head class the adapter's head belongs to, and its labels; None for an adapter without a head.
+    """Which head class the adapter's head belongs to, and its labels. For an adapter without a head: its base's own,
+    which plain PEFT answers with; None where the base has none, or the adapter is the backbone's alone.
 
     Raises:
         AdapterError: no class is named, or the head's tensors are not those of the class.
     """
-    if not adapter.head:
-        return None
     architecture = adapter.card.architecture or _ARCHITECTURES.get(adapter.peft_type or "")
+    if not adapter.head:
+        return _own_head(adapter, architecture, base, heads)
     if architecture is None:
+        _check_outside(adapter, base)
         raise AdapterError(
             f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
             f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
         )
     head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
+    _check_outside(adapter, base)
     labels = head.labels_in(adapter.head)
     spec = HeadSpec(architecture, 2 if labels is None else labels)  # 2: of a class whose head has no labels
     _check_head(adapter, head, spec, base)
     return spec
+
+
+def _check_outside(adapter: Adapter, base: Base) -> None:
+    """AdapterError for a tensor of the head that is the base's own."""
+    inside = {f"{base.prefix}.{name}" for name in base.backbone.state_dict()}
+    if own := sorted(inside & adapter.head.keys()):
+        raise AdapterError(
+            f"the adapter brings {own[0]!r}, a layer of the base trained in full (modules_to_save), and other adapters "
+            "share the base; train it without that, or merge the adapter into a base of its own"
+        )
 
 
 def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> None:
@@ -179,6 +205,23 @@ def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> Non
         raise AdapterError(
             f"the adapter's head {given} does not fit {spec.architecture} on {base.id!r}, which has {needed}"
         )
+    _check_labels(adapter, spec)
+
+
+def _own_head(adapter: Adapter, architecture: str | None, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
+    """The base's own head of this class, if its files hold a whole one."""
+    labels = getattr(base.config, "num_labels", None)
+    if architecture not in _CLASSES or base.built is not None or not isinstance(labels, int):
+        return None
+    spec = HeadSpec(architecture, labels)
+    head = heads.get(architecture) or Head(base, spec)
+    if head.trained(labels).keys() != head.shapes(labels).keys():
+        return None
+    _check_labels(adapter, spec)
+    return spec
+
+
+def _check_labels(adapter: Adapter, spec: HeadSpec) -> None:
     task = adapter.card.task
     if task is not None and task.outputs not in (None, spec.num_labels):
         raise AdapterError(f"the adapter's card names {task.outputs} labels, its head has {spec.num_labels}")

@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
+from ray_lora.errors import AdapterError
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
 _OVERHEAD = 100  # what a padded pass costs beside its rows times its longest row, in tokens
 _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a processor's caches
+
+
+class NotFiniteError(AdapterError):
+    """Answers are not finite numbers; `slots` says whose."""
+
+    slots: frozenset[int] = frozenset()
 
 
 def predict(
@@ -37,6 +44,9 @@ def predict(
         slots: the slot of each row.
         parameters: decoding parameters of each row.
         max_rows: rows in one pass; rows of like size share a pass.
+
+    Raises:
+        NotFiniteError: an adapter's answer holds what is no finite number.
     """
     answers: list[Json] = [None] * len(features)
     for chunk in passes(engine, tasks, features, slots, max_rows):
@@ -49,7 +59,24 @@ def predict(
                     decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
                     for row, answer in zip(chosen, decoded, strict=True):
                         answers[row] = answer
+    wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not _finite(answer))
+    if wrong:
+        error = NotFiniteError(
+            "the adapter's answers are not finite numbers: its weights are out of range for this base and dtype; train "
+            "it again with a lower rate, or fetch it again"
+        )
+        error.slots = wrong
+        raise error
     return answers
+
+
+def _finite(answer: Json) -> bool:
+    """Whether every number in an answer is one."""
+    if isinstance(answer, float):
+        return math.isfinite(answer)
+    if isinstance(answer, Mapping):
+        return all(map(_finite, answer.values()))
+    return all(map(_finite, answer)) if isinstance(answer, (list, tuple)) else True
 
 
 def passes(

@@ -8,21 +8,26 @@ The answers come from the engine, the task and `infer`, as the endpoint's do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
+from ray_lora.bases.identity import not_its_base
 from ray_lora.bases.load import load_base
-from ray_lora.data.check import check_table
-from ray_lora.data.read import canonical, read, roles
+from ray_lora.data.check import check_table, count_cut, say_cut
+from ray_lora.data.read import canonical, read, read_inputs, roles
 from ray_lora.engine import AdapterEngine
-from ray_lora.errors import AdapterError, BaseModelError, DataError
+from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
-from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of
+from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, task_class
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def evaluate_ref(
     table = canonical(read(data_path, roles(data, task.columns)), data, task.columns, data_path)
     check_table(task, task.spec, table, data_path)
     features = task.encode(table.to_pylist())
+    for note in say_cut(data_path, count_cut(features), len(features)):
+        _logger.warning(note)
     return {
         "ref": opened.entry.ref,
         "sha256": opened.entry.sha256,
@@ -95,13 +102,42 @@ def predict_ref(
     if not inputs:
         raise DataError("there is no input; give at least one")
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
-    features = opened.task.encode([local_row(opened.task, value) for value in inputs])
+    features = _encode_inputs(opened.task, inputs)
     return {
         "ref": opened.entry.ref,
         "sha256": opened.entry.sha256,
         "task": opened.task.spec.type,
         "predictions": opened.predict(features, parameters),
     }
+
+
+def file_inputs(ref: str, path: str, store: str = "./store", *, tracking_uri: str | None = None) -> list[Json]:
+    """The inputs that a file holds for an adapter: a value on each line of a jsonl file, else the rows of a table.
+
+    Raises:
+        RayLoraError: the ref or the file is wrong.
+    """
+    spec = open_store(store, tracking_uri).resolve(ref).task
+    return read_inputs(path, {} if spec is None else task_class(spec.type).columns)
+
+
+def _encode_inputs(task: Task, inputs: Sequence[Json]) -> list[Features]:
+    """Features of inputs; DataError or RecipeError with the number, from 1, of the first that is wrong."""
+    rows = []
+    for number, value in enumerate(inputs, start=1):
+        try:
+            rows.append(local_row(task, value))
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"input {number}: {error}") from None
+    try:
+        return task.encode(rows)
+    except DataError:
+        for number, row in enumerate(rows, start=1):
+            try:
+                task.encode([row])
+            except DataError as error:
+                raise DataError(f"input {number}: {error}") from None
+        raise
 
 
 def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str | None = None) -> Opened:
@@ -123,16 +159,17 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
         BaseModelError, AdapterError: as `open_ref`.
     """
     model = base or _named(adapter.card.base, ref)
-    engine = AdapterEngine(
-        load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})),
-        slots=1,
-        max_rank=max((pair.rank for pair in adapter.layers.values()), default=1),
-        embeddings=any(pair.embedding for pair in adapter.layers.values()),
-    )
-    slot = engine.load(adapter)
-    spec = adapter.card.task or plain_spec(engine.residents[slot].head)
+    if adapter.card.base is None and adapter.card.base_fingerprint is None:
+        raise BaseModelError(not_its_base(f"adapter {ref!r}", None, model))
+    engine, slot = mounted(adapter, load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})))
+    head = engine.residents[slot].head
+    spec = adapter.card.task or plain_spec(head, engine.base.labels)
     if spec is None:
-        raise AdapterError(f"adapter {ref!r} has no task in its card and no head that tells one; import it with a task")
+        raise AdapterError(
+            f"adapter {ref!r} has no task in its card and no head that tells one; "
+            "say it once: ray-lora adapters import FOLDER NAME --task TYPE"
+        )
+    check_answers(spec, head)
     return engine, slot, build_task(spec, engine.base.processor)
 
 
@@ -140,7 +177,8 @@ def _named(model: str | None, ref: str) -> str:
     """The base that an adapter itself names; BaseModelError when it names none, or code."""
     if model is None:
         raise BaseModelError(
-            f"adapter {ref!r} does not name its base; give it: --base, base=..., or model_config={{'base': 'FOLDER'}}"
+            f"adapter {ref!r} does not name its base; say once which it is: "
+            "ray-lora adapters import FOLDER NAME --base BASE"
         )
     if is_name(model):
         raise BaseModelError(

@@ -43,6 +43,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     saved_step: int = 0
     error: str | None = None
+    notes: list[str] = field(default_factory=list)  # what its workers found that somebody should know
     started: float | None = None
     ended: float | None = None
     steps_at_start: int = 0
@@ -172,6 +173,10 @@ class Coordinator:
             record.status, record.pack = "running", pack
             record.started = record.started or time.time()
         return orders
+
+    async def note(self, name: str, notes: Sequence[str]) -> None:
+        """What a job's workers found, for whoever watches."""
+        self.records[name].notes += notes
 
     async def saved(self, names: Sequence[str]) -> None:
         """These jobs' states were written on request."""

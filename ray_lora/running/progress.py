@@ -3,6 +3,7 @@ gets a line whenever something worth a line happened."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from rich.table import Table
 from ray_lora.running.coordinator import Record
 
 _LOG_EVERY_S = 10.0
+_logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -23,7 +25,7 @@ class Progress:
     Args:
         title: what runs.
         metric: the score that is shown.
-        quiet: show nothing.
+        quiet: show nothing but warnings.
     """
 
     def __init__(self, title: str, metric: str, quiet: bool = False) -> None:
@@ -33,9 +35,13 @@ class Progress:
         self._started = time.time()
         self._last_line = 0.0
         self._seen: dict[str, str] = {}
+        self._warned: set[str] = set()
 
     def show(self, records: Sequence[Record]) -> None:
-        """Bring the table up to date."""
+        """Bring the table up to date; jobs that share their rows have the same notes, and each is said once."""
+        for note in (note for record in records for note in record.notes if note not in self._warned):
+            self._warned.add(note)
+            _logger.warning(note)
         if self.quiet or not records:
             return
         if self._console.is_terminal:

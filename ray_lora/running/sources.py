@@ -82,7 +82,7 @@ def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None)
             continue
         where = path or f"the {split} dataset"
         columns = task_class(recipe.task.type).columns
-        table = read(path, roles(recipe.data, columns)) if path is not None else pa.concat_tables(_tables(given))
+        table = read(path, roles(recipe.data, columns)) if path is not None else _whole(given, where)
         tables[split] = (where, canonical(table, recipe.data, columns, where))
     if "train" not in tables:
         raise DataError("no training rows are given; set data.train to a parquet, csv or jsonl file")
@@ -92,7 +92,11 @@ def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None)
 def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
     task = task_class(recipe.task.type)
-    spec = learn(task, recipe.task, [tables["train"][1]])
+    source, rows = tables["train"]
+    try:
+        spec = learn(task, recipe.task, [rows])
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     for where, table in tables.values():
         check_table(task, spec, table, where)
     return spec
@@ -105,8 +109,15 @@ def _hash(table: pa.Table) -> str:
     return sink.hexdigest()
 
 
-def _tables(dataset: Any) -> Iterator[pa.Table]:
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+def _whole(dataset: Any, where: str) -> pa.Table:
+    """A dataset's blocks as one table; DataError when they are of different types."""
+    tables = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    if not tables:
+        raise DataError(f"{where} has no rows; it needs at least one")
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where} has columns that change their type between blocks: {error}") from None
 
 
 def _blocks(table: pa.Table, pieces: int, put: Any) -> Iterator[Block]:

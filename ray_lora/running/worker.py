@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_lora.bases.load import load_base
+from ray_lora.data.check import count_cut, say_cut
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import BaseSpec
@@ -103,7 +105,9 @@ def _follow(told: PackConfig, pack: Pack, orders: Orders) -> list[Report]:
     for job in orders.join:
         assert isinstance(pack.data, _Lazy)
         try:
-            pack.data.load(job, pack)
+            notes = pack.data.load(job, pack)
+            if notes and pack.group.rank == 0:
+                ray.get(told.coordinator.note.remote(job.name, notes))
             pack.join(job, Path(told.output) / job.name / "state")
         except RayLoraError as error:
             reports.append(Report(job.name, 0, 0, 0.0, error=str(error)))
@@ -119,11 +123,18 @@ class _Lazy(dict[str, Splits]):
         super().__init__()
         self._sources = sources
 
-    def load(self, job: Job, pack: Pack) -> None:
-        if job.data not in self:
-            self[job.data] = load_splits(
-                self._sources[job.data], pack.task(job.task), pack.group.rank, pack.group.world
-            )
+    def load(self, job: Job, pack: Pack) -> list[str]:
+        """Encode a job's rows, if no other one's are the same; what is to be said of all workers' rows."""
+        if job.data in self:
+            return []
+        group = pack.group
+        splits = self[job.data] = load_splits(self._sources[job.data], pack.task(job.task), group.rank, group.world)
+        notes = []
+        for name, split in (("train", splits.train), ("validation", splits.validation)):
+            if split is not None:
+                cut = sum(group.gather(count_cut(split.rows.values())), Counter[str]())
+                notes += say_cut(name, cut, split.total)
+        return notes
 
 
 def _all_reduce(tensor: Tensor) -> None:

@@ -9,6 +9,7 @@ answer.entry.ref          # "tweets@3": which version answered
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, DataError
+from ray_lora.errors import AdapterError, DataError, RayLoraError
+from ray_lora.inference.predict import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.batcher import Batcher
@@ -33,11 +35,13 @@ from ray_lora.serving.registry import Registry
 from ray_lora.serving.trials.places import results_folder
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
-from ray_lora.serving.trials.tally import Arm
+from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
+from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task, row_of
 from ray_lora.tasks.rows import answering
 
+_logger = logging.getLogger(__name__)
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
 T = TypeVar("T")
 
@@ -60,6 +64,7 @@ class Endpoint:
         self.registry = Registry(store, args.freshness_s)
         self.names = Names(self.registry, machine.base.id, machine.base.fingerprint)
         self.names.peers = Alone(self)
+        self.names.on_unusable = self._failed
         self.gate = Gate(args.max_waiting, args.max_waiting_per_adapter)
         self.cache: AdapterCache[Loaded] = AdapterCache(
             args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
@@ -101,8 +106,8 @@ class Endpoint:
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
                 answer = await self._in_time(self._predict(choice.entry, inputs, parameters))
-        except Exception:
-            self.results.failed(choice.arm)
+        except Exception as error:
+            self._failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
             raise
         self.results.answered(choice.arm, request_id, time.perf_counter() - began, answer.predictions)
@@ -128,9 +133,22 @@ class Endpoint:
             async with self._lease(entry):
                 pass
 
-    async def publish(self, name: str, folder: Path) -> str:
-        """Put a PEFT folder of this machine into the store as a new version; returns its ref."""
-        entry = await asyncio.to_thread(lambda: self.registry.store.put(Adapter.load(folder), name))
+    async def publish(self, name: str, folder: Path, pinned: bool = False) -> str:
+        """Put a PEFT folder of this machine into the store as a new version, and into a slot; returns its ref. One that
+        cannot be served is not kept.
+
+        Raises:
+            AdapterError, BaseModelError: it cannot be read, is of no base here, or does not fit.
+        """
+        adapter = await asyncio.to_thread(Adapter.load, folder)
+        home = await self.names.homed(entry_of(adapter, name, 0))
+        entry = await asyncio.to_thread(self.registry.store.put, adapter, name)
+        try:
+            await self.withdraw(name, False)
+            await self.names.peers.tell(home, "prewarm", entry.ref, pinned)
+        except RayLoraError:
+            await asyncio.to_thread(self.registry.store.remove, entry.ref)
+            raise
         return entry.ref
 
     async def withdraw(self, name: str, withdrawn: bool) -> None:
@@ -143,6 +161,7 @@ class Endpoint:
 
     async def renew(self, gone: str | None = None) -> None:
         """Ask the store anew from here on, give what failed another chance, and let go of a name that is gone."""
+        self.registry.store.reconsider()
         self.registry.refresh()
         self.cache.forget_failures()
         for resident in self.cache.residents():
@@ -183,6 +202,11 @@ class Endpoint:
         self.machine.close()
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
+    def _failed(self, arm: Arm, error: Exception) -> None:
+        """Count what a version did."""
+        if did_it(error):
+            self.results.failed(arm)
+
     def _copy(self, choice: Choice, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> None:
         """Have the shadow, if there is one, answer the same for the record."""
         if choice.shadow is None:
@@ -205,9 +229,21 @@ class Endpoint:
             task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
             features = await self._encode(task, inputs)
             rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
-            predictions = await self.batcher.submit(entry.name, rows, background)
+            try:
+                predictions = await self.batcher.submit(entry.name, rows, background)
+            except NotFiniteError as error:
+                raise self._set_aside(entry, error) from None
         tokens = sum(task.size(feature) for feature in features)
         return Answer(entry, task, predictions, tokens)
+
+    def _set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError:
+        """Serve a version no longer whose answers are no numbers; it is read anew when its files change."""
+        why = AdapterError(f"{entry.ref}: {error}; it is set aside until its files change or /v1/refresh")
+        _logger.warning("%s", why)
+        self.registry.store.set_aside(entry, why)
+        self.registry.refresh()
+        self.cache.drop(entry)
+        return why
 
     @asynccontextmanager
     async def _lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:

@@ -21,14 +21,15 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import Base, fingerprint
 from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.errors import AdapterError, BaseModelError, DataError
+from ray_lora.errors import BaseModelError, DataError
+from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.store import Entry, Store
+from ray_lora.store import BeingWrittenError, Entry, Store
 from ray_lora.tasks import Features, Task, build_task, plain_spec
 
 
-class ChangedError(AdapterError):
+class ChangedError(BeingWrittenError):
     """The adapter is no longer the content that its ref named a moment ago; resolve the ref again."""
 
 
@@ -151,7 +152,9 @@ class Machine:
 
     def _task_of(self, adapter: Adapter, head: HeadSpec | None) -> Task | None:
         """The card's task, or what the head that plain PEFT wrote stands for."""
-        spec = adapter.card.task or plain_spec(head)
+        spec = adapter.card.task or plain_spec(head, self.base.labels)
+        if spec is not None:
+            check_answers(spec, head)
         return None if spec is None else self.task(spec)
 
 

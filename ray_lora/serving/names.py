@@ -5,11 +5,15 @@ Knows refs, splits and the bases behind this address; nothing of slots, batches 
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ray_lora.errors import AdapterNotFoundError, BaseModelError, DataError
+from ray_lora.bases.fingerprint import fingerprint_of
+from ray_lora.bases.identity import means, not_its_base
+from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, DataError
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.registry import Registry
 from ray_lora.serving.trials.tally import Arm, Variant
@@ -48,6 +52,8 @@ class Names:
 
     def __init__(self, registry: Registry, base_id: str, fingerprint: str) -> None:
         self.registry, self.base_id, self.fingerprint = registry, base_id, fingerprint
+        self.on_unusable: Callable[[Arm, Exception], None] = lambda arm, error: None  # told of a split's broken version
+        self._homes: dict[str, str] = {}  # a base's name as adapters spell it -> the id here
         self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
 
     def is_base(self, ref: str) -> bool:
@@ -76,19 +82,36 @@ class Names:
         return entry
 
     async def home_of(self, entry: Entry) -> str | None:
-        """The id of the base here that the entry's is; None: it is not served. Without a fingerprint the name decides.
+        """The id of the base here that the entry's is, by its fingerprint, else by its name; None: it is not served.
 
         Raises:
             BaseAwayError: a base that may be the one does not answer.
         """
-        if entry.base_fingerprint is None:
-            return entry.base if entry.base in self.peers.bases else self.base_id
-        if entry.base_fingerprint == self.fingerprint:
+        mark = entry.base_fingerprint
+        if mark is None:
+            if entry.base is None:
+                return None
+            if (named := self._named(entry.base)) is not None:
+                return named
+            mark = await asyncio.to_thread(fingerprint_of, entry.base)  # where that folder is on this machine
+        if mark is None:
+            return None
+        if mark == self.fingerprint:
             return self.base_id
         for base in self.peers.bases:
-            if await self.fingerprint_of(base) == entry.base_fingerprint:
+            if await self.fingerprint_of(base) == mark:
                 return base
         return None
+
+    def _named(self, base: str) -> str | None:
+        """The id here of the base of this name, however it is spelt."""
+        if base not in self._homes:
+            here = (self.base_id, *self.peers.bases)
+            found = next((known for known in here if means(base, known)), None)
+            if found is None:
+                return None
+            self._homes[base] = found
+        return self._homes[base]
 
     async def fingerprint_of(self, base: str) -> str:
         """The fingerprint of another base of this address."""
@@ -112,18 +135,29 @@ class Names:
         shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
         version = traffic.pick(entry.name, user) if version is None else version
         if version is not None and version != entry.version:
-            chosen = await self.entry_of(f"{entry.name}@{version}")
+            try:
+                chosen = await self.entry_of(f"{entry.name}@{version}")
+            except AdapterError as error:
+                self.on_unusable(Arm(entry.name, version, "split", traffic.began), error)
+                raise
             entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
         await self._check_home(entry, version)
         return Choice(entry, "default" if version is None else "split", shadow)
 
-    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+    async def homed(self, entry: Entry) -> str:
+        """The id of the base here that the entry's is; BaseModelError when it is not served."""
         home = await self.home_of(entry)
-        if home is None:
-            held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
-            raise BaseModelError(
-                f"{entry.ref} was trained on base {entry.base!r} ({str(entry.base_fingerprint)[:12]}…), this endpoint "
-                f"holds {held}; serve it on its own base"
-            )
+        if home is not None:
+            return home
+        held = ", ".join(map(repr, (self.base_id, *self.peers.bases)))
+        if entry.base_fingerprint is None:
+            raise BaseModelError(f"{not_its_base(entry.ref, entry.base, self.base_id)}; this endpoint holds {held}")
+        raise BaseModelError(
+            f"{entry.ref} was trained on base {entry.base!r} ({entry.base_fingerprint[:12]}…), this endpoint "
+            f"holds {held}; serve it on its own base"
+        )
+
+    async def _check_home(self, entry: Entry, version: int | None = None) -> None:
+        home = await self.homed(entry)
         if home != self.base_id:
             raise ElsewhereError(home, version)

@@ -16,13 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError
-from ray_lora.store import Entry, Store, StoreAwayError, parse_ref
+from ray_lora.store import BeingWrittenError, Entry, Store, StoreAwayError, parse_ref
 from ray_lora.store.folder import FolderStore
+from ray_lora.store.verified import settle_s
 
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # refs remembered
 _QUICK_S, _AT_ALL_S = 0.002, 0.1  # the event loop does not wait longer for a disk three times on end, or once at all
 _SLOW_S = 10.0  # for which a disk that made it wait is asked by threads
+_AGAIN_S, _MORE_S = 0.1, 1.0  # how often, and how much longer than it must rest, a version being written is waited for
 T = TypeVar("T")
 
 
@@ -95,9 +97,7 @@ class Registry:
     async def _look(self, ref: str) -> Entry:
         asked = time.monotonic()
         try:
-            entry = self._recall(ref)
-            if entry is None:
-                entry = await self._in_thread(lambda: self.store.resolve(ref))
+            entry = await self._settled(ref, asked)
         except (AdapterNotFoundError, AdapterError) as error:
             self._remember(ref, error, asked)
             raise
@@ -112,6 +112,17 @@ class Registry:
         self.away = False
         self._remember(ref, entry, asked)
         return entry
+
+    async def _settled(self, ref: str, asked: float) -> Entry:
+        """What the store says, once a version that is being written is whole, or has been so for too long."""
+        while True:
+            try:
+                entry = self._recall(ref)
+                return await self._in_thread(lambda: self.store.resolve(ref)) if entry is None else entry
+            except BeingWrittenError:
+                if time.monotonic() - asked > settle_s() + _MORE_S:
+                    raise
+            await asyncio.sleep(_AGAIN_S)
 
     def _recall(self, ref: str) -> Entry | None:
         """What a local folder knows, without a thread, which costs more than the question; unless its disk is slow."""

@@ -14,17 +14,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_lora.errors import RecipeError
+from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store import steer
 from ray_lora.store.line import public
 from ray_lora.store.refs import CHAMPION, parse_ref
-from ray_lora.store.store import Entry, Store, StoreAwayError
+from ray_lora.store.store import BeingWrittenError, Entry, Store, StoreAwayError
 from ray_lora.store.traffic import Traffic
 
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
-__all__ = ["CHAMPION", "Entry", "Store", "StoreAwayError", "Traffic", "open_store", "parse_ref", "put_once", "steer"]
+__all__ = [
+    "CHAMPION",
+    "BeingWrittenError",
+    "Entry",
+    "Store",
+    "StoreAwayError",
+    "Traffic",
+    "open_store",
+    "parse_ref",
+    "put_once",
+    "steer",
+]
 
 
 def open_store(uri: str, tracking_uri: str | None = None) -> Store:
@@ -57,8 +68,16 @@ def put_once(store: Store, adapter: Adapter, name: str, aliases: Sequence[str] =
     So a command that is repeated after a kill makes no second version of the same adapter.
     """
     for entry in reversed(store.list()):
-        if entry.name == name and entry.sha256 == adapter.sha256:
+        if entry.name == name and entry.sha256 == adapter.sha256 and _holds(store, entry):
             for alias in aliases:
                 store.alias(name, alias, entry.version)
             return entry
     return store.put(adapter, name, aliases=aliases)
+
+
+def _holds(store: Store, entry: Entry) -> bool:
+    """Whether a version holds what its card claims."""
+    try:
+        return store.resolve(entry.ref).sha256 == entry.sha256
+    except AdapterError:
+        return False

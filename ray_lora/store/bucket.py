@@ -45,6 +45,12 @@ class BucketFiles:
                 "give a folder, s3://bucket/path, gs://bucket/path or mlflow"
             ) from None
 
+    def create(self) -> None:
+        """See `Files.create`. A bucket is made by its owner."""
+
+    def expect(self) -> None:
+        """See `Files.expect`. A bucket that is away says so."""
+
     def scan(self, name: str) -> Listing:
         """See `Files.scan`."""
         return {path: stat for info in self._list(name) if (path := self._below(info, name)) and (stat := _stat(info))}

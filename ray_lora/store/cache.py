@@ -5,23 +5,28 @@ A copy appears by one rename and is checked whenever it is handed out; a spoilt 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
+from ray_lora.store.files import Stat
 
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
 
 _AHEAD = 64 << 20  # bytes
+_RACY_S = 3.0  # a bucket's times are whole seconds
 
 
 def cache_root() -> Path:
@@ -88,6 +93,43 @@ def _set_aside(folder: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
     except FileNotFoundError:
         pass
+
+
+class Fetched:
+    """Which content the files of a far store held when they were fetched, in `$RAY_LORA_CACHE/fetched/`, so that a
+    process that starts does not fetch all of them again."""
+
+    def __init__(self, uri: str) -> None:
+        self._folder = cache_root() / "fetched" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+    def recall(self, name: str, prefix: str, stats: Sequence[Stat | None]) -> str | None:
+        """The content hash of a version whose files are these; None: it must be fetched."""
+        try:
+            told = json.loads(self._file(name, prefix).read_text())
+            return str(told["sha256"]) if told["files"] == _plain(stats) and is_sha256(told["sha256"]) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, name: str, prefix: str, stats: Sequence[Stat | None], sha256: str) -> None:
+        """Remember it, unless the files are so new that a change in the same moment could not be seen."""
+        newest = max((stat.changed for stat in stats if stat is not None), default=0) / 1e9
+        if time.time() - newest < _RACY_S:
+            return
+        file = self._file(name, prefix)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fresh = file.with_suffix(f".{os.getpid()}.tmp")
+            fresh.write_text(json.dumps({"files": _plain(stats), "sha256": sha256}))
+            fresh.replace(file)
+        except OSError:  # a full disk costs another fetch
+            return
+
+    def _file(self, name: str, prefix: str) -> Path:
+        return self._folder / name / f"{prefix.rstrip('/') or 'plain'}.json"
+
+
+def _plain(stats: Sequence[Stat | None]) -> list[list[int] | None]:
+    return [None if stat is None else list(stat) for stat in stats]
 
 
 class ReadAhead:

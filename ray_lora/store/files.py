@@ -27,7 +27,7 @@ class Stat(NamedTuple):
     """What changes when a file does."""
 
     size: int
-    changed: int  # ns since the epoch
+    changed: int  # ns since the epoch, by the clock of who keeps the file; a copy that keeps its source's time is new
     inode: int = 0
 
 
@@ -37,8 +37,20 @@ Listing = Mapping[str, Stat]  # the files of one name that matter
 class Files(Protocol):
     """A place that keeps files."""
 
+    def create(self) -> None:
+        """Make an empty place where there is none."""
+        ...
+
+    def expect(self) -> None:
+        """From now on a place that is not there is away, not empty."""
+        ...
+
     def scan(self, name: str) -> Listing:
-        """The files of one name, if there is such a name. AdapterError for a link that leads out of the store."""
+        """The files of one name, if there is such a name.
+
+        Raises:
+            AdapterError: a link leads out of the store. StoreAwayError: the place does not answer.
+        """
         ...
 
     def scan_all(self) -> Mapping[str, Listing]:

@@ -14,42 +14,26 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
-from ray_lora.recipe import TaskSpec
-from ray_lora.store.cache import ReadAhead, checked, is_sha256, local_copy
-from ray_lora.store.files import (
-    ALIASES,
-    CARD,
-    CLAIMS,
-    CONFIG,
-    PARTS,
-    PICKLED,
-    TRAFFIC,
-    WEIGHTS,
-    Files,
-    Listing,
-    Stat,
-    claimed,
-)
-from ray_lora.store.refs import check_alias, check_name, choose, only_version, parse_ref, unknown, version_of
+from ray_lora.store.cache import Fetched, checked, local_copy
+from ray_lora.store.described import Described, Stats, versions_of
+from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
+from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
-from ray_lora.store.store import Entry
+from ray_lora.store.store import BeingWrittenError, Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
+from ray_lora.store.verified import Verified
 
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
 _logger = logging.getLogger(__name__)
-_LARGEST_JSON = 4 * 2**20  # bytes; a card, a config or a safetensors header beyond this is not one
 
 
 class FolderStore:
@@ -58,8 +42,17 @@ class FolderStore:
     def __init__(self, files: Files, uri: str) -> None:
         self.uri = uri
         self._files = files
-        self._known: dict[tuple[str, int], tuple[tuple[Stat | None, ...], Entry]] = {}  # by what the files were
-        self._ahead = ReadAhead()
+        self._described = Described(files)
+        self._verified = Verified(files, self._described, self._read)
+        self._fetched = Fetched(uri)
+
+    def create(self) -> None:
+        """Make an empty place where there is none."""
+        self._files.create()
+
+    def expect(self) -> None:
+        """From now on a place that is not there is away, not empty."""
+        self._files.expect()
 
     def put(self, adapter: Adapter, name: str, aliases: Sequence[str] = ()) -> Entry:
         """See `Store.put`."""
@@ -67,7 +60,7 @@ class FolderStore:
         for alias in aliases:
             check_alias(alias)
         listing = self._files.scan(name)
-        first = max([0, *_versions(listing), *claimed(listing)]) + 1
+        first = max([0, *versions_of(listing), *claimed(listing)]) + 1
         with tempfile.TemporaryDirectory(prefix="ray-lora-") as temporary:
             adapter.save(Path(temporary) / "adapter")
             version = self._files.publish(Path(temporary) / "adapter", name, first)
@@ -82,12 +75,18 @@ class FolderStore:
         """What the ref names now where only names and times of files need be looked at; None: ask `resolve`."""
         name = parse_ref(ref)[0]
         listing = self._files.scan(name)
-        if not _versions(listing):
+        if not versions_of(listing):
             return None  # `resolve` looks for names that are like it
         pointers = self._pointers(name, listing)
-        version = choose(ref, pointers.versions, pointers.aliases)
-        entry = self._unchanged(name, version, _versions(listing)[version], listing)
-        return _pointed(entry, pointers) if entry is not None and entry.sha256 else None
+        version = self._chosen(ref, pointers)
+        if version is None:
+            entry = self._verified.recall_newest(name, listing)
+        else:
+            found = self._verified.recall(name, version, listing)
+            if isinstance(found, AdapterError):
+                raise found.with_traceback(None)
+            entry = found
+        return _pointed(entry, pointers) if entry is not None else None
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
@@ -97,7 +96,7 @@ class FolderStore:
     def load(self, ref: str) -> tuple[Entry, Adapter]:
         """See `Store.load`."""
         entry, prefix = self._resolve(ref)
-        read = self._ahead.take(entry.name, entry.version, entry.sha256)
+        read = self._verified.ahead.take(entry.name, entry.version, entry.sha256)
         return entry, read or self._local(entry.name, prefix, entry.sha256)[1]
 
     def list(self) -> list[Entry]:
@@ -109,9 +108,13 @@ class FolderStore:
             except AdapterError as error:
                 _logger.warning("left out: %s", error)
                 continue
-            for version, prefix in _versions(listing).items():
+            for version in versions_of(listing):
                 try:
-                    entries.append(_pointed(self._entry(name, version, prefix, listing), pointers))
+                    known = self._verified.recall(name, version, listing)
+                    if isinstance(known, AdapterError) and not isinstance(known, BeingWrittenError):
+                        raise known.with_traceback(None)
+                    told = known if isinstance(known, Entry) else self._described.entry(name, version, listing)
+                    entries.append(_pointed(told, pointers))
                 except AdapterError as error:
                     _logger.warning("left out: %s", error)
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
@@ -122,7 +125,7 @@ class FolderStore:
         self.resolve(f"{name}@{version}" if version is not None else f"{name}@{alias}")
         self._move_aliases(name, {alias: version})
 
-    def remove(self, ref: str) -> None:
+    def remove(self, ref: str) -> str:
         """See `Store.remove`."""
         name = parse_ref(ref)[0]
         listing, pointers = self._look(ref)
@@ -131,8 +134,9 @@ class FolderStore:
         check_unused(pointers, version)
         self._files.write(name, f"{CLAIMS}/{version}-removed", b"")  # the number is never used again
         self._move_aliases(name, {alias: None for alias, held in pointers.aliases.items() if held == version})
-        self._files.delete(name, _versions(listing)[version])
-        self._known.pop((name, version), None)
+        self._files.delete(name, versions_of(listing)[version])
+        self._verified.forget(name, version)
+        return f"{name}@{version}"
 
     def point(self, name: str, change: Change) -> Pointers:
         """See `Store.point`."""
@@ -152,8 +156,8 @@ class FolderStore:
         """The listing of the name in a ref, and what it points to."""
         name = parse_ref(ref)[0]
         listing = self._files.scan(name)
-        if not _versions(listing):
-            raise unknown(ref, (held for held, below in self._files.scan_all().items() if _versions(below)), self.uri)
+        if not versions_of(listing):
+            raise unknown(ref, (held for held, below in self._files.scan_all().items() if versions_of(below)), self.uri)
         return listing, self._pointers(name, listing)
 
     def _local(self, name: str, prefix: str, sha256: str | None) -> tuple[Path, Adapter]:
@@ -163,79 +167,41 @@ class FolderStore:
             return local_copy(sha256, lambda into: self._files.fetch(name, prefix, into))
         return folder, checked(folder, sha256)
 
+    def set_aside(self, entry: Entry, why: AdapterError) -> None:
+        """See `Store.set_aside`."""
+        self._verified.set_aside(entry, why)
+
+    def reconsider(self) -> None:
+        """See `Store.reconsider`."""
+        self._verified.forget()
+
     def _resolve(self, ref: str) -> tuple[Entry, str]:
-        """The entry of a ref, its content hash known, and where its files lie below the name."""
+        """The entry of a ref, verified, and where its files lie below the name."""
         listing, pointers = self._look(ref)
-        name, version = pointers.name, choose(ref, pointers.versions, pointers.aliases)
-        prefix = _versions(listing)[version]
-        entry = self._entry(name, version, prefix, listing)
-        if not entry.sha256:  # plain PEFT wrote it: what it holds now is what it is
-            adapter = self._local(name, prefix, None)[1]
-            self._ahead.keep(name, version, adapter, entry.bytes)
-            entry = replace(entry, sha256=adapter.sha256)
-            self._known[name, version] = (_stats(listing, prefix), entry)
-        return _pointed(entry, pointers), prefix
+        name, version = pointers.name, self._chosen(ref, pointers)
+        if version is None:
+            entry = self._verified.newest(name, listing)
+        else:
+            entry = self._verified.entry(name, version, listing)
+        return _pointed(entry, pointers), versions_of(listing)[entry.version]
 
-    def _entry(self, name: str, version: int, prefix: str, listing: Listing) -> Entry:
-        """What the small files say; read again only when one of them changed."""
-        known = self._unchanged(name, version, prefix, listing)
-        if known is not None:
-            return known
-        ref = f"{name}@{version}"
-        if f"{prefix}{WEIGHTS}" not in listing:
-            found = f"{prefix}{PICKLED}" in listing
-            pickled = f" ({PICKLED} is pickled and is never read)" if found else ""
-            raise AdapterError(f"{ref} has no {WEIGHTS}{pickled}; save the adapter with safe_serialization=True")
-        card: Mapping[str, Any] = {}
-        if f"{prefix}{CARD}" in listing:
-            card = self._json(name, f"{prefix}{CARD}", listing)
-        base = card.get("base") or self._json(name, f"{prefix}{CONFIG}", listing).get("base_model_name_or_path")
-        try:
-            entry = Entry(
-                name=name,
-                version=version,
-                aliases=(),
-                sha256=str(card.get("sha256") or ""),
-                task=TaskSpec.recall(card["task"]) if card.get("task") else None,
-                base=str(base) if base else None,
-                base_fingerprint=card.get("base_fingerprint"),
-                metrics={str(key): float(value) for key, value in (card.get("metrics") or {}).items()},
-                num_parameters=self._num_parameters(name, f"{prefix}{WEIGHTS}", listing),
-                bytes=listing[f"{prefix}{WEIGHTS}"].size,
-            )
-        except (ValidationError, TypeError, ValueError, AttributeError) as error:
-            raise AdapterError(f"{ref}: {CARD} is not a card of this library: {error}") from None
-        if entry.sha256 and not is_sha256(entry.sha256):
-            raise AdapterError(f"{ref}: {CARD} says sha256 {entry.sha256[:80]!r}, which is not a content hash")
-        self._known[name, version] = (_stats(listing, prefix), entry)
-        return entry
+    def _read(self, name: str, prefix: str, stats: Stats) -> Adapter:
+        """What a version's files hold now; a bucket's are fetched, unless they were when they were the same."""
+        if self._files.local(name, prefix) is not None:
+            return self._local(name, prefix, None)[1]
+        known = self._fetched.recall(name, prefix, stats)
+        adapter = self._local(name, prefix, known)[1]
+        if known is None:
+            self._fetched.keep(name, prefix, stats, adapter.sha256)
+        return adapter
 
-    def _unchanged(self, name: str, version: int, prefix: str, listing: Listing) -> Entry | None:
-        """What was read of a version, if its files are still those."""
-        stats, entry = self._known.get((name, version), ((), None))
-        return entry if stats == _stats(listing, prefix) else None
-
-    def _num_parameters(self, name: str, path: str, listing: Listing) -> int:
-        """Counted from the safetensors header: 8 bytes of length, then JSON. No tensor is read."""
-        try:
-            size = int.from_bytes(self._files.read(name, path, 0, 8), "little")
-            if not 2 <= size <= min(_LARGEST_JSON, listing[path].size):
-                raise ValueError(f"its header is {size} bytes")
-            header = json.loads(self._files.read(name, path, 8, size))
-            return sum(math.prod(part["shape"]) for key, part in header.items() if key != "__metadata__")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise AdapterError(f"{name}/{path} is torn or not safetensors: {error}") from None
-
-    def _json(self, name: str, path: str, listing: Listing) -> dict[str, Any]:
-        try:
-            if listing[path].size > _LARGEST_JSON:
-                raise ValueError(f"it has {listing[path].size} bytes")
-            value = json.loads(self._files.read(name, path))
-        except (OSError, ValueError, RecursionError) as error:
-            raise AdapterError(f"{name}/{path} cannot be read: {error}") from None
-        if not isinstance(value, dict):
-            raise AdapterError(f"{name}/{path} holds a {type(value).__name__}, not an object")
-        return value
+    @staticmethod
+    def _chosen(ref: str, pointers: Pointers) -> int | None:
+        """The version that a ref names; None where it is the newest that is whole."""
+        _, alias, version = parse_ref(ref)
+        if alias is None and version is None and CHAMPION not in pointers.aliases:
+            return None
+        return choose(ref, pointers.versions, pointers.aliases)
 
     def _pointers(self, name: str, listing: Listing) -> Pointers:
         """What the name points to; traffic is read before aliases, see `steer.steps`."""
@@ -245,12 +211,12 @@ class FolderStore:
                 traffic = parse_traffic(self._files.read(name, TRAFFIC), f"{name}/{TRAFFIC}")
             except OSError as error:
                 raise AdapterError(f"{name}/{TRAFFIC} cannot be read: {error}") from None
-        return Pointers(name, _versions(listing).keys(), self._aliases(name, listing), traffic)
+        return Pointers(name, versions_of(listing).keys(), self._aliases(name, listing), traffic)
 
     def _aliases(self, name: str, listing: Listing) -> dict[str, int]:
         if ALIASES not in listing:
             return {}
-        aliases = self._json(name, ALIASES, listing)
+        aliases = self._described.json(name, ALIASES, listing)
         for alias, version in aliases.items():
             if type(version) is not int:
                 raise AdapterError(f"{name}/{ALIASES}: {alias!r} points to {version!r}, which is not a version number")
@@ -262,20 +228,6 @@ class FolderStore:
                 aliases = {**self._aliases(name, self._files.scan(name)), **moves}
                 held = {alias: version for alias, version in sorted(aliases.items()) if version is not None}
                 self._files.write(name, ALIASES, json.dumps(held, indent=2).encode())
-
-
-def _versions(listing: Listing) -> dict[int, str]:
-    """version -> where its files lie below the name; a numbered folder 1 goes before files of the name itself."""
-    versions = {1: ""} if CONFIG in listing else {}
-    for path in listing:
-        folder, _, last = path.partition("/")
-        if last == CONFIG and (version := version_of(folder)) is not None:
-            versions[version] = f"{folder}/"
-    return versions
-
-
-def _stats(listing: Listing, prefix: str) -> tuple[Stat | None, ...]:
-    return tuple(listing.get(prefix + part) for part in PARTS)
 
 
 def _pointed(entry: Entry, pointers: Pointers) -> Entry:

@@ -6,6 +6,7 @@ number. A link is followed only where it stays inside the store.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -19,15 +20,34 @@ from filelock import FileLock
 from ray_lora.errors import AdapterError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, matters
 from ray_lora.store.refs import is_name, version_of
+from ray_lora.store.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
+# of a file system that is far away and does not answer now
+_AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO)
 
 
 class LocalFiles:
-    """Files below one local folder, which is created by the first write."""
+    """Files below one local folder, which is created by the first write.
+
+    Once it was seen, or `expect`ed, a folder that is not there is away: a mount that comes back holds what it held.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
+        self._expected = False
+        self._held = False  # whether it was seen with anything in it
+
+    def create(self) -> None:
+        """See `Files.create`."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AdapterError(f"the store {str(self.root)!r} cannot be made: {error}") from None
+
+    def expect(self) -> None:
+        """See `Files.expect`."""
+        self._expected = True
 
     def scan(self, name: str) -> Listing:
         """See `Files.scan`."""
@@ -133,14 +153,35 @@ class LocalFiles:
             with os.scandir(folder) as entries:
                 found = list(entries)
         except (FileNotFoundError, NotADirectoryError):
+            self._check_there()
             return []
         except OSError as error:
+            if error.errno in _AWAY:
+                raise StoreAwayError(f"the store {str(self.root)!r} does not answer: {error}") from None
+            self._check_there()
             raise AdapterError(f"{what} cannot be read: {error}") from None
+        self._expected = True
+        self._held = self._held or bool(found)
+        if not found and folder == self.root:
+            self._check_there()
         if check:
             for entry in found:
                 if entry.is_symlink():
                     self._check(Path(entry.path), what)
         return found
+
+    def _check_there(self) -> None:
+        """StoreAwayError when the store itself is gone, not one name of it."""
+        if not self._expected:
+            return
+        try:
+            with os.scandir(self.root) as entries:
+                if any(True for _ in entries) or not self._held:
+                    return
+            gone = "it is empty, as a place where nothing is mounted"
+        except OSError as error:
+            gone = str(error.strerror)
+        raise StoreAwayError(f"the store {str(self.root)!r} is away ({gone}); what is known goes on being used")
 
     def _check(self, path: Path, what: str) -> None:
         real = os.path.realpath(path)
@@ -156,6 +197,6 @@ class LocalFiles:
             try:
                 if entry.is_file():
                     stat = entry.stat()
-                    found[path] = Stat(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                    found[path] = Stat(stat.st_size, stat.st_ctime_ns, stat.st_ino)
             except OSError:  # taken away meanwhile
                 pass

@@ -19,7 +19,7 @@ from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
 from ray_lora.store.line import Line, address, answering, public, require
 from ray_lora.store.mlflow_client import connect, ensure_model, own_run, own_setting, write_mlmodel
-from ray_lora.store.refs import check_alias, check_name, choose, is_name, only_version, parse_ref, unknown
+from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, is_name, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import Entry, StoreAwayError
 from ray_lora.store.traffic import Traffic, parse_traffic
@@ -43,6 +43,7 @@ class MlflowStore:
         self.tracking_uri = address(tracking_uri or own_setting())
         self._client: MlflowClient | None = None
         self._known: dict[str, Known] = {}
+        self._aside: dict[tuple[str, int], AdapterError] = {}
         self._notes = Notes(self.tracking_uri)
         self._line = Line(self.tracking_uri)
 
@@ -78,8 +79,22 @@ class MlflowStore:
     def resolve(self, ref: str) -> Entry:
         """See `Store.resolve`."""
         known = self._look(ref)
-        version = choose(ref, known.versions, known.aliases)
-        return known.entry(version)
+        name, alias, version = parse_ref(ref)
+        held = known.versions
+        if alias is None and version is None and CHAMPION not in known.aliases:
+            held = {number: entry for number, entry in held.items() if (name, number) not in self._aside} or held
+        entry = known.entry(choose(ref, held, known.aliases))
+        if (why := self._aside.get((name, entry.version))) is not None:
+            raise why.with_traceback(None)
+        return entry
+
+    def set_aside(self, entry: Entry, why: AdapterError) -> None:
+        """See `Store.set_aside`."""
+        self._aside[entry.name, entry.version] = why
+
+    def reconsider(self) -> None:
+        """See `Store.reconsider`."""
+        self._aside = {}
 
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. Always the cache's copy, checked; MLflow is asked for its bytes only the first time."""
@@ -115,7 +130,7 @@ class MlflowStore:
             else:
                 client.set_registered_model_alias(name, alias, str(version))
 
-    def remove(self, ref: str) -> None:
+    def remove(self, ref: str) -> str:
         """See `Store.remove`. MLflow never gives a version's number away again."""
         client = self._connected()
         name, known = parse_ref(ref)[0], self._look(ref)
@@ -124,6 +139,7 @@ class MlflowStore:
         check_unused(Pointers(name, known.versions, known.aliases, known.traffic), version)
         with answering(self.tracking_uri):
             client.delete_model_version(name, str(version))
+        return f"{name}@{version}"
 
     def point(self, name: str, change: Change) -> Pointers:
         """See `Store.point`. The registry has no locks: of two changes at once the last one wins."""

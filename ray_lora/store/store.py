@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ray_lora.errors import RayLoraError
+from ray_lora.errors import AdapterError, RayLoraError
 from ray_lora.recipe import TaskSpec
 from ray_lora.store.steer import Change, Pointers
 from ray_lora.store.traffic import Traffic
@@ -20,6 +20,10 @@ class StoreAwayError(RayLoraError, ConnectionError):
     """The store does not answer, and what was asked for is not known here. Trying again later may help."""
 
 
+class BeingWrittenError(AdapterError):
+    """A version is not whole yet: its files were changed a moment ago. Asking again in a moment helps."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One version of one adapter, as its store describes it."""
@@ -27,7 +31,7 @@ class Entry:
     name: str
     version: int
     aliases: tuple[str, ...]
-    sha256: str  # content hash; empty in `list()` where plain PEFT wrote the folder and nobody has read it yet
+    sha256: str  # content hash; in `list()` what the card claims, empty where plain PEFT wrote the folder
     task: TaskSpec | None
     base: str | None
     base_fingerprint: str | None
@@ -46,7 +50,7 @@ class Store(Protocol):
     """Where adapters live. Versions are immutable and their numbers are never used again; aliases move.
 
     All methods raise AdapterNotFoundError for a ref that names nothing, AdapterError for an adapter that cannot be
-    used, and StoreAwayError when the store does not answer.
+    used, BeingWrittenError for one that is not whole yet, and StoreAwayError when the store does not answer.
     """
 
     uri: str
@@ -56,7 +60,8 @@ class Store(Protocol):
         ...
 
     def resolve(self, ref: str) -> Entry:
-        """What the ref names now. Reads no tensors of an adapter that has a card."""
+        """What the ref names now: its hash is of content that was read when it was first seen. A bare name without a
+        champion is the newest version that can be used."""
         ...
 
     def get(self, ref: str) -> tuple[Entry, Path]:
@@ -68,7 +73,16 @@ class Store(Protocol):
         ...
 
     def list(self) -> list[Entry]:
-        """All versions, by name and version. Unusable ones are left out with a warning; `resolve` says why."""
+        """All versions, by name and version, as their cards describe them: no tensor is read. What has no readable
+        files is left out with a warning; `resolve` says why."""
+        ...
+
+    def set_aside(self, entry: Entry, why: AdapterError) -> None:
+        """Take a version for unusable, for the reason given, until its files change or `reconsider`."""
+        ...
+
+    def reconsider(self) -> None:
+        """Look anew at what could not be used."""
         ...
 
     def alias(self, name: str, alias: str, version: int | None) -> None:
@@ -82,6 +96,7 @@ class Store(Protocol):
         """
         ...
 
-    def remove(self, ref: str) -> None:
-        """Forget one version and the aliases on it. A bare name is refused while it has several versions."""
+    def remove(self, ref: str) -> str:
+        """Forget one version and the aliases on it, broken or not; returns it as name@3. A bare name is refused while
+        it has several versions."""
         ...

@@ -8,10 +8,12 @@ A new task is one file here and one line in `TASKS`, or a class in a package of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import table
+from ray_lora.tasks.classification import ClassificationSpec
 from ray_lora.tasks.rows import row_of
 from ray_lora.tasks.table import TASKS
 from ray_lora.tasks.task import Column, Features, Row, Task
@@ -31,10 +33,40 @@ def build_task(spec: TaskSpec, processor: Any) -> Task:
     return task_class(spec.type)(spec, processor)
 
 
-def plain_spec(head: HeadSpec | None) -> TaskSpec | None:
-    """The task that a head which plain PEFT wrote stands for; None where it could be any."""
+def plain_spec(head: HeadSpec | None, labels: Sequence[str] | None = None) -> TaskSpec | None:
+    """The task that a head which plain PEFT wrote stands for; None where it could be any.
+
+    Args:
+        labels: the base's own names of outputs, which count where there are as many as the head has.
+    """
     found = [task_class(name).plain(head) for name in TASKS] if head is not None else []
-    return next((spec for spec in found if spec is not None), None)
+    spec = next((spec for spec in found if spec is not None), None)
+    return None if spec is None else _named(spec, head, labels)
 
 
-__all__ = ["TASKS", "Column", "Features", "Row", "Task", "build_task", "plain_spec", "row_of", "task_class"]
+def complete(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None = None) -> TaskSpec:
+    """Options whose labels are left open, with the base's, or LABEL_0, LABEL_1, … as transformers names them."""
+    if not isinstance(spec, ClassificationSpec) or spec.labels is not None or head is None:
+        return spec
+    plain = tuple(f"LABEL_{index}" for index in range(head.num_labels))
+    return _named(type(spec).model_validate(spec.model_dump() | {"labels": plain}), head, labels)
+
+
+def _named(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None) -> TaskSpec:
+    """The options with the base's labels, if there are as many as the head has outputs."""
+    fits = labels is not None and head is not None and len(labels) == head.num_labels
+    return spec.model_copy(update={"labels": tuple(labels or ())}) if fits and hasattr(spec, "labels") else spec
+
+
+__all__ = [
+    "TASKS",
+    "Column",
+    "Features",
+    "Row",
+    "Task",
+    "build_task",
+    "complete",
+    "plain_spec",
+    "row_of",
+    "task_class",
+]

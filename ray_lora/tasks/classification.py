@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import field_validator
 
-from ray_lora.errors import DataError, RecipeError, did_you_mean
+from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.pictures import confusion
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,16 +20,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METRICS: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "max"}
-LABEL = Column(("label",), "training", "a label, or its index among the labels")
+LABEL = Column(("label",), "training", "a label, or its index among labels that are no numbers")
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 _TARGET = "labels"  # the class index in a row's features
-_MOST_SHOWN = 40  # labels of a confusion matrix that can be read
 
 
 class ClassificationSpec(TaskSpec):
-    """`labels: null` takes the labels from the training data, sorted."""
+    """`labels: null` takes the labels from the training data: whole numbers by value, others by word."""
 
     labels: tuple[str, ...] | None = None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _written_as_words(cls, labels: Any) -> Any:
+        for label in labels if isinstance(labels, (list, tuple)) else ():
+            if not isinstance(label, str):
+                kind = type(label).__name__
+                raise ValueError(
+                    f"labels are words, and {label!r} is read as a {kind}; put each in quotes: "
+                    "labels: ['no', 'yes', '1', '2']"
+                )
+        return labels
 
     @field_validator("labels")
     @classmethod
@@ -58,39 +72,21 @@ class Classification:
         self.labels = options.labels
 
     @classmethod
-    def learn(cls, spec: TaskSpec, block: pa.Table) -> set[str]:
-        """The block's labels, where the options do not say them."""
-        if cast(ClassificationSpec, spec).labels is not None:
-            return set()
-        return {str(value) for value in block.column("label").to_pylist() if value is not None}
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
+        """The block's labels, where the options do not say them, and the first rows that have none."""
+        known = cast(ClassificationSpec, spec).labels is not None
+        return NOTHING if known else teach(enumerate(block.column("label").to_pylist()))
 
     @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[set[str]]) -> TaskSpec:
-        if cast(ClassificationSpec, spec).labels is not None:
-            return spec
-        labels = tuple(sorted(set().union(*learned)))
-        if len(labels) < 2:
-            raise DataError(
-                f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed"
-            )
-        return spec.model_copy(update={"labels": labels})
+    def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
+        known = cast(ClassificationSpec, spec).labels is not None
+        return spec if known else spec.model_copy(update={"labels": settle(learned)})
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
-        """Rows whose label is none of the options'."""
+        """Rows whose label is none of the options', and the first row of each label that looks like another one."""
         labels = cast(ClassificationSpec, spec).labels or ()
-        said: dict[str, str | None] = {}  # a label, by what it looks like (a list is no key) -> what is wrong with it
-        for row, label in enumerate(block.column("label").to_pylist()):
-            shown = repr(label)
-            if shown not in said:
-                try:
-                    label_index(label, labels)
-                    said[shown] = None
-                except DataError as error:
-                    said[shown] = str(error)
-            why = said[shown]
-            if why is not None:
-                yield row, why
+        yield from wrong_labels(enumerate(block.column("label").to_pylist()), labels)
 
     def targets(self, features: Sequence[Features]) -> list[int]:
         """The class index of each row."""
@@ -156,43 +152,6 @@ class Classification:
             feature if row.get("label") is None else feature | {_TARGET: label_index(row["label"], self.labels)}
             for feature, row in zip(features, rows, strict=True)
         ]
-
-
-def confusion(labels: Sequence[str], truth: Sequence[str], guess: Sequence[str]) -> Mapping[str, Figure]:
-    """`confusion_matrix`: how often each true label (rows) was answered by each (columns); nothing of too many."""
-    if len(labels) > _MOST_SHOWN:
-        return {}
-    from matplotlib.figure import Figure
-    from sklearn.metrics import confusion_matrix
-
-    known = list(range(len(labels)))
-    counts = confusion_matrix(truth, guess, labels=list(labels))
-    figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
-    axis = figure.subplots()
-    axis.imshow(counts, cmap="Blues")
-    axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=labels)
-    axis.set_xticklabels(labels, rotation="vertical")
-    for row, found in enumerate(counts.tolist()):
-        for column, count in enumerate(found):
-            colour = "white" if 2 * count > counts.max() else "black"
-            if count:
-                axis.text(column, row, str(count), ha="center", va="center", color=colour)
-    return {"confusion_matrix": figure}
-
-
-def label_index(label: Any, labels: Sequence[str]) -> int:
-    """The class index of a label given as a word or as an index.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(label, str) and label in labels:
-        return labels.index(label)
-    if isinstance(label, SupportsIndex) and not isinstance(label, bool) and 0 <= label.__index__() < len(labels):
-        return label.__index__()
-    near = did_you_mean(str(label), labels)
-    allowed = ", ".join(map(repr, labels))
-    raise DataError(f"label {label!r} is not one of {allowed} nor an index below {len(labels)}{near}")
 
 
 def _options(parameters: Mapping[str, Json]) -> tuple[str, int | None]:

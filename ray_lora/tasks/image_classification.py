@@ -2,12 +2,14 @@
 
     {"image": b"<PNG bytes>", "label": "7"}
 
-whose image is PNG or JPEG bytes, base64 text of them, or a PIL image.
+whose image is PNG or JPEG bytes, base64 text of them, a PIL image, or {"bytes": ..., "path": ...} as `datasets` writes
+it. It is seen as `transformers.image_utils.load_image` sees it: upright, as its EXIF orientation says, and in RGB.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
+_WHAT = "give PNG or JPEG bytes, or base64 text of them"
+_WIDE = {"I": "whole numbers of 16 bits or more", "F": "fractions"}
 
 
 class ImageClassificationSpec(ClassificationSpec):
@@ -57,7 +61,7 @@ class ImageClassification(Classification):
         super().__init__(spec)
         if processor is None or hasattr(processor, "pad_token_id"):
             raise RecipeError("image-classification needs a base with an image processor; this base has none")
-        self.head = HeadSpec("AutoModelForImageClassification", len(self.labels))
+        self.head = HeadSpec("AutoModelForImageClassification", len(self.labels), self.labels)
         self._processor = processor
 
     @classmethod
@@ -102,18 +106,31 @@ class ImageClassification(Classification):
 
 
 def _open(image: Any) -> Any:
-    """A PIL image from encoded bytes, base64 text of them, or a PIL image."""
+    """An upright RGB PIL image from encoded bytes, base64 text of them, a mapping that holds either, or a PIL image."""
+    from PIL import Image, ImageOps
+
+    if isinstance(image, Mapping):
+        if image.get("bytes") is None:
+            path = image.get("path")
+            raise DataError(f"an image has no bytes, only the path {path!r}; write its bytes beside the path; {_WHAT}")
+        image = image["bytes"]
+    if not isinstance(image, (str, bytes, bytearray, memoryview, Image.Image)):
+        raise DataError(f"an image is a {type(image).__name__}; {_WHAT}")
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(io.BytesIO(_decoded(image)))
+        if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{opened.width} by {opened.height} pixels; scale it down")
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are {_WIDE[opened.mode[0]]} and would be cut to 8 bits; scale it to 8 bits")
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode == "P":  # RGB drops it, and Pillow would warn
+            upright.info.pop("transparency", None)
+        return upright.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on what is broken
+        raise DataError(f"an image cannot be read ({error}); {_WHAT}") from None
+
+
+def _decoded(image: str | bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
     import base64
 
-    from PIL import Image
-
-    what = "give PNG or JPEG bytes, or base64 text of them"
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if not isinstance(image, (str, bytes, bytearray, memoryview)):
-        raise DataError(f"an image is a {type(image).__name__}; {what}")
-    try:
-        data = base64.b64decode(image, validate=True) if isinstance(image, str) else image
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on what is broken
-        raise DataError(f"an image cannot be read ({error}); {what}") from None
+    return base64.b64decode(image, validate=True) if isinstance(image, str) else image

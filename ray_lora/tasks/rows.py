@@ -12,6 +12,12 @@ from ray_lora.tasks.task import Row, Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
+BLANKS = (  # what Unicode calls white space, and what has no width at all
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
+)
+_MOST_SHOWN = 80  # characters of a text in a message
+
 
 def answering(task: Task | type[Task]) -> tuple[str, ...]:
     """The columns that a row needs to be answered."""
@@ -24,7 +30,8 @@ def row_of(task: Task | type[Task], value: Json) -> Row:
     Raises:
         RecipeError: a column is missing.
     """
-    given = value if isinstance(value, Mapping) else {task.input: value}
+    bare = not isinstance(value, Mapping) or _is_image(task, value)
+    given = {task.input: value} if bare else value
     needed = answering(task)
     for column in needed:
         if column not in given:
@@ -34,24 +41,45 @@ def row_of(task: Task | type[Task], value: Json) -> Row:
     return {column: given[column] for column in needed}
 
 
-def bad_texts(column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
-    """The rows of a column, from 0, that are no text or an empty one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
+    """Whether a mapping is an image as `datasets` writes one, {"bytes": ..., "path": ...}, and no row."""
+    return "image" in task.columns[task.input].kinds and "bytes" in value and task.input not in value
 
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        empty = pc.equal(pc.utf8_trim_whitespace(column), "").to_pylist()
-        return ((row, say_text(column[row].as_py())) for row, bad in enumerate(empty) if bad)
+
+def bad_texts(column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+    """The rows of a column, from 0, that are no text or a blank one."""
     return ((row, say_text(value)) for row, value in enumerate(column.to_pylist()) if not is_text(value))
 
 
 def is_text(value: object) -> bool:
-    """Whether a value is a string with something in it."""
-    return isinstance(value, str) and bool(value.strip())
+    """Whether a value is a string with something in it that can be read."""
+    return isinstance(value, str) and bool(value.strip(BLANKS)) and unreadable(value) is None
 
 
 def say_text(value: object) -> str:
     """What to say of a value that is no text."""
-    return f"text {value!r} is empty or not a string; give a non-empty string"
+    why = unreadable(value) if isinstance(value, str) else None
+    return f"text {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: what Python writes, not too much of it."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
+
+
+def unreadable(value: str) -> str | None:
+    """What is wrong with characters that no written text has."""
+    if "\0" in value:
+        return "holds a NUL character; take it out, or write the file anew as UTF-8"
+    if not value.isascii() and not _encodes(value):
+        return "holds half of a surrogate pair; write the character whole, as UTF-8"
+    return None
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

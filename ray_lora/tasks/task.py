@@ -102,7 +102,10 @@ class Task(Protocol):
     def longest(self) -> int: ...
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
-        """Model inputs of rows; a row that cannot be read is a DataError that says which and why."""
+        """Model inputs of rows; a row that cannot be read is a DataError that says which and why.
+
+        A row of which not all is read says why under `cut` ("longer than 9 tokens"); such rows are counted.
+        """
         ...
 
     def size(self, features: Features) -> int:

@@ -17,6 +17,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
+from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
 
@@ -31,7 +32,8 @@ class TextClassificationSpec(ClassificationSpec):
     """Labels, and where a text is cut."""
 
     type: Literal["text-classification"] = "text-classification"
-    max_length: int = Field(default=128, ge=2)  # tokens; longer texts are cut
+    # Tokens; longer texts are cut. The default gives way to a base of fewer positions; None: as many as the base takes.
+    max_length: int | None = Field(default=LENGTH, ge=2)
 
 
 class TextClassification(Classification):
@@ -50,8 +52,9 @@ class TextClassification(Classification):
         super().__init__(spec)
         if not hasattr(processor, "pad_token_id"):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
-        self.head = HeadSpec(_PLAIN, len(self.labels))
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._tokenizer = processor
+        self._length = Length.of(cast(TextClassificationSpec, spec).max_length, processor)
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
@@ -60,14 +63,15 @@ class TextClassification(Classification):
 
     @classmethod
     def plain(cls, head: HeadSpec) -> TaskSpec | None:
-        """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
+        """Its classes are LABEL_0, LABEL_1, … as transformers names them, and its texts as long as the base takes."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        return TextClassificationSpec(labels=tuple(f"LABEL_{index}" for index in range(head.num_labels)))
+        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
+        return TextClassificationSpec(labels=labels, max_length=None)
 
     @property
     def longest(self) -> int:
-        return cast(TextClassificationSpec, self.spec).max_length
+        return self._length.longest
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         texts = [row["text"] for row in rows]
@@ -75,7 +79,9 @@ class TextClassification(Classification):
             if not is_text(text):
                 raise DataError(say_text(text))
         encoded = self._tokenizer(texts, truncation=True, max_length=self.longest, return_token_type_ids=False)
-        return self._with_targets([Features(input_ids=ids) for ids in encoded["input_ids"]], rows)
+        features = [Features(input_ids=ids) for ids in encoded["input_ids"]]
+        self._length.mark(features, encoded)
+        return self._with_targets(features, rows)
 
     def size(self, features: Features) -> int:
         return len(features["input_ids"])

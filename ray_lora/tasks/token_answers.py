@@ -44,7 +44,5 @@ class Answers(TokenClassificationPipeline):
         with warnings.catch_warnings():
             # a byte-level tokenizer has no words of its own: what lies between blanks is one
             warnings.filterwarnings("ignore", "Tokenizer does not support real words")
-            found = self.postprocess([known], AggregationStrategy(strategy), list(ignored))
-        return [
-            {key: getattr(value, "item", lambda value=value: value)() for key, value in part.items()} for part in found
-        ]
+            found: Any = self.postprocess([known], AggregationStrategy(strategy), list(ignored))  # type: ignore[no-untyped-call]
+        return [{**piece, "score": float(piece["score"])} for piece in found]

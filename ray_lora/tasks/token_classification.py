@@ -20,10 +20,14 @@ from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.classification import Classification, ClassificationSpec, confusion, label_index
-from ray_lora.tasks.rows import is_text, say_text
+from ray_lora.tasks.classification import ClassificationSpec
+from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.lengths import LENGTH, Length
+from ray_lora.tasks.pictures import confusion
+from ray_lora.tasks.rows import is_text, say_text, shown
 from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +43,7 @@ class TokenClassificationSpec(ClassificationSpec):
     """Labels, where a text is cut, and which piece of a word has its label."""
 
     type: Literal["token-classification"] = "token-classification"
-    max_length: int = Field(default=128, ge=2)
+    max_length: int | None = Field(default=LENGTH, ge=2)
     piece: Literal["first", "last"] = "first"
 
 
@@ -68,45 +72,52 @@ class TokenClassification:
             raise RecipeError("token-classification needs a base with a fast tokenizer, which says where a piece lies")
         self.spec = spec
         self.labels = options.labels
-        self.head = HeadSpec(_PLAIN, len(self.labels))
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
+        self._length = Length.of(options.max_length, processor)
         self._last = options.piece == "last"
         self._tokenizer = processor
 
     # ------------------------------------------------------------ of a block of rows
 
     @classmethod
-    def learn(cls, spec: TaskSpec, block: pa.Table) -> set[str]:
-        """The block's labels, where the options do not say them."""
-        if cast(TokenClassificationSpec, spec).labels is not None:
-            return set()
-        return {word for tags in block.column("tags").to_pylist() for word in map(str, _listed(tags) or ())}
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
+        """The block's labels, where the options do not say them, and the first rows that have none."""
+        known = cast(TokenClassificationSpec, spec).labels is not None
+        return NOTHING if known else teach(_each(block.column("tags").to_pylist()))
 
     @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[set[str]]) -> TaskSpec:
-        return Classification.merge(spec, learned)
+    def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
+        known = cast(TokenClassificationSpec, spec).labels is not None
+        return spec if known else spec.model_copy(update={"labels": settle(learned)})
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
         """Rows without words, and words without a label of the options'."""
         labels = cast(TokenClassificationSpec, spec).labels or ()
-        pairs = zip(block.column("tokens").to_pylist(), block.column("tags").to_pylist(), strict=True)
-        for row, (tokens, tags) in enumerate(pairs):
-            why = _wrong(tokens, tags, labels)
+        tags = block.column("tags").to_pylist()
+        for row, (words, given) in enumerate(zip(block.column("tokens").to_pylist(), tags, strict=True)):
+            why = _unlike(words, given)
             if why is not None:
                 yield row, why
+        seen = -1
+        for row, why in wrong_labels(_each(tags), labels):
+            if row != seen:  # the first wrong label of a row
+                yield row, why
+            seen = row
 
     @classmethod
     def plain(cls, head: HeadSpec) -> TaskSpec | None:
         """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        return TokenClassificationSpec(labels=tuple(f"LABEL_{index}" for index in range(head.num_labels)))
+        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
+        return TokenClassificationSpec(labels=labels, max_length=None)
 
     # ------------------------------------------------------------ of rows on their way through the model
 
     @property
     def longest(self) -> int:
-        return cast(TokenClassificationSpec, self.spec).max_length
+        return self._length.longest
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         """Beside `input_ids`: the text, where each piece lies in it, which are special; with tags also the class of
@@ -123,7 +134,9 @@ class TokenClassification:
             return_attention_mask=False,
         )
         parts = zip(rows, texts, *(encoded[key] for key in _ENCODED), strict=True)
-        return [self._features(row, text, ids, offsets, special) for row, text, ids, offsets, special in parts]
+        features = [self._features(*part) for part in parts]
+        self._length.mark(features, encoded)
+        return features
 
     def _features(
         self, row: Row, text: str, ids: list[int], offsets: list[tuple[int, int]], special: list[int]
@@ -132,7 +145,7 @@ class TokenClassification:
         if row.get("tags") is None:
             return found
         words, tags = _listed(row["tokens"]), _listed(row["tags"])
-        why = _wrong(row["tokens"], row["tags"], self.labels)
+        why = _unlike(row["tokens"], row["tags"])
         if why is not None:
             raise DataError(why)
         assert words is not None
@@ -252,19 +265,19 @@ def _text(tokens: Any) -> str:
     return " ".join(words)
 
 
-def _wrong(tokens: Any, tags: Any, labels: Sequence[str]) -> str | None:
-    """What is wrong with a row's words and labels."""
+def _each(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Every label with its row; a row that is no list of labels has none."""
+    return ((number, tag) for number, tags in enumerate(rows) for tag in _listed(tags) or ())
+
+
+def _unlike(tokens: Any, tags: Any) -> str | None:
+    """What is wrong with a row's words, or with how many labels they have."""
     words, given = _listed(tokens), _listed(tags)
-    if words is None or not words:
-        return f"tokens {tokens!r} are no words; give a list of words, or a text with blanks between them"
+    if not words:
+        return f"tokens {shown(tokens)} are no words; give a list of words, or a text with blanks between them"
     for word in words:
         if not is_text(word):
-            return f"token {word!r} is empty or not a string; give a word"
+            return f"token {say_text(word)}"
     if given is None or len(given) != len(words):
         return f"{len(words)} tokens have {'no list of' if given is None else len(given)} tags; give one for each token"
-    for tag in given:
-        try:
-            label_index(tag, labels)
-        except DataError as error:
-            return str(error)
     return None

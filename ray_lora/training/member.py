@@ -31,6 +31,7 @@ class Member:
     losses: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
     order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
+    last_rows: list[int] = field(default_factory=list)  # of the last step's global batch
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
     answered: tuple[list[Json], list[Features]] | None = None  # its answers then, and the validation rows
 

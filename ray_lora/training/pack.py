@@ -25,8 +25,8 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
 from ray_lora.errors import AdapterError, CapacityError, DataError
-from ray_lora.inference.predict import forward, passes, predict
-from ray_lora.recipe import TaskSpec
+from ray_lora.inference.predict import NotFiniteError, forward, passes, predict
+from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.figures import FIGURES, write_figures
 from ray_lora.training.history import write_history
@@ -154,7 +154,9 @@ class Pack:
             self._train(training)
         failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
         with self._timed("evaluate"):
-            scores = self._evaluate([member for member in members if member not in failed and self._evaluates(member)])
+            due = [member for member in members if member not in failed and self._evaluates(member)]
+            scores, lost = self._evaluate(due)
+        failed += lost
         reports = []
         for member in members:
             if member in failed:
@@ -181,7 +183,8 @@ class Pack:
         slots: list[int] = []
         draws: list[int] = []
         for member in members:
-            mine = [row for row in member.next_rows() if row in member.splits.train.rows]
+            member.last_rows = member.next_rows()
+            mine = [row for row in member.last_rows if row in member.splits.train.rows]
             features += [member.splits.train.rows[row] for row in mine]
             slots += [member.slot] * len(mine)
             draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
@@ -227,27 +230,43 @@ class Pack:
         every = member.job.training.eval_steps or member.per_epoch
         return member.step % every == 0 or member.step >= member.total
 
-    def _evaluate(self, due: Sequence[Member]) -> dict[str, dict[str, float]]:
-        """Scores of the members that are due, all in the same passes."""
-        due = [member for member in due if member.splits.validation is not None]
-        features: list[Features] = []
-        slots: list[int] = []
+    def _evaluate(self, due: Sequence[Member]) -> tuple[dict[str, dict[str, float]], list[Member]]:
+        """Scores of the members that are due, all in the same passes; and those whose answers are no numbers.
+
+        A member without validation rows answers its last batch, and has no scores.
+        """
+        rows = {member.job.name: self._asked(member) for member in due}
+        features = [row for member in due for row in rows[member.job.name]]
+        slots = [member.slot for member in due for _ in rows[member.job.name]]
+        answers: list[Json] = []
+        wrong: frozenset[int] = frozenset()
+        try:
+            answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=self.max_rows)
+        except NotFiniteError as error:
+            wrong = error.slots
+        wrong = frozenset().union(*self.group.gather(wrong))
+        if wrong:
+            scores, more = self._evaluate([member for member in due if member.slot not in wrong])
+            return scores, more + [member for member in due if member.slot in wrong]
+        found, at = {}, 0
         for member in due:
-            assert member.splits.validation is not None
-            rows = list(member.splits.validation.rows.values())
-            features += rows
-            slots += [member.slot] * len(rows)
-        answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=self.max_rows)
-        scores, at = {}, 0
-        for member in due:
-            assert member.splits.validation is not None
-            rows = list(member.splits.validation.rows.values())
-            mine = self.group.gather((answers[at : at + len(rows)], rows))
-            at += len(rows)
-            predictions = [answer for part, _ in mine for answer in part]
-            member.answered = (predictions, [row for _, part in mine for row in part])
-            scores[member.job.name] = member.task.score(*member.answered)
-        return scores
+            mine = rows[member.job.name]
+            answered, at = answers[at : at + len(mine)], at + len(mine)
+            if member.splits.validation is None:
+                continue
+            parts = self.group.gather((answered, mine))
+            predictions = [answer for part, _ in parts for answer in part]
+            member.answered = (predictions, [row for _, part in parts for row in part])
+            found[member.job.name] = member.task.score(*member.answered)
+        return found, []
+
+    @staticmethod
+    def _asked(member: Member) -> list[Features]:
+        """This worker's rows to be answered."""
+        if member.splits.validation is not None:
+            return list(member.splits.validation.rows.values())
+        rows = member.splits.train.rows
+        return [rows[row] for row in member.last_rows if row in rows]
 
     def _report(self, member: Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
         done = member.step >= member.total
@@ -289,7 +308,8 @@ class Pack:
         """Take a job out that cannot go on; what its last evaluation found and its last checkpoint stay in its
         folder."""
         self.stop(member.job.name)
-        what = f"loss {member.losses[-1]:.4g}, gradient norm {member.grad_norm:.4g}"
+        known = f"loss {member.losses[-1]:.4g}, " if member.losses else ""
+        what = f"{known}gradient norm {member.grad_norm:.4g}"
         return Report(
             member.job.name,
             member.step,

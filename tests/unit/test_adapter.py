@@ -81,7 +81,7 @@ def error_of(folder: Path) -> str | None:
 # -------------------------------------------------------------------- reading and writing
 
 
-def test_a_folder_of_plain_peft_is_read_as_it_is(peft_folder: Path) -> None:
+def test_a_folder_of_plain_peft_is_read_as_it_is(base: Path, peft_folder: Path) -> None:
     adapter = Adapter.load(peft_folder)
     stored = load_file(peft_folder / WEIGHTS)
     assert adapter.config == LoraSpec(r=4, lora_alpha=6, target_modules=adapter.config.target_modules)
@@ -92,7 +92,7 @@ def test_a_folder_of_plain_peft_is_read_as_it_is(peft_folder: Path) -> None:
     assert set(adapter.head) == {"classifier.weight", "classifier.bias"}
     assert adapter.head_modules[0] == "classifier"
     assert adapter.peft_type == "SEQ_CLS"
-    assert adapter.card == Card()
+    assert adapter.card == Card(base=str(base))
     assert adapter.tensors.keys() == stored.keys()
     assert all(torch.equal(adapter.tensors[key], tensor) for key, tensor in stored.items())
     assert adapter.num_parameters == sum(tensor.numel() for tensor in stored.values())
@@ -154,10 +154,12 @@ def test_fields_the_file_leaves_out_have_pefts_defaults(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     kept = {key: config[key] for key in ("peft_type", "task_type", "target_modules")}
     (folder / CONFIG).write_text(json.dumps(kept))
-    adapter = Adapter.load(folder)
     default = LoraConfig()
+    assert f"rank 4, adapter_config.json gives it {default.r}" in str(error_of(folder))  # nor does PEFT load it
+    (folder / CONFIG).write_text(json.dumps(kept | {"rank_pattern": {"query": 4, "value": 4}}))
+    adapter = Adapter.load(folder)
     assert (adapter.config.r, adapter.config.lora_alpha) == (default.r, default.lora_alpha)
-    assert adapter.scaling(QUERY) == default.lora_alpha / 4  # the rank is the tensors' own
+    assert adapter.scaling(QUERY) == default.lora_alpha / 4
 
 
 # -------------------------------------------------------------------- alpha and rank of a layer
@@ -305,7 +307,7 @@ def test_every_field_of_pefts_config_is_known_or_refused(folder: Path) -> None:
     assert silent - served <= {
         *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "task_type"),
         *("fan_in_fan_out", "layers_pattern", "layers_to_transform", "megatron_core", "qalora_group_size"),
-        *("ensure_weight_tying", "lora_dropout"),
+        *("ensure_weight_tying", "lora_dropout", "eva_config"),
     }
 
 
@@ -323,7 +325,7 @@ KEY = f"base_model.model.{QUERY}.lora_A.weight"
     [
         (lambda t: t[KEY].fill_(float("nan")), "not finite numbers"),
         (lambda t: t[KEY][0].fill_(float("inf")), "not finite numbers"),
-        (lambda t: t.update({KEY: t[KEY].long()}), "not finite numbers"),
+        (lambda t: t.update({KEY: t[KEY].long()}), "is of int64; an adapter's tensors are floating-point numbers"),
         (lambda t: t.pop(KEY), "lacks a matching pair"),
         (lambda t: t.update({KEY: t[KEY][:3].clone()}), "lacks a matching pair"),
         (lambda t: t.update({KEY: t[KEY].flatten()}), "lacks a matching pair"),

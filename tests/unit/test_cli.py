@@ -147,6 +147,33 @@ def test_predict_and_evaluate_agree(run: Run, store: Path, recipe: Path) -> None
     assert last(out)["rows"] == 32
 
 
+def test_inputs_of_a_file_are_those_of_a_table(run: Run, store: Path, tmp_path: Path) -> None:
+    where = ("--store", store, "--json", "--parameters", '{"top_k": 2}')
+    asked = ["good\u2028film", "007", "bad\x85day"]
+    right = last(run("predict", "moods", *asked, *where)[1])["predictions"]
+    files = {
+        "a.jsonl": "\ufeff" + "".join(json.dumps(text, ensure_ascii=False) + "\r\n" for text in asked),
+        "b.jsonl": "".join(json.dumps({"text": text, "more": 1}, ensure_ascii=False) + "\n\n" for text in asked),
+        "c.csv": "\ufefftext,more\n" + "".join(f"{text},1\n" for text in asked),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.encode())
+        code, out, said = run("predict", "moods", "--input-file", tmp_path / name, *where)
+        assert code == 0, said
+        assert last(out)["predictions"] == right
+
+
+def test_texts_that_are_cut_are_counted(
+    run: Run, store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"text": "good " * count, "label": "positive"} for count in (3, 62, 63, 200)]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "long.parquet")
+    assert run("evaluate", "moods", "--data", tmp_path / "long.parquet", "--store", store)[0] == 0
+    assert caplog.messages == [
+        f"{tmp_path}/long.parquet: 2 of 4 rows are longer than what the base takes, 64 tokens, and are cut"
+    ]
+
+
 def test_predict_takes_texts_and_parameters(run: Run, store: Path) -> None:
     given = ("predict", "moods@1", "--input", "good film", "bad film", "--store", store)
     answers = last(run(*given, "--parameters", '{"top_k": 2}', "--json")[1])["predictions"]
@@ -205,6 +232,8 @@ WRONG_RECIPES = [
     ("data.train=nowhere.parquet", "does not exist"),
     ("task.labels=[good, bad]", "is not one of 'good', 'bad'"),
     ("base.model=/no/such/folder", "/no/such/folder"),
+    ("task.max_length=65", "task.max_length is 65, the base has 64 positions; set it to 64 or less"),
+    ("task.labels=[no, yes]", "put each in quotes"),
     ("search.space={}", "search space is empty"),
     ("search.metric=accurracy", "did you mean 'accuracy'"),
 ]
@@ -222,6 +251,13 @@ WRONG_FILES = [
     ("rows.xlsx", b"rows", "parquet, csv, jsonl"),
     ("head.csv", b"text,label\n", "no rows"),
     ("hole.csv", b"text,label\ngood,positive\nbad,\n", "row 2"),
+    ("latin-1.csv", b"text,label\ngood,positive\nb\xe9d,negative\n", "row 2 is not UTF-8"),
+    ("utf-16.csv", "text,label\ngood,positive\n".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+    ("twice.csv", b"text,text,label\ngood,good,positive\n", "2 columns 'text'"),
+    ("ragged.csv", b"text,label\ngood, so good,positive\n", "row 1 (line 2): 3 cells"),
+    ("blank.csv", b"text,label\ngood, \n", "row 1: label ' ' is blank"),
+    ("list.jsonl", b'["good", "positive"]\n', "line 1 is a list"),
+    ("types.jsonl", b'{"text": "a", "label": "positive"}\n{"text": "b", "label": 1}\n', "line 2: 'label'"),
     ("unseen.csv", b"text,label\ngood,positive\nbad,lukewarm\n", "lukewarm"),
 ]
 
@@ -256,7 +292,9 @@ def test_wrong_inputs_are_named(run: Run, store: Path, tmp_path: Path) -> None:
     assert "line 2" in refused(run, *where, "--input-file", tmp_path / "torn.jsonl")
     (tmp_path / "other.jsonl").write_text('{"txt": "good"}\n')
     assert "'text'" in refused(run, *where, "--input-file", tmp_path / "other.jsonl")
-    assert "empty" in refused(run, *where, "--input", " ")
+    assert "input 2: text ' ' is empty" in refused(run, *where, "--input", "good", " ")
+    (tmp_path / "latin.jsonl").write_bytes(b'"good"\n"b\xe9d"\n')
+    assert "line 2 is not UTF-8" in refused(run, *where, "--input-file", tmp_path / "latin.jsonl")
     assert "not JSON" in refused(run, *where, "--input", "good", "--parameters", "top_k=2")
     assert "top_k" in refused(run, *where, "--input", "good", "--parameters", '{"top_k": 0}')
 

@@ -14,6 +14,7 @@ from ray_lora.errors import CapacityError
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.running import coordinator as module
 from ray_lora.running.coordinator import Coordinator, Orders
+from ray_lora.running.progress import Progress
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job, Report
 
@@ -217,3 +218,15 @@ async def test_who_closes_ends_what_is_followed_and_waits_for_the_rest() -> None
         "waits": "stopped",
         "alone": "finished",
     }
+
+
+@asynchronous
+async def test_what_workers_found_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    made = await started("a", "b")
+    for name in ("a", "b", "a"):  # of the same rows; and again after a kill
+        await made.note(name, ["train: 3 of 9 rows are cut"])
+    records, _, _ = await made.snapshot(0)
+    watched = Progress("search", "accuracy", quiet=True)
+    for _ in range(2):
+        watched.show(records)
+    assert caplog.messages == ["train: 3 of 9 rows are cut"]

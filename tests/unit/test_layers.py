@@ -35,7 +35,17 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
 }
 RAY_FROM = 3
 MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "pyfunc")
-TORCH_FREE = {"errors", "allowed", "task_spec", "recipe", "cli", "training.job", "running.allocator", "bases.plain"}
+TORCH_FREE = {
+    "errors",
+    "allowed",
+    "task_spec",
+    "recipe",
+    "cli",
+    "training.job",
+    "running.allocator",
+    "bases.plain",
+    "bases.identity",
+}
 
 
 def modules() -> list[str]:

@@ -13,7 +13,7 @@ from ray_lora.store import open_store, put_once
 
 
 def adapter(value: float) -> Adapter:
-    pair = LowRank(torch.full((2, 4), value), torch.ones(4, 2))
+    pair = LowRank(torch.full((2, 4), float(value)), torch.ones(4, 2))
     return Adapter(LoraSpec(r=2, target_modules=("query",)), {"query": pair}, {})
 
 

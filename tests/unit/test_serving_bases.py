@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,12 @@ def test_the_bases_are_those_asked_for_or_all_that_adapters_name(world: Path, tm
     store = open_store(str(world / "store"))
     every = [base.model for base in choose_bases(AppArgs(store=str(world / "store")), store)]
     assert every == [str(world / base) for base in ("alpha", "beta", "gamma")]
+    twice = open_store(str(tmp_path / "twice"))
+    for number, spelling in enumerate((f"{world}/alpha", f"{world}/alpha/", f"{world}/beta/../alpha")):
+        adapter = Adapter.load(world / "store" / "a-plain")
+        card = adapter.card.model_copy(update={"base": spelling})
+        twice.put(replace(adapter, card=card), f"one-{number}")
+    assert [base.model for base in choose_bases(AppArgs(), twice)] == [f"{world}/alpha"]
     one = choose_bases(AppArgs(base="minilm"), store)
     assert one == (BaseArgs(model="minilm"),)
     both = AppArgs.model_validate({"bases": "alpha,beta"})

@@ -331,8 +331,9 @@ def test_changed_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_content_in_a_bucket_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> None:
+    bucket(tmp_path / "bucket").put(adapter(), "tweets")
+    shutil.rmtree(cache)
     store = bucket(tmp_path / "bucket")
-    store.put(adapter(), "tweets")
     spoil(tmp_path / "bucket/all/tweets/1/adapter_model.safetensors")
     with pytest.raises(AdapterError, match="content hash"):
         store.get("tweets")
@@ -528,7 +529,7 @@ def test_a_listing_imports_no_torch(tmp_path: Path) -> None:
     store.put(adapter(), "tweets", ["champion"])
     code = (
         "import sys; from ray_lora.store import open_store; store = open_store(sys.argv[1]);"
-        "assert store.resolve('tweets') == store.list()[0];"
+        "assert [entry.ref for entry in store.list()] == ['tweets@1'];"
         "found = {'torch', 'transformers', 'mlflow', 'peft'} & set(sys.modules); sys.exit(str(found) if found else 0)"
     )
     done = subprocess.run(

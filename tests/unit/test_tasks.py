@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
+import pickle
+import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,14 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import ViTImageProcessor, pipeline
+from transformers.image_utils import load_image
 
 from ray_lora.bases.load import Base
-from ray_lora.engine import AdapterEngine
+from ray_lora.bases.positions import limit, positions_of
+from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import by_tokens, chunks, embed, predict
-from ray_lora.recipe import LoraSpec, TaskSpec
-from ray_lora.tasks import Row, Task, build_task
-from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
+from ray_lora.tasks import Row, Task, build_task, plain_spec, row_of
+from ray_lora.tasks.image_classification import ImageClassificationSpec, _open
+from ray_lora.tasks.labels import Learnt, label_index, learnt
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conformance import check_task
 from tests.conftest import sentences
@@ -238,7 +247,9 @@ def test_texts_are_cut_and_bad_rows_named(text_base: Base) -> None:
 def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base: Base) -> None:
     task = build_task(ImageClassificationSpec(labels=LABELS), image_base.processor)
     data = png(picture(0))
-    forms = [data, base64.b64encode(data).decode(), picture(0), bytearray(data), picture(0).convert("RGBA")]
+    text = base64.b64encode(data).decode()
+    forms = [data, text, picture(0), bytearray(data), picture(0).convert("RGBA")]
+    forms += [{"bytes": data, "path": None}, {"bytes": text, "path": "a.png"}]  # as `datasets` writes images
     pixels = [feature["pixel_values"] for feature in task.encode([{"image": form} for form in forms])]
     assert pixels[0].shape == (3, 16, 16)
     assert all(torch.equal(other, pixels[0]) for other in pixels)
@@ -251,7 +262,8 @@ def test_images_come_as_bytes_text_or_pictures_and_bad_ones_are_named(image_base
         None,
         10**12,
         [1, 2],
-        {"bytes": data},
+        {"bytes": None, "path": "a.png"},
+        {"path": "a.png"},
     ):
         with pytest.raises(DataError, match="give PNG or JPEG bytes, or base64 text of them"):
             task.encode([{"image": broken}])
@@ -267,6 +279,185 @@ def test_a_task_refuses_a_base_of_another_kind(text_base: Base, image_base: Base
             build_task(ImageClassificationSpec(labels=LABELS), processor)
     with pytest.raises(RecipeError, match=r"task\.labels is not set"):
         build_task(TextClassificationSpec(), text_base.processor)
+
+
+# -------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "index"),
+    [
+        (("0", "1", "10", "2"), 2, 3),  # the word, not the index
+        (("1", "2", "3"), 1, 0),
+        (("1", "2", "3"), np.int64(3), 2),
+        (("-1", "1"), -1, 0),
+        (("False", "True"), True, 1),
+        (("0.0", "1.0"), 1.0, 1),
+        (("0.1", "0.5"), Decimal("0.5"), 1),
+        (("2024-01-01", "2024-01-02"), datetime.date(2024, 1, 2), 1),
+        (("2024-01-01 10:00:00", "x"), datetime.datetime(2024, 1, 1, 10), 0),
+        (("negative", "positive"), 1, 1),  # an index
+        (("nan", "inf"), 1, 1),
+    ],
+)
+def test_a_label_is_its_word_else_an_index(labels: tuple[str, ...], value: Any, index: int) -> None:
+    assert label_index(value, labels) == index
+
+
+@pytest.mark.parametrize(
+    ("labels", "value"),
+    [
+        (("1", "2", "3"), 0),  # labels that are numbers have no other numbers
+        (("0", "many"), 1),
+        (("01", "x"), 1),
+        (("1.0", "2.0"), 1),
+        (("0", "1"), 1.0),
+        (("0", "1"), True),
+        (("true", "false"), True),
+        (Learnt(("a", "b")), 1),  # nobody chose their order
+        (("a", "b"), b"a"),
+        (("a", "b"), ["a"]),
+        (("a", "b"), {"a": 1}),
+        (("a", "b"), float("nan")),
+        (("a", "inf"), float("inf")),
+        (("a", " "), " "),
+        (("a", "b\0"), "b\0"),
+    ],
+)
+def test_what_is_no_label_is_named(labels: tuple[str, ...], value: Any) -> None:
+    with pytest.raises(DataError, match=f"label {re.escape(repr(value))}"):
+        label_index(value, labels)
+
+
+def test_labels_are_learnt_in_their_order() -> None:
+    assert learnt({str(number) for number in range(-2, 12)}) == tuple(str(number) for number in range(-2, 12))
+    assert learnt(["b", "10", "2"]) == ("10", "2", "b")
+    assert learnt(["02", "10", "1"]) == ("02", "1", "10")
+    assert pickle.loads(pickle.dumps(learnt("ab"))).__class__ is Learnt
+    spec = TextClassificationSpec().model_copy(update={"labels": learnt("ab")})
+    assert TaskSpec.recall(json.loads(spec.model_dump_json())) == spec
+    assert hash(spec) == hash(TextClassificationSpec(labels=("a", "b")))
+
+
+@pytest.mark.parametrize("written", ["[no, yes]", "[1, 2]", "[0.5, a]", "[2024-01-01, b]", "[a, null]"])
+def test_labels_that_yaml_reads_as_something_else_are_one_error(written: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"task: {{labels: {written}}}\n")
+    with pytest.raises(RecipeError, match=r"^task\.labels: labels are words, .* put each in quotes") as caught:
+        Recipe.load(tmp_path / "recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------- lengths
+
+
+def test_texts_are_no_longer_than_the_bases_positions(text_base: Base, tmp_path: Path) -> None:
+    assert text_base.processor.positions == 64
+    with pytest.raises(RecipeError, match=r"task\.max_length is 512, the base has 64 positions; set it to 64 or less"):
+        build_task(TextClassificationSpec(labels=LABELS, max_length=512), text_base.processor)
+    engine = AdapterEngine(text_base, slots=1, max_rank=2)
+    for asked, longest in ((64, 64), (9, 9), (128, 64), (None, 64)):  # 128 is what nobody wrote: it gives way
+        task = build_task(TextClassificationSpec(labels=LABELS, max_length=asked), text_base.processor)
+        slot = engine.init(LoraSpec(r=2), task.head, seed=0)
+        rows = task.encode([{"text": "good " * 99}, {"text": "good " * (longest - 2)}])
+        assert [task.size(row) for row in rows] == [longest, longest] == [task.longest] * 2
+        what = "what the base takes" if asked in (128, None) else "task.max_length"
+        assert [row.get("cut") for row in rows] == [f"longer than {what}, {longest} tokens,", None]
+        assert len(predict(engine, {slot: task}, rows, [slot, slot])) == 2
+        engine.evict(slot)
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 40), ("roberta", 41), ("gpt2", 40), ("llama", None)])
+def test_the_longest_row_that_a_base_takes(kind: str, positions: int | None, tmp_path: Path) -> None:
+    model = plain(save_base(kind, tmp_path / kind))
+    assert positions_of(model, model.config) == positions
+    model(input_ids=torch.full((1, positions or 99), 5))
+    if positions is not None:
+        with pytest.raises((RuntimeError, IndexError)):
+            model(input_ids=torch.full((1, positions + 1), 5))
+    tokenizer = SimpleNamespace(model_max_length=int(1e30))
+    limit(tokenizer, model, model.config)
+    assert (tokenizer.positions, tokenizer.model_max_length) == (positions, positions or 40)
+
+
+def test_a_folder_without_a_card_takes_what_its_base_takes(text_base: Base) -> None:
+    spec = plain_spec(HeadSpec("AutoModelForSequenceClassification", 2))
+    assert spec is not None
+    assert build_task(spec, text_base.processor).longest == 64
+    assert build_task(spec, _Codes()).longest > 10**6
+
+
+# -------------------------------------------------------------------- images as they are meant
+
+
+def photo(kind: str, orientation: int | None = None, **options: Any) -> bytes:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(options.pop("mode", "RGB")).save(buffer, kind, exif=exif, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_upright_as_transformers_sees_them(kind: str, orientation: int | None) -> None:
+    data = photo(kind, orientation)
+    right = np.asarray(load_image(Image.open(io.BytesIO(data))))
+    for form in (data, base64.b64encode(data).decode(), Image.open(io.BytesIO(data)), {"bytes": data, "path": "a"}):
+        assert np.array_equal(np.asarray(_open(form)), right)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        photo("JPEG", 6, mode="CMYK"),
+        photo("PNG", mode="L"),
+        photo("PNG", mode="1"),
+        photo("PNG", mode="LA"),
+        photo("PNG", mode="RGBA"),
+        photo("PNG", mode="P", transparency=3),
+        photo("GIF", mode="P", transparency=3),
+    ],
+)
+def test_images_of_other_colours_are_as_transformers_sees_them(data: bytes) -> None:
+    assert np.array_equal(np.asarray(_open(data)), np.asarray(load_image(Image.open(io.BytesIO(data)))))
+
+
+def test_a_palette_with_many_alphas_is_read_without_a_warning() -> None:
+    data = photo("PNG", mode="P", transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        right = np.asarray(load_image(Image.open(io.BytesIO(data))))
+    assert np.array_equal(np.asarray(_open(data)), right)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("uint16", "16 bits or more"), ("int32", "16 bits"), ("float32", "fractions")]
+)
+def test_images_that_eight_bits_cannot_hold_are_refused(kind: str, said: str) -> None:
+    image, buffer = Image.fromarray((np.arange(64).reshape(8, 8) * 900).astype(kind)), io.BytesIO()
+    image.save(buffer, "TIFF")
+    for form in (image, buffer.getvalue()):
+        with pytest.raises(DataError, match=f"its pixels are .*{said}.* scale it to 8 bits"):
+            _open(form)
+
+
+def test_images_that_are_too_large_or_torn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torn = Image.open(io.BytesIO(photo("PNG")[:-60]))  # opens, and breaks when it is read
+    with pytest.raises(DataError, match="an image cannot be read"):
+        _open(torn)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all that Pillow does up to twice as many
+        with pytest.raises(DataError, match="30 by 20 pixels; scale it down"):
+            _open(photo("PNG"))
+
+
+def test_an_image_struct_is_a_requests_value(image_base: Base) -> None:
+    task = build_task(ImageClassificationSpec(labels=LABELS), image_base.processor)
+    value = {"bytes": base64.b64encode(photo("JPEG")).decode(), "path": None}
+    assert row_of(task, value) == row_of(task, {"image": value}) == {"image": value}
+    assert len(task.encode([row_of(task, value)])) == 1
 
 
 # -------------------------------------------------------------------- passes

@@ -92,7 +92,7 @@ def test_a_words_piece_lies_in_the_word(tokenizer: PreTrainedTokenizerFast, last
 
 def test_a_word_that_the_tokenizer_drops_or_cuts_has_no_piece(tmp_path: Path) -> None:
     task = build_task(TokenClassificationSpec(labels=LABELS, max_length=6), word_pieces())
-    rows = [{"tokens": ["the", "\u200b", "rain", "cloud", "sings", "quiet"], "tags": ["O"] * 6}]
+    rows = [{"tokens": ["the", "\u0301", "rain", "cloud", "sings", "quiet"], "tags": ["O"] * 6}]
     [features] = task.encode(rows)
     assert features["pieces"][1] is None
     assert features["pieces"][-1] is None
@@ -125,7 +125,7 @@ def test_answers_are_the_pipelines(strategy: str, engine: tuple[AdapterEngine, T
     for text, answer in zip(TEXTS, answers, strict=True):
         wanted = theirs(text, aggregation_strategy=strategy)
         assert [{**part, "score": None} for part in answer] == [{**part, "score": None} for part in wanted]
-        assert [part["score"] for part in answer] == pytest.approx([float(part["score"]) for part in wanted], abs=1e-5)
+        assert [part["score"] for part in answer] == pytest.approx([float(part["score"]) for part in wanted], abs=1e-4)
 
 
 @pytest.fixture(params=["bert", "llama", "gpt2"])

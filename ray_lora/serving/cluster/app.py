@@ -19,6 +19,7 @@ from ray_lora.serving.cluster.bases import choose_bases
 from ray_lora.serving.http.keys import Keys
 from ray_lora.serving.trials.places import absolute
 from ray_lora.store import StoreAwayError, open_store
+from ray_lora.store.folder import FolderStore
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -172,7 +173,10 @@ def _initialized() -> bool:
 
 def _settled(args: AppArgs) -> AppArgs:
     """The arguments with folders made absolute and the bases decided: a replica runs in another folder, maybe later."""
-    bases = choose_bases(args, open_store(args.store, args.tracking_uri))
+    store = open_store(args.store, args.tracking_uri)
+    bases = choose_bases(args, store)
+    if isinstance(store, FolderStore):
+        store.create()  # for a replica, a store that is not there is away
     found = {base.model: absolute(base.model) for base in bases if Path(base.model).expanduser().is_dir()}
     bases = tuple(base.model_copy(update={"model": found.get(base.model, base.model)}) for base in bases)
     return args.model_copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_lora.allowed import is_name
+from ray_lora.bases.identity import place
 from ray_lora.errors import RecipeError
 from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.store import Store
@@ -21,8 +22,8 @@ def choose_bases(args: AppArgs, store: Store) -> tuple[BaseArgs, ...]:
         return (BaseArgs(model=args.base),)
     named: dict[str, str] = {}  # by fingerprint, else by name
     for entry in store.list():
-        if entry.base and entry.base not in named.values() and not is_name(entry.base):
-            named.setdefault(entry.base_fingerprint or entry.base, entry.base)
+        if entry.base and not is_name(entry.base) and place(entry.base) not in map(place, named.values()):
+            named.setdefault(entry.base_fingerprint or place(entry.base), entry.base)
     if not named:
         raise RecipeError(
             f"which base to serve is not clear from the store {args.store!r}: it holds no adapter that names one "

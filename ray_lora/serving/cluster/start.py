@@ -13,6 +13,7 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.machine import Machine, pick_device
 from ray_lora.serving.trials.ab_runs import AbRuns
 from ray_lora.store import open_store
+from ray_lora.store.folder import FolderStore
 from ray_lora.store.line import address
 
 
@@ -25,6 +26,8 @@ def start_endpoint(args: AppArgs) -> Endpoint:
     """
     torch.set_num_threads(args.threads)
     store = open_store(args.store, args.tracking_uri)
+    if isinstance(store, FolderStore):
+        store.expect()  # a replica that starts while its store is away must not say that names are unknown
     uri = getattr(store, "tracking_uri", None) or (args.tracking_uri and address(args.tracking_uri))
     bases = choose_bases(args, store)
     if len(bases) > 1:

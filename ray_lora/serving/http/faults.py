@@ -16,7 +16,7 @@ from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.http.keys import KeyMissingError, KeyScopeError
 from ray_lora.serving.http.relay import BaseAwayError
 from ray_lora.serving.trials.results import UnknownRequestError
-from ray_lora.store import StoreAwayError
+from ray_lora.store import BeingWrittenError, StoreAwayError
 
 _logger = logging.getLogger(__name__)
 _TYPES = {
@@ -46,7 +46,7 @@ def of(error: RayLoraError) -> JSONResponse:
         return fault(401, str(error), "invalid_api_key", headers={"www-authenticate": "Bearer"})
     if isinstance(error, KeyScopeError):
         return fault(403, str(error), "forbidden")
-    if isinstance(error, (StoreAwayError, BaseAwayError, CapacityError)):
+    if isinstance(error, (StoreAwayError, BaseAwayError, BeingWrittenError, CapacityError)):
         return fault(503, str(error), "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):
         return fault(404, str(error), "model_not_found", "model")

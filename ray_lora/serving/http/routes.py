@@ -195,19 +195,18 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load_lora_adapter(body: schemas.LoadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
-        ref, name = body.lora_name, body.lora_name.partition("@")[0]
+        name = body.lora_name.partition("@")[0]
         if body.lora_path is not None:
             check_name(body.lora_name)
             held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
             if name in held and not body.load_inplace:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
-            ref = await endpoint.publish(name, _folder(body.lora_path))
-        await endpoint.withdraw(name, False)
-        entry = await endpoint.names.entry_of(ref)
-        await endpoint.names.peers.tell(
-            await endpoint.names.home_of(entry) or endpoint.base_id, "prewarm", ref, body.pinned
-        )
-        return f"Success: LoRA adapter '{entry.name}' added successfully."
+            await endpoint.publish(name, _folder(body.lora_path), body.pinned)
+        else:
+            await endpoint.withdraw(name, False)
+            home = await endpoint.names.homed(await endpoint.names.entry_of(body.lora_name))
+            await endpoint.names.peers.tell(home, "prewarm", body.lora_name, body.pinned)
+        return f"Success: LoRA adapter '{name}' added successfully."
 
     @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ray_lora.recipe import Json
 from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.trials.results import Results
-from ray_lora.serving.trials.tally import Arm
+from ray_lora.serving.trials.tally import Arm, did_it
 
 
 class Shadows:
@@ -46,10 +46,11 @@ class Shadows:
         began = time.perf_counter()
         try:
             predictions = await answer()
-        except OverloadedError:
-            self.results.dropped(arm)
-        except Exception:
-            self.results.failed(arm)
+        except Exception as error:
+            if isinstance(error, OverloadedError):
+                self.results.dropped(arm)
+            elif did_it(error):
+                self.results.failed(arm)
         else:
             self.results.answered(arm, None, time.perf_counter() - began, predictions)
         finally:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ray_lora.errors import AdapterError, RayLoraError
 from ray_lora.recipe import Json
+from ray_lora.store import BeingWrittenError
 
 Variant = Literal["split", "shadow", "default", "explicit"]
 _STEP = math.log(1.05)  # latencies are kept in classes 5% wide, so a quantile is right to 2.5%
@@ -26,11 +28,18 @@ class Arm(NamedTuple):
     began: str = ""
 
 
+def did_it(error: Exception) -> bool:
+    """Whether a failure is the version's own doing: not its client's, not the load's, not the store's."""
+    if not isinstance(error, RayLoraError):
+        return True
+    return isinstance(error, AdapterError) and not isinstance(error, BeingWrittenError)
+
+
 @dataclass
 class Tally:
     """What one arm did."""
 
-    requests: int = 0  # answered or failed
+    requests: int = 0  # answered, or failed by the version's own doing
     errors: int = 0
     dropped: int = 0  # copies for a shadow that were not taken on because too much waited
     seconds: float = 0.0  # sum over answers

@@ -1,0 +1,110 @@
+"""Csv files as tables. Texts and labels are what is written ("007", "true"), but for labels that are all whole numbers.
+
+    table = read_csv(buffer, {"mood": Column(("label",))}, "train.csv")
+
+It knows cells and lines; it knows nothing of what rows mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from ray_lora.data.text_file import utf8
+from ray_lora.errors import DataError
+from ray_lora.tasks import Column
+
+_LEAST_BLOCK, _MOST_BLOCK = 1 << 20, 2**31 - 2
+_MOST_NAMED = 10  # wrong lines in one message
+
+
+def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
+    """A csv file's bytes as a table.
+
+    Args:
+        roles: what the file's columns are to the task.
+
+    Raises:
+        DataError: a row has more or fewer cells than the header, quotes are not closed, or it is not UTF-8.
+    """
+    buffer = utf8(buffer, where, _place)
+    if b'"' in buffer.to_pybytes():  # what Arrow makes of a stray quote is not what is written
+        _check_records(buffer, where)
+    words = {name: pa.string() for name, role in roles.items() if {"text", "label"} & set(role.kinds)}
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(buffer),
+            # one block, so that a cell may be of any size and all rows say what type a column is
+            read_options=pa.csv.ReadOptions(block_size=min(max(len(buffer) + 1, _LEAST_BLOCK), _MOST_BLOCK)),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(column_types=words),
+        )
+    except pa.ArrowInvalid:
+        _check_records(buffer, where)
+        raise
+    for at, name in enumerate(table.column_names):
+        if name in roles and "label" in roles[name].kinds:
+            table = table.set_column(at, name, _whole_numbers(table.column(at)))
+    return table
+
+
+def _whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels, as numbers where all of them are written as whole numbers. An empty one is none."""
+    filled = pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
+    known = filled.drop_null()
+    whole = len(known) > 0 and pc.all(pc.match_substring_regex(known, "^(0|-?[1-9][0-9]{0,17})$")).as_py()
+    return filled.cast(pa.int64()) if whole else filled
+
+
+def _check_records(buffer: Any, where: str) -> None:
+    """DataError for the rows that have more or fewer cells than the header, and for a quote out of place."""
+    wrong: list[str] = []
+    width, row, line = 0, 0, 1
+    with _cells_of_any_size():
+        records = csv.reader(io.StringIO(buffer.to_pybytes().decode(), newline=""), strict=True)
+        while len(wrong) < _MOST_NAMED:
+            try:
+                cells = next(records, None)
+            except csv.Error as error:
+                wrong.append(f"{_row(where, row)} (line {line}): quotes are not closed or stand inside a cell: {error}")
+                break
+            if cells is None:
+                break
+            if cells and not width:
+                width = len(cells)
+            elif cells and len(cells) != width:
+                wrong.append(
+                    f"{_row(where, row)} (line {line}): {len(cells)} cells, the header has {width}; put a cell with "
+                    "commas or line breaks in double quotes"
+                )
+            row, line = row + bool(cells), records.line_num + 1
+    if wrong:
+        raise DataError("\n".join(wrong))
+
+
+def _row(where: str, number: int) -> str:
+    return f"{where}, row {number}" if number else f"{where}, header"
+
+
+def _place(beginning: bytes) -> str:
+    """The row in which a file's beginning ends."""
+    with _cells_of_any_size():
+        records = csv.reader(io.StringIO(beginning.decode("latin-1") + "x", newline=""))
+        row = sum(bool(cells) for cells in records) - 1
+    return f"row {row}" if row > 0 else "the header"
+
+
+@contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    before = csv.field_size_limit(_MOST_BLOCK)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
