@@ -2,7 +2,7 @@
 
 http -> endpoint -> registry (refs -> entries), gate (limits), cache (slots, leases), batcher -> machine (the engine).
 
-Only `cluster/` and `metrics/ray_sink` know Ray. Only `http/` and `metrics/seen` know HTTP.
+Only `cluster/` and `metrics/ray_sink` know Ray. Only `http/`, `metrics/seen` and `cluster/identity` know HTTP.
 """
 
 from ray_lora.serving.args import AppArgs

@@ -107,5 +107,5 @@ def versions_of(listing: Listing) -> dict[int, str]:
 
 
 def stats_of(listing: Listing, prefix: str) -> Stats:
-    """What changes when a version's files do."""
-    return tuple(listing.get(prefix + part) for part in PARTS)
+    """What changes when a version's files do, or its own folder."""
+    return (*(listing.get(prefix + part) for part in PARTS), listing.get(prefix) if prefix else None)

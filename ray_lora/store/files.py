@@ -31,7 +31,7 @@ class Stat(NamedTuple):
     inode: int = 0
 
 
-Listing = Mapping[str, Stat]  # the files of one name that matter
+Listing = Mapping[str, Stat]  # the files of one name that matter; its numbered folders ("2/") where a place has them
 
 
 class Files(Protocol):

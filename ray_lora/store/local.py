@@ -55,6 +55,7 @@ class LocalFiles:
         for entry in self._entries(self.root / name, f"{name!r}"):
             if entry.is_dir():
                 if version_of(entry.name) is not None or entry.name == CLAIMS:
+                    self._note_folder(found, entry)
                     for below in self._entries(Path(entry.path), f"{name}@{entry.name}"):
                         self._note(found, f"{entry.name}/{below.name}", below)
             else:
@@ -190,6 +191,15 @@ class LocalFiles:
                 f"{what}: {path.name!r} is a link that leads out of the store {str(self.root)!r}; "
                 "put the adapter itself there"
             )
+
+    @staticmethod
+    def _note_folder(found: dict[str, Stat], entry: os.DirEntry[str]) -> None:
+        """A folder changes when a file of it goes, which leaves no time behind."""
+        try:
+            stat = entry.stat()
+            found[f"{entry.name}/"] = Stat(0, stat.st_ctime_ns, stat.st_ino)
+        except OSError:  # taken away meanwhile
+            pass
 
     @staticmethod
     def _note(found: dict[str, Stat], path: str, entry: os.DirEntry[str]) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import ReadAhead
 from ray_lora.store.described import Described, Stats, stats_of, versions_of
-from ray_lora.store.files import CARD, Files, Listing
+from ray_lora.store.files import CARD, PARTS, Files, Listing
 from ray_lora.store.store import BeingWrittenError, Entry
 
 if TYPE_CHECKING:
@@ -45,15 +45,16 @@ class _Found:
     """What a version was when its files were these.
 
     Attributes (monotonic seconds):
-        since: when its files were first seen like this. at: when it was looked at last.
-        until: where it is being written, when to look again though its files are the same.
+        since: when its files were first seen like this.
+        until: where it is being written, when to look again though its files are the same; soon: and when at the
+            earliest where they are not.
     """
 
     stats: Stats
     what: Entry | AdapterError
     since: float
-    at: float
     until: float = 0.0
+    soon: float = 0.0
 
 
 class Verified:
@@ -76,7 +77,7 @@ class Verified:
             return None
         same, now = known.stats == stats_of(listing, versions_of(listing)[version]), time.monotonic()
         if isinstance(known.what, BeingWrittenError):  # a large file that grows is not read for every request
-            return known.what if now < (known.until if same else known.at + _AGAIN_S) else None
+            return known.what if now < (known.until if same else known.soon) else None
         return known.what if same else None
 
     def entry(self, name: str, version: int, listing: Listing) -> Entry:
@@ -129,7 +130,7 @@ class Verified:
         stats, left = stats_of(listing, prefix), self._left(name, version, listing)
         ref = f"{name}@{version}"
         if left > 0 and f"{prefix}{CARD}" not in listing:
-            return self._note(name, version, stats, _writing(ref, "it has no card yet"), left)
+            return self._note(name, version, stats, _writing(ref, "it has no card yet"), left, was_read=False)
         found: Entry | AdapterError
         try:
             told = self._described.entry(name, version, listing)
@@ -149,22 +150,30 @@ class Verified:
 
     def _left(self, name: str, version: int, listing: Listing) -> float:
         """Seconds until a version's files have been left alone for long enough; at most those since they were first
-        seen like this, so that a file system's clock may be wrong."""
+        seen like this, so that a file system's clock may be wrong. A card that is gone leaves no time behind: whoever
+        replaces it takes it away first."""
         prefix = versions_of(listing)[version]
         stats = stats_of(listing, prefix)
         changed = max((stat.changed for stat in stats if stat is not None), default=0) / 1e9
         left = min(changed + settle_s() - time.time(), settle_s())
         known = self._known.get((name, version))
         if known is not None and known.stats == stats:
-            left = min(left, known.since + settle_s() - time.monotonic())
-        return left
+            return min(left, known.since + settle_s() - time.monotonic())
+        card = PARTS.index(CARD)
+        return settle_s() if known is not None and known.stats[card] is not None and stats[card] is None else left
 
     def _note(
-        self, name: str, version: int, stats: Stats, what: Entry | AdapterError, left: float = 0.0
+        self,
+        name: str,
+        version: int,
+        stats: Stats,
+        what: Entry | AdapterError,
+        left: float = 0.0,
+        was_read: bool = True,
     ) -> Entry | AdapterError:
         known, now = self._known.get((name, version)), time.monotonic()
         since = known.since if known is not None and known.stats == stats else now
-        self._known[name, version] = _Found(stats, what, since, now, now + left)
+        self._known[name, version] = _Found(stats, what, since, now + left, now + _AGAIN_S if was_read else now)
         return what
 
     def _say(self, name: str, version: int, error: AdapterError) -> None:

@@ -1,11 +1,14 @@
-"""`serve deploy` on two nodes on this machine: adapters keep to a replica, hot ones do not, no request is lost."""
+"""`serve deploy` on two nodes on this machine: adapters keep to a replica, hot ones do not, no request is lost. And two
+endpoints on this machine: neither answers for the other."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ import pytest
 import yaml
 
 from ray_lora.serving import AppArgs
+from ray_lora.serving.cluster.identity import AWAY, server_name
 from ray_lora.serving.cluster.ingress import SETTINGS, free_port
 from tests.ray.test_faults import TEXTS, Load
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
@@ -215,6 +219,118 @@ def test_the_kuberay_file_fits_serve_s_schema_and_our_arguments() -> None:
             name: value for name, value in SETTINGS.items() if name in env
         }
         assert {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"} <= env.keys()
+        assert {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"} <= env.keys()
     [workers] = cluster["workerGroupSpecs"]
     container = workers["template"]["spec"]["containers"][0]
     assert float(container["resources"]["requests"]["cpu"]) >= args.num_cpus  # a replica fits on a worker
+
+
+def test_a_replica_s_name_is_the_one_that_ray_writes_for_haproxy() -> None:
+    from ray.serve._private.haproxy import HAProxyManager
+
+    safe = HAProxyManager.__ray_metadata__.modified_class.get_safe_name
+    for actor in ("SERVE_REPLICA::ray_lora#Endpoint#a1b2c3d4", "SERVE_PROXY_ACTOR-fallback-0f a"):
+        assert server_name(actor) == safe(actor)
+
+
+class Alone:
+    """`ray-lora serve` on a Ray of its own."""
+
+    def __init__(self, store: Path) -> None:
+        self.port, self.stats = free_port(), free_port()
+        self.folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")
+        self.env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.env |= {"RAY_TMPDIR": self.folder, "RAY_SERVE_HAPROXY_STATS_PORT": str(self.stats)}
+        self.command = [sys.executable, "-m", "ray_lora", "serve", "--json", "--store", str(store)]
+        self.command += ["num_cpus=0.5", "slots=2", "max_rank=8", "dtype=float32"]
+        self.process = subprocess.Popen([*self.command, f"--port={self.port}"], env=self.env, stdout=subprocess.PIPE)
+
+    def started(self) -> None:
+        assert self.process.stdout is not None
+        assert str(self.port) in self.process.stdout.readline().decode()
+
+    def ask(self) -> tuple[str, str]:
+        """The status and which adapter answered, or what was said instead; or why there was no answer."""
+        body = {"model": "movies", "inputs": "a"}
+        try:
+            answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/predict", json=body, timeout=None)
+        except httpx.TransportError as error:
+            return type(error).__name__, ""
+        said = answer.headers.get("x-adapter-sha256", answer.text)
+        return str(answer.status_code), "not yet" if said.startswith("Path '/v1/predict' not found") else said
+
+    def replica(self) -> tuple[psutil.Process, int]:
+        """The replica and its port."""
+        [found] = [
+            child
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if child.name().startswith("ray::ServeRepli")
+        ]
+        ports = {line.laddr.port for line in found.net_connections() if line.status == psutil.CONN_LISTEN}
+        [port] = ports & set(range(20000, 30000))
+        return found, port
+
+    def requests(self) -> dict[str, int]:
+        """How many HAProxy has given to each server: replicas, and the Serve proxy to which Ray lets it fall back."""
+        rows = csv.DictReader(httpx.get(f"http://127.0.0.1:{self.stats}/stats;csv", timeout=None).text.splitlines())
+        return {row["svname"]: int(row["stot"]) for row in rows if row["svname"].startswith("SERVE_")}
+
+    def look_at(self, port: int) -> None:
+        """Let HAProxy look for its replica here, as when the replica has died and another's has its port now."""
+        [name] = [name for name in self.requests() if name.startswith("SERVE_REPLICA")]
+        [haproxy] = [
+            child.cmdline()
+            for child in psutil.Process(self.process.pid).children(recursive=True)
+            if child.name() == "haproxy" and "-sf" in child.cmdline()
+        ]
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(Path(haproxy[haproxy.index("-f") + 1]).with_name("admin.sock")))
+            line.sendall(f"set server http-ray_lora/{name} addr 127.0.0.1 port {port}\n".encode())
+            said = line.makefile().read()
+        assert f"to '{port}'" in said
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_of_two_endpoints_neither_answers_for_the_other(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    for seed in (1, 2):
+        make_adapter(base, tmp_path / f"store{seed}" / "movies", seed=seed)
+    with contextlib.ExitStack() as stack:
+        first, second = (Alone(tmp_path / f"store{number}") for number in (1, 2))
+        for endpoint in (first, second):
+            stack.callback(endpoint.close)
+        starting = [second.ask()]
+        while starting[-1][0] != "200":
+            assert second.process.poll() is None
+            starting.append(second.ask())
+        for endpoint in (first, second):
+            endpoint.started()
+        theirs, ours = first.ask(), second.ask()
+        assert theirs[0] == ours[0] == "200"
+        assert theirs != ours
+        nothing = {("ConnectError", ""), ("404", "not yet"), ("503", AWAY), ("RemoteProtocolError", "")}
+        assert set(starting) <= nothing | {ours}
+
+        command = [*first.command, f"--port={second.port}"]
+        third = subprocess.Popen(command, env=first.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        replica, _ = second.replica()
+        _, other = first.replica()
+        second.look_at(other)
+        meanwhile = [second.ask()]
+        while ("503", AWAY) not in meanwhile:
+            meanwhile.append(second.ask())
+        replica.kill()
+        meanwhile.append(("503", AWAY))
+        while meanwhile[-1] != ours:
+            meanwhile.append(second.ask())
+        assert set(meanwhile) <= {ours, ("503", AWAY), ("RemoteProtocolError", ""), ("ReadError", "")}
+        assert second.replica()[0] != replica
+        assert first.ask() == theirs
+        said, _ = third.communicate()
+        assert third.returncode == 2
+        assert f"port {second.port} of '127.0.0.1' cannot be used" in said

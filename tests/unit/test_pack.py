@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
@@ -343,6 +344,24 @@ def test_a_job_that_diverges_keeps_what_was_finite(folder: Path, tmp_path: Path)
     assert [report.error for report in run(again, {0: []})] == [None] * 6
     alone_losses, _ = train_alone(folder, make_job("calm", 3, max_steps=8))
     assert losses(reports, "calm") == pytest.approx(alone_losses, abs=1e-9)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_last_step_that_goes_too_far_is_not_published(folder: Path, tmp_path: Path, validated: bool) -> None:
+    """Its loss was finite, its weights are, and its answers are not; the neighbour is scored as ever."""
+    pack = make_pack(folder, torch.float32, output=tmp_path)
+    splits = shards(2)
+    pack.data = {**pack.data, "2": splits if validated else Splits(splits.train, None)}
+    doomed = make_job("doomed", 2, max_steps=1, learning_rate=1e30, max_grad_norm=0.0)
+    pack.join(dataclasses.replace(doomed, data="2"))
+    pack.join(make_job("calm", 3, max_steps=1))
+    reports = pack.step()
+    [failed] = [report for report in reports if report.error is not None]
+    assert (failed.job, failed.step) == ("doomed", 1)
+    assert not (tmp_path / "doomed" / "adapter").exists()
+    [done] = [report for report in reports if report.done]
+    assert (done.job, set(done.metrics or {})) == ("calm", {"accuracy", "f1_macro"})
+    assert not pack.members
 
 
 def test_training_learns_and_scores_say_so(folder: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ray_lora.errors import AdapterError, CapacityError
+from ray_lora.errors import AdapterError, AdapterNotFoundError, CapacityError
 from ray_lora.serving.cache.slots import AdapterCache
-from ray_lora.store import Entry
+from ray_lora.serving.machine import ChangedError
+from ray_lora.store import BeingWrittenError, Entry, StoreAwayError
 
 
 @dataclass
@@ -128,6 +129,28 @@ def test_a_bad_adapter_evicts_nothing_and_is_remembered(fault: str) -> None:
         getattr(engine, fault).clear()
         cache.forget_failures()
         await use(cache, engine, "bad")
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [StoreAwayError, BeingWrittenError, ChangedError, AdapterNotFoundError])
+def test_what_was_wrong_with_the_place_is_not_remembered_of_the_content(error: type[Exception]) -> None:
+    async def main() -> None:
+        engine = Engine(2)
+        reads = iter([error("not now"), Thing("a")])
+
+        async def read(entry: Entry) -> Thing:
+            got = next(reads)
+            if isinstance(got, Exception):
+                raise got
+            return got
+
+        cache = AdapterCache(2, read, engine.swap, engine.unmount, negative_s=60)
+        with pytest.raises(error, match="not now"):
+            async with cache.lease(entry("a")):
+                pass
+        async with cache.lease(entry("a")) as lease:  # the store is back, or the same content lies elsewhere
+            assert lease.loaded.name == "a"
 
     run(main)
 

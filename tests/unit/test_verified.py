@@ -19,9 +19,10 @@ from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.recipe import LoraSpec
-from ray_lora.store import BeingWrittenError, StoreAwayError, open_store, put_once
+from ray_lora.store import BeingWrittenError, Entry, StoreAwayError, open_store, put_once
 from ray_lora.store.bucket import BucketFiles
 from ray_lora.store.folder import FolderStore
+from ray_lora.store.local import LocalFiles
 from ray_lora.tasks.text_classification import TextClassificationSpec
 
 PARTS = ("adapter_config.json", "adapter_model.safetensors", "ray_lora.json")
@@ -85,7 +86,7 @@ def test_a_copy_file_by_file_is_nobody_until_it_is_whole(
         with pytest.raises((BeingWrittenError, AdapterNotFoundError)):
             store.resolve("tweets@2")
     keep(given / order[-1], home / order[-1])
-    while store.resolve("tweets").version != 2:  # at most a look that was taken a moment ago
+    while order != PARTS and store.resolve("tweets").version != 2:  # a file that was read a moment ago is not at once
         time.sleep(0.01)
     entry, loaded = store.load("tweets")
     assert entry.sha256 == loaded.sha256 == adapter(2).sha256
@@ -106,6 +107,50 @@ def test_a_folder_without_a_card_is_whole_once_it_was_left_alone(
         time.sleep(0.01)
     assert time.time() - began >= 0.5
     assert store.resolve("tweets").sha256 == Adapter.load(given).sha256
+
+
+def test_a_card_that_is_taken_away_for_a_moment_gives_nobody_other_labels(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that stay are old; `cp --remove-destination`, tar and git take a file away before they write it."""
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "30")
+    store.resolve("tweets")
+    for _ in range(2):
+        card = weights(store, 1).with_name(PARTS[2])
+        kept = card.read_bytes()
+        card.unlink()
+        for _ in range(3):
+            with pytest.raises(BeingWrittenError, match="no card yet"):
+                store.resolve("tweets@1")
+        card.write_bytes(kept)
+        assert patient(store, "tweets@1").sha256 == adapter(1).sha256
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "0.2")
+    card.unlink()
+    entry = patient(store, "tweets")  # nobody wrote it again: it is what plain PEFT reads
+    assert (entry.task, entry.sha256 == adapter(1).sha256) == (None, False)
+
+
+def test_who_never_saw_the_card_waits_for_it_as_well(
+    store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is old; the folder itself has changed."""
+    time.sleep(0.6)
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "0.5")
+    weights(store, 1).with_name(PARTS[2]).unlink()
+    fresh = FolderStore(LocalFiles(tmp_path / "store"), store.uri)
+    with pytest.raises(BeingWrittenError, match="no card yet"):
+        fresh.resolve("tweets")
+    assert patient(fresh, "tweets").task is None
+
+
+def patient(store: FolderStore, ref: str) -> Entry:
+    """What a ref names once it is no longer being written."""
+    while True:
+        try:
+            return store.resolve(ref)
+        except BeingWrittenError:
+            time.sleep(0.01)
 
 
 def test_an_old_folder_without_a_card_is_whole_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from typing import Generic, Literal
 
 from ray_lora.errors import AdapterNotFoundError, CapacityError
 from ray_lora.serving.cache.tiers import Failures, L, RamTier
-from ray_lora.store import Entry
+from ray_lora.store import BeingWrittenError, Entry, StoreAwayError
 
 
 @dataclass
@@ -40,6 +40,8 @@ class Resident(Generic[L]):
     doomed: bool = False  # leaves its slot as soon as nobody uses it
 
 
+# These say where it was looked for, and when, not what this content is, which may lie elsewhere or be back at once.
+_OF_THE_PLACE = (StoreAwayError, BeingWrittenError, AdapterNotFoundError)
 Event = Literal["hits", "misses", "loads", "evictions", "failures"]
 
 
@@ -268,7 +270,8 @@ class AdapterCache(Generic[L]):
         self._pump()
 
     def _fail(self, entry: Entry, error: Exception) -> None:
-        self._failures.remember(entry.sha256, error)
+        if not isinstance(error, _OF_THE_PLACE):
+            self._failures.remember(entry.sha256, error)
         self._count("failures", entry)
         line = self._lines.pop(entry.sha256, None)
         for waiter in line.waiters if line else ():

@@ -43,11 +43,18 @@ def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: i
     others = {
         base.model: serve.deployment(name=f"Endpoint-{_word(base.model)}-{number}")(BaseReplica)
         .options(**_options(args.alone(base)))
-        .bind(args.alone(base))
+        .bind(_told(args.alone(base)))
         for number, base in enumerate(more, start=2)
     }
     ingress_args = args.alone(first)
-    return serve.deployment(name="Endpoint")(Replica).options(**_options(ingress_args)).bind(ingress_args, others)
+    return (
+        serve.deployment(name="Endpoint")(Replica).options(**_options(ingress_args)).bind(_told(ingress_args), others)
+    )
+
+
+def _told(args: AppArgs) -> AppArgs:
+    """What a replica of one base knows: not how many there are, else Serve would restart all for one more or less."""
+    return args.model_copy(update={"num_replicas": 1, "autoscaling": None})
 
 
 def _options(args: AppArgs) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def run(args: AppArgs, block: bool = True) -> str:
 
     Raises:
         RecipeError, BaseModelError: the store and the base do not make an endpoint; nothing was started.
+        RecipeError: the port is somebody else's; nothing is served.
     """
     _check_host(args)
     app_args = _settled(args)
