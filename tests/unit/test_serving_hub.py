@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import InferenceClient, constants
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -20,39 +20,22 @@ from transformers import (
     pipeline,
 )
 
-from ray_lora.adapters.adapter import Adapter
-from ray_lora.store import open_store
-from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.unit.bases import quiet_peft
 from tests.unit.http_server import serving
-from tests.unit.serving_world import card, make_adapter, make_base
+from tests.unit.serving_world import TAGS, card, make_adapter, make_base, make_tagger
 
-LABELS, TAGS = ["negative", "positive", "mixed"], ["B-mood", "I-mood", "O"]
+LABELS = ["negative", "positive", "mixed"]
 TEXT = "a lovely day but the film was very dull"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tweets` classifies, `moods` tags words, `plain` has no card."""
+    """`tweets` classifies, `tagger` tags words, `plain` has no card."""
     root = tmp_path_factory.mktemp("hub")
     base = make_base(root / "base")
     card(make_adapter(base, root / "store" / "tweets", seed=0, labels=3), base, LABELS)
     make_adapter(base, root / "store" / "plain", seed=1, labels=3)
-    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=3)
-    config = LoraConfig(task_type="TOKEN_CLS", r=4, target_modules=["query", "value"])
-    with quiet_peft():
-        wrapped = get_peft_model(model, config)
-        torch.manual_seed(3)
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.data.normal_(0, 0.5)
-        wrapped.save_pretrained(root / "made")
-    adapter = Adapter.load(root / "made")
-    task = TokenClassificationSpec(labels=tuple(TAGS))
-    told = adapter.card.model_copy(update={"task": task, "architecture": "AutoModelForTokenClassification"})
-    open_store(str(root / "store")).put(
-        Adapter(adapter.config, adapter.layers, adapter.head, told, "TOKEN_CLS", ("classifier",)), "moods"
-    )
+    make_tagger(root)
     (root / "keys.yaml").write_text("[{key: secret, adapters: [tweets]}]")
     return root
 
@@ -99,9 +82,9 @@ def test_text_classification(address: str, world: Path) -> None:
 @pytest.mark.parametrize("strategy", [None, "simple", "first", "max"])
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_token_classification(address: str, world: Path, strategy: Any) -> None:
-    model = merged(world, world / "store/moods/1", AutoModelForTokenClassification, TAGS)
+    model = merged(world, world / "store/tagger/1", AutoModelForTokenClassification, list(TAGS))
     theirs = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(world / "base"))
-    ours = client(address, "moods").token_classification(TEXT, aggregation_strategy=strategy)
+    ours = client(address, "tagger").token_classification(TEXT, aggregation_strategy=strategy)
     wanted: Any = theirs(TEXT, aggregation_strategy=strategy or "none")
     assert ours
     for element, other in zip(ours, wanted, strict=True):
@@ -140,8 +123,9 @@ def test_several_inputs_and_the_headers(address: str) -> None:
         ("tweets", {"inputs": ""}, 400, "is empty or not a string"),
         ("tweets", {"inputs": TEXT, "parameters": {"top_kk": 1}}, 400, "are not known to this task"),
         ("tweets", {"input": TEXT}, 400, "inputs"),
-        ("moods", {"inputs": TEXT, "parameters": {"aggregation_strategy": "most"}}, 400, "must be one of none"),
+        ("tagger", {"inputs": TEXT, "parameters": {"aggregation_strategy": "most"}}, 400, "must be one of none"),
         ("base", {"inputs": {"sentences": ["a"]}}, 400, "source_sentence"),
+        ("base", {"inputs": TEXT, "truncate": False}, 400, "leave it out"),
         ("base", {"inputs": TEXT, "parameters": {"dimensions": 3}}, 400, "it takes normalize, truncate"),
     ],
 )
@@ -155,6 +139,6 @@ def test_what_is_wrong_is_said_as_everywhere(address: str, ref: str, body: Any, 
 def test_keys_are_the_client_s_own(world: Path) -> None:
     with serving(world, keys=str(world / "keys.yaml")) as address:
         assert client(address, "tweets", token="secret").text_classification(TEXT)
-        for ref, token, status in (("moods", "secret", 403), ("tweets", "other", 401)):
+        for ref, token, status in (("tagger", "secret", 403), ("tweets", "other", 401)):
             with pytest.raises(Exception, match=str(status)):
                 client(address, ref, token=token).text_classification(TEXT)

@@ -58,7 +58,9 @@ async def _of_the_base(endpoint: Endpoint, inputs: Json, parameters: Mapping[str
         _check(parameters, frozenset())
         vectors, _ = await endpoint.embed([source, *sentences])
         return [_cosine(vectors[0], vector) for vector in vectors[1:]]
-    _check(parameters, frozenset({"normalize", "truncate"}))  # long texts are cut where the base's positions end
+    _check(parameters, frozenset({"normalize", "truncate"}))
+    if parameters.get("truncate") is False:
+        raise DataError("a text is cut where the base's positions end, and truncate is false; leave it out")
     vectors, _ = await endpoint.embed(inputs if isinstance(inputs, list) else [inputs])
     if parameters.get("normalize"):
         vectors = [_normal(vector) for vector in vectors]
