@@ -110,12 +110,8 @@ def test_labels_of_words_are_marked_in_the_text(tab: Any, tmp_path: Path) -> Non
         expect(tab.locator(".marked mark")).to_have_text(
             [text[part["start"] : part["end"]] + part["entity_group"] for part in found]
         )
-        assert (
-            tab.locator(".marked").evaluate(
-                "node => [...node.childNodes].map(one => one.nodeName === 'MARK' ? one.firstChild.data : one.data).join('')"
-            )
-            == text
-        )
+        parts = "node => [...node.childNodes].map(one => (one.nodeName === 'MARK' ? one.firstChild : one).data)"
+        assert "".join(tab.locator(".marked").evaluate(parts)) == text
     assert tab.wrong == []
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -14,7 +18,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast, pipeline
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import LoraSpec
+from ray_lora.recipe import LoraSpec, Recipe
+from ray_lora.running.sources import inspect
 from ray_lora.tasks import Task, build_task
 from ray_lora.tasks.spans import STRATEGIES, entities
 from ray_lora.tasks.token_classification import TokenClassificationSpec, pieces_of
@@ -170,3 +175,58 @@ def test_what_is_no_text_is_refused(tokens: Any) -> None:
     task = build_task(TokenClassificationSpec(labels=LABELS), word_pieces())
     with pytest.raises(DataError, match="give a non-empty string or a list of such words"):
         task.encode([{"tokens": tokens}])
+
+
+ROWS = [
+    {"tokens": ["Ada", "met", "Grace"], "tags": ["B-who", "O", "B-who"]},
+    {"tokens": ["in", "New", "York"], "tags": ["O", "B-city", "I-city"]},
+]
+
+
+def write(rows: Any, path: Path) -> str:
+    """The rows as a file of the kind that the path's ending names; csv holds words between blanks."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        lines = [",".join((" ".join(map(str, row["tokens"])), " ".join(map(str, row["tags"])))) for row in rows]
+        path.write_text("\n".join(["tokens,tags", *lines]))
+    return str(path)
+
+
+def told(path: str) -> Recipe:
+    return Recipe.parse({"task": {"type": "token-classification"}, "data": {"train": path}})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_files_teach_labels_and_hold_words(kind: str, tmp_path: Path) -> None:
+    spec, counts = inspect(told(write(ROWS, tmp_path / f"rows.{kind}")))
+    assert spec.describe()["labels"] == ["B-city", "B-who", "I-city", "O"]
+    assert counts == {"train": 2}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_numbers_as_labels_are_their_words(kind: str, tmp_path: Path) -> None:
+    """As of a data set whose tags are class numbers: 10 comes after 2, and 2 is not the third label."""
+    rows = [{"tokens": ["a", "b", "c"], "tags": [10, 2, 0]}, {"tokens": ["a"], "tags": [2]}]
+    spec, _ = inspect(told(write(rows, tmp_path / f"rows.{kind}")))
+    assert spec.describe()["labels"] == ["0", "2", "10"]
+    task = build_task(spec.model_copy(update={"max_length": None}), byte_pieces("right"))
+    [features] = task.encode([{"tokens": rows[0]["tokens"], "tags": rows[0]["tags"]}])
+    assert [spec.describe()["labels"][tag] for tag in features["tags"]] == ["10", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "2 tokens have 1 tags; give one for each token"),
+        ({"tokens": ["a", " "], "tags": ["O", "O"]}, "is empty or not a string"),
+        ({"tokens": ["a", "\u200b"], "tags": ["O", "O"]}, "is empty or not a string"),
+        ({"tokens": ["a"], "tags": [""]}, "is blank"),
+    ],
+)
+def test_wrong_rows_are_named_by_file_and_number(row: Any, why: str, tmp_path: Path) -> None:
+    path = write([*ROWS, row], tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=re.escape(f"{path}, row 3: ") + f".*{why}"):
+        inspect(told(path))
