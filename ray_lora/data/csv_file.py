@@ -37,7 +37,7 @@ def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
     buffer = utf8(buffer, where, _place)
     if b'"' in buffer.to_pybytes():  # what Arrow makes of a stray quote is not what is written
         _check_records(buffer, where)
-    words = {name: pa.string() for name, role in roles.items() if {"text", "label"} & set(role.kinds)}
+    words = {name: pa.string() for name, role in roles.items() if {"text", "label", "labels"} & set(role.kinds)}
     try:
         table = pa.csv.read_csv(
             pa.BufferReader(buffer),

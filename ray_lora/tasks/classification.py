@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import field_validator
 
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.labels import label_index, label_word, learnt, twins
+from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.pictures import confusion
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,9 +23,6 @@ METRICS: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "
 LABEL = Column(("label",), "training", "a label, or its index among labels that are no numbers")
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 _TARGET = "labels"  # the class index in a row's features
-_MOST_SHOWN = 40  # labels of a confusion matrix that can be read
-_MOST_NAMED = 10  # rows without a label in one message
-_Taught = tuple[list[str], list[tuple[int, str]]]  # the labels of a block, and its rows that have none: why not
 
 
 class ClassificationSpec(TaskSpec):
@@ -73,59 +72,21 @@ class Classification:
         self.labels = options.labels
 
     @classmethod
-    def learn(cls, spec: TaskSpec, block: pa.Table) -> _Taught:
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
         """The block's labels, where the options do not say them, and the first rows that have none."""
-        words: dict[str, None] = {}
-        wrong: list[tuple[int, str]] = []
-        if cast(ClassificationSpec, spec).labels is None:
-            for row, value in enumerate(block.column("label").to_pylist()):
-                try:
-                    words[label_word(value)] = None
-                except DataError as error:
-                    wrong.append((row, str(error)))
-        return list(words), wrong[:_MOST_NAMED]
+        known = cast(ClassificationSpec, spec).labels is not None
+        return NOTHING if known else teach(enumerate(block.column("label").to_pylist()))
 
     @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[_Taught]) -> TaskSpec:
-        if cast(ClassificationSpec, spec).labels is not None:
-            return spec
-        taught = list(learned)
-        labels = learnt(word for words, _ in taught for word in words)
-        if len(labels) < 2:
-            lines = [
-                f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed",
-                *(f"row {row + 1}: {why}" for _, wrong in taught for row, why in wrong),
-            ]
-            raise DataError("\n".join(lines))
-        return spec.model_copy(update={"labels": labels})
+    def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
+        known = cast(ClassificationSpec, spec).labels is not None
+        return spec if known else spec.model_copy(update={"labels": settle(learned)})
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
         """Rows whose label is none of the options', and the first row of each label that looks like another one."""
         labels = cast(ClassificationSpec, spec).labels or ()
-        said: dict[str, str | None] = {}  # a label, by what it looks like (a list is no key) -> what is wrong with it
-        alike = twins(labels)
-        for row, label in enumerate(block.column("label").to_pylist()):
-            shown = repr(label)
-            if shown not in said:
-                try:
-                    word = labels[label_index(label, labels)]
-                    said[shown] = None
-                except DataError as error:
-                    said[shown] = str(error)
-                else:
-                    other = alike.pop(word, None)
-                    if other is not None:
-                        yield (
-                            row,
-                            (
-                                f"label {word!a} and label {other!a} differ only in blanks around them or in how "
-                                "Unicode writes them; write them alike"
-                            ),
-                        )
-            why = said[shown]
-            if why is not None:
-                yield row, why
+        yield from wrong_labels(enumerate(block.column("label").to_pylist()), labels)
 
     def targets(self, features: Sequence[Features]) -> list[int]:
         """The class index of each row."""
@@ -178,24 +139,8 @@ class Classification:
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         """`confusion_matrix`: rows are the truth, columns the answers."""
-        if len(self.labels) > _MOST_SHOWN:
-            return {}
-        from matplotlib.figure import Figure
-        from sklearn.metrics import confusion_matrix
-
-        known = list(range(len(self.labels)))
-        counts = confusion_matrix(self.targets(features), self._guesses(predictions), labels=known)
-        figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
-        axis = figure.subplots()
-        axis.imshow(counts, cmap="Blues")
-        axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=self.labels)
-        axis.set_xticklabels(self.labels, rotation="vertical")
-        for truth, row in enumerate(counts.tolist()):
-            for answer, count in enumerate(row):
-                colour = "white" if 2 * count > counts.max() else "black"
-                if count:
-                    axis.text(answer, truth, str(count), ha="center", va="center", color=colour)
-        return {"confusion_matrix": figure}
+        truth = [self.labels[target] for target in self.targets(features)]
+        return confusion(self.labels, truth, [answer["label"] for answer in predictions])
 
     def _guesses(self, predictions: Sequence[Json]) -> list[int]:
         index = {label: number for number, label in enumerate(self.labels)}

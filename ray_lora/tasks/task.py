@@ -28,8 +28,8 @@ class Column:
     """One column of a task's rows.
 
     Attributes:
-        kinds: the kinds of value that may stand in it. A file's "text" and "label" columns are read as written; a value
-            of kind "image" may be given as a file's path; other words ("integer", "boxes") are for people.
+        kinds: the kinds of value that may stand in it. A file's "text", "label" and "labels" are read as written; a
+            value of kind "image" may be given as a file's path; other words ("integer", "boxes") are for people.
         required: always, or only in the rows that train and score.
         about: what it is, for people.
     """

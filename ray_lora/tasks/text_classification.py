@@ -17,6 +17,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
+from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PLAIN = "AutoModelForSequenceClassification"
-_LENGTH = 128
-_NO_LIMIT = 10**9  # tokens: what tokenizers count with ends soon after
 
 
 class TextClassificationSpec(ClassificationSpec):
@@ -34,7 +33,7 @@ class TextClassificationSpec(ClassificationSpec):
 
     type: Literal["text-classification"] = "text-classification"
     # Tokens; longer texts are cut. The default gives way to a base of fewer positions; None: as many as the base takes.
-    max_length: int | None = Field(default=_LENGTH, ge=2)
+    max_length: int | None = Field(default=LENGTH, ge=2)
 
 
 class TextClassification(Classification):
@@ -55,15 +54,7 @@ class TextClassification(Classification):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._tokenizer = processor
-        asked, positions = cast(TextClassificationSpec, spec).max_length, getattr(processor, "positions", None)
-        if asked is not None and positions is not None and asked > positions and asked != _LENGTH:
-            raise RecipeError(
-                f"task.max_length is {asked}, the base has {positions} positions; set it to {positions} or less"
-            )
-        most = _NO_LIMIT if positions is None else positions
-        self._longest = min(asked or getattr(processor, "model_max_length", None) or most, most)
-        self._cut = f"longer than {'task.max_length, ' if asked == self._longest else 'what the base takes, '}"
-        self._cut += f"{self._longest} tokens,"
+        self._length = Length.of(cast(TextClassificationSpec, spec).max_length, processor)
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
@@ -80,7 +71,7 @@ class TextClassification(Classification):
 
     @property
     def longest(self) -> int:
-        return self._longest
+        return self._length.longest
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         texts = [row["text"] for row in rows]
@@ -89,10 +80,7 @@ class TextClassification(Classification):
                 raise DataError(say_text(text))
         encoded = self._tokenizer(texts, truncation=True, max_length=self.longest, return_token_type_ids=False)
         features = [Features(input_ids=ids) for ids in encoded["input_ids"]]
-        whole = getattr(encoded, "encodings", None)  # of tokenizers in Rust, which keep what they cut off
-        for row, feature in enumerate(features):
-            if len(feature["input_ids"]) >= self.longest and (whole is None or whole[row].overflowing):
-                feature["cut"] = self._cut
+        self._length.mark(features, encoded)
         return self._with_targets(features, rows)
 
     def size(self, features: Features) -> int:

@@ -13,6 +13,7 @@ from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
+from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
 from tests.unit.bases import IMAGE, open_base, plain
@@ -68,6 +69,41 @@ def image_case(folder: Path) -> Case:
             ({"label": "maybe"}, "label 'maybe' is not one of 'no', 'perhaps', 'yes'"),
         ],
     )
+
+
+TAGS = ("B-sky", "I-sky", "O")
+
+
+def tagged_rows() -> list[Row]:
+    """Sentences of which two words in three are in an entity."""
+    rows = []
+    for number, text in enumerate(sentences(7, seed=1)):
+        words = text.split()
+        rows.append({"tokens": words, "tags": [TAGS[(at + number) % 3] for at in range(len(words))]})
+    return rows
+
+
+def tagged_case(folder: Path) -> Case:
+    """On a folder of BERT's."""
+    return Case(
+        TokenClassificationSpec(labels=TAGS),
+        tagged_rows(),
+        perfect_tags,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, len(TAGS), architecture="AutoModelForTokenClassification"),
+        targets=("query", "value", "output.dense"),
+        head=("classifier",),
+        wrong=[
+            ({"tokens": []}, "tokens .* are no words"),
+            ({"tags": ["O"]}, "tokens have 1 tags; give one for each token"),
+            ({"tags": ["B-skyy"] * len(tagged_rows()[0]["tokens"])}, "did you mean 'B-sky'"),
+        ],
+    )
+
+
+def perfect_tags(row: Row) -> Json:
+    """Of a tokenizer with one piece a word and one before the first."""
+    return [{"entity": tag, "index": at} for at, tag in enumerate(row["tags"], start=1) if tag != "O"]
 
 
 def perfect(row: Row) -> Json:

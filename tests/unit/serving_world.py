@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -62,6 +63,31 @@ def make_adapter(base: Path, folder: Path, *, seed: int, rank: int = 4, labels: 
                 parameter.normal_(0, 0.3)
     peft.save_pretrained(folder)
     return folder
+
+
+TAGS = ("B-mood", "I-mood", "O")
+
+
+def make_tagger(root: Path) -> Path:
+    """`root` with base/ and store/tagger, which labels words by TAGS; every tensor is random."""
+    from ray_lora.adapters.adapter import Adapter
+    from ray_lora.store import open_store
+    from ray_lora.tasks.token_classification import TokenClassificationSpec
+
+    base = root / "base" if (root / "base").exists() else make_base(root / "base")
+    torch.manual_seed(9)
+    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=len(TAGS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        peft = get_peft_model(model, LoraConfig(task_type="TOKEN_CLS", r=4, target_modules=["query", "value"]))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data.normal_(0, 0.5)
+    peft.save_pretrained(root / "tagger")
+    adapter = Adapter.load(root / "tagger")
+    told = {"task": TokenClassificationSpec(labels=TAGS), "architecture": "AutoModelForTokenClassification"}
+    open_store(str(root / "store")).put(replace(adapter, card=adapter.card.model_copy(update=told)), "tagger")
+    return root
 
 
 def card(folder: Path, base: Path, labels: Sequence[str], fingerprint: str | None = None) -> Path:

@@ -11,14 +11,18 @@ from transformers import ViTImageProcessor
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, text_case
+from tests.unit.cases import image_case, tagged_case, text_case
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
-    return {"text-classification": text_case(tiny_bert_folder), "image-classification": image_case(resnet)}
+    return {
+        "text-classification": text_case(tiny_bert_folder),
+        "token-classification": tagged_case(tiny_bert_folder),
+        "image-classification": image_case(resnet),
+    }
 
 
 def test_every_task_is_checked(cases: dict[str, Case]) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.unit.http_server import serving
-from tests.unit.serving_world import card, make_adapter, make_base, peft_probabilities
+from tests.unit.serving_world import card, make_adapter, make_base, make_tagger, peft_probabilities
 
 EVIL = "<img src=x onerror=\"document.title='run'\">"
 LABELS = {"moods": ["sad", "calm", "glad"], "quality": ["bad", "good"], "evil": [EVIL, "</script><script>"]}
@@ -89,6 +89,29 @@ def test_a_person_picks_an_adapter_and_sees_its_answers(world: Path, tab: Any) -
         expect(tab.locator("#timing")).to_contain_text("compute")
         expect(tab.get_by_role("region", name="Adapters in slots")).to_contain_text("moods@1")
         expect(tab.locator("#cache")).to_contain_text("1 of 4")
+    assert tab.wrong == []
+
+
+def test_labels_of_words_are_marked_in_the_text(tab: Any, tmp_path: Path) -> None:
+    """What the pipeline calls entities, over real places; letters beyond 16 bits do not move them."""
+    from playwright.sync_api import expect
+
+    world = make_tagger(tmp_path)
+    text = "a lovely \N{GRINNING FACE} day the film"
+    with serving(world) as address:
+        tab.goto(address)
+        choose(tab, "tagger")
+        expect(tab.locator("#card")).to_contain_text("token-classification")
+        tab.get_by_label("Inputs, one in each line").fill(text)
+        tab.get_by_role("button", name="Predict").click()
+        body = {"model": "tagger", "inputs": text, "parameters": {"aggregation_strategy": "simple"}}
+        [found] = httpx.post(f"{address}/v1/predict", json=body).json()["predictions"]
+        assert len(found) >= 2
+        expect(tab.locator(".marked mark")).to_have_text(
+            [text[part["start"] : part["end"]] + part["entity_group"] for part in found]
+        )
+        parts = "node => [...node.childNodes].map(one => (one.nodeName === 'MARK' ? one.firstChild : one).data)"
+        assert "".join(tab.locator(".marked").evaluate(parts)) == text
     assert tab.wrong == []
 
 

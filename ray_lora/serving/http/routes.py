@@ -17,6 +17,8 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLo
 from ray_lora.recipe import Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
+from ray_lora.serving.http.asking import chosen, headers_of, ref_of, user_of
+from ray_lora.serving.http.hub import add_hub
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.page import add_page
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
@@ -26,8 +28,6 @@ from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
 from ray_lora.tasks import task_class
 from ray_lora.tasks.classification import Classification
-
-_HEADER = "serve_multiplexed_model_id"
 
 
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
@@ -46,6 +46,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
 
     app.add_exception_handler(ElsewhereError, elsewhere)
     _add_answers(app, endpoint)
+    add_hub(app, endpoint)
     _add_feedback(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
@@ -70,8 +71,8 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/v1/predict", response_model=schemas.PredictResponse)
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-        ref = _ref(endpoint, body.model, request)
-        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
+        ref = ref_of(endpoint, body.model, request)
+        choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
         content = {
@@ -80,14 +81,14 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
             "task": answer.task.spec.type,
             "predictions": answer.predictions,
         }
-        return JSONResponse(content, headers=_headers(entry))
+        return JSONResponse(content, headers=headers_of(entry))
 
     @app.post("/classify", response_model=schemas.ClassifyResponse)
     @app.post("/v1/classify", response_model=schemas.ClassifyResponse)
     async def classify(body: schemas.ClassifyRequest, request: Request) -> Response:
         inputs = [body.input] if isinstance(body.input, str) else body.input
-        ref = _ref(endpoint, body.model, request)
-        choice = await endpoint.names.choose(ref, _user(body.user, request), _chosen(request))
+        ref = ref_of(endpoint, body.model, request)
+        choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         entry = choice.entry
         if entry.task is not None and not issubclass(task_class(entry.task.type), Classification):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
@@ -102,11 +103,11 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
             "data": data,
             "usage": _usage(answer.tokens),
         }
-        return JSONResponse(content, headers=_headers(answer.entry))
+        return JSONResponse(content, headers=headers_of(answer.entry))
 
     @app.post("/v1/embeddings", response_model=schemas.EmbeddingsResponse)
     async def embeddings(body: schemas.EmbeddingsRequest, request: Request) -> Response:
-        ref = _ref(endpoint, body.model, request)
+        ref = ref_of(endpoint, body.model, request)
         if ref in endpoint.names.peers.bases:
             raise ElsewhereError(ref)
         if not endpoint.names.is_base(ref):
@@ -131,7 +132,7 @@ def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
         key = endpoint.keys.of(request.headers)
         arm = await endpoint.results.find(body.id)
         key.check_adapter(arm.name)
-        await endpoint.results.feedback(arm, body.id, body.value, _user(body.user, request))
+        await endpoint.results.feedback(arm, body.id, body.value, user_of(body.user, request))
         return schemas.FeedbackResponse(id=body.id, model=arm.name, version=arm.version, variant=arm.variant)
 
 
@@ -221,42 +222,6 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         endpoint.keys.of(request.headers).check_admin()
         await endpoint.names.peers.tell(None, "renew")
         return {"status": "ok"}
-
-
-def _ref(endpoint: Endpoint, model: str | None, request: Request) -> str:
-    """The adapter that the body or the header names (both may, when they agree), if the request's key is for it."""
-    key = endpoint.keys.of(request.headers)
-    named = {value for key, value in request.headers.items() if key.lower().replace("-", "_") == _HEADER}
-    if model is not None:
-        named.add(model)
-    if len(named) > 1:
-        raise DataError(
-            f"model and the header {_HEADER} name different adapters ({', '.join(sorted(named))}); name one"
-        )
-    if not named:
-        raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
-    ref = named.pop()
-    if not endpoint.names.is_base(ref) and ref not in endpoint.names.peers.bases:
-        key.check_adapter(ref.partition("@")[0])
-    return ref
-
-
-def _chosen(request: Request) -> int | None:
-    """The version that a split has chosen where this request came in; never a client's word."""
-    chosen: int | None = request.scope["state"].get("version")
-    return chosen
-
-
-def _user(given: str | None, request: Request) -> str | None:
-    """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
-    header = request.headers.get("x-user")
-    if given is not None and header is not None and given != header:
-        raise DataError(f"user and the header x-user name different users ({given!r}, {header!r}); name one")
-    return header if given is None else given
-
-
-def _headers(entry: Entry) -> dict[str, str]:
-    return {"x-adapter": entry.ref, "x-adapter-sha256": entry.sha256}
 
 
 def _usage(tokens: int) -> dict[str, int]:

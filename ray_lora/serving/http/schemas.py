@@ -30,6 +30,17 @@ class PredictRequest(Strict):
     user: StrictStr | None = None
 
 
+class HubRequest(Strict):
+    """Hugging Face's inference API: the adapter is named by the address. The last four are of `feature_extraction`."""
+
+    inputs: Json
+    parameters: dict[str, Json] | None = None
+    normalize: bool | None = None
+    prompt_name: str | None = None
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+
+
 class PredictResponse(BaseModel):
     """Each prediction has the shape of the Hugging Face pipeline of that task."""
 

@@ -1,0 +1,47 @@
+"""What a request says beside its body: which adapter, for whom, by which split; what an answer says of its adapter."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from ray_lora.errors import DataError
+from ray_lora.serving.endpoint import Endpoint
+from ray_lora.store import Entry
+
+_HEADER = "serve_multiplexed_model_id"
+
+
+def ref_of(endpoint: Endpoint, model: str | None, request: Request) -> str:
+    """The adapter that the body or the header names (both may, when they agree), if the request's key is for it."""
+    key = endpoint.keys.of(request.headers)
+    named = {value for key, value in request.headers.items() if key.lower().replace("-", "_") == _HEADER}
+    if model is not None:
+        named.add(model)
+    if len(named) > 1:
+        raise DataError(
+            f"model and the header {_HEADER} name different adapters ({', '.join(sorted(named))}); name one"
+        )
+    if not named:
+        raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
+    ref = named.pop()
+    if not endpoint.names.is_base(ref) and ref not in endpoint.names.peers.bases:
+        key.check_adapter(ref.partition("@")[0])
+    return ref
+
+
+def chosen(request: Request) -> int | None:
+    """The version that a split has chosen where this request came in; never a client's word."""
+    version: int | None = request.scope["state"].get("version")
+    return version
+
+
+def user_of(given: str | None, request: Request) -> str | None:
+    """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
+    header = request.headers.get("x-user")
+    if given is not None and header is not None and given != header:
+        raise DataError(f"user and the header x-user name different users ({given!r}, {header!r}); name one")
+    return header if given is None else given
+
+
+def headers_of(entry: Entry) -> dict[str, str]:
+    return {"x-adapter": entry.ref, "x-adapter-sha256": entry.sha256}

@@ -1,0 +1,33 @@
+"""Pictures of what was answered. Knows labels and matplotlib, no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_SHOWN = 40  # labels of a confusion matrix that can be read
+
+
+def confusion(labels: Sequence[str], truth: Sequence[str], guess: Sequence[str]) -> Mapping[str, Figure]:
+    """`confusion_matrix`: how often each true label (rows) was answered by each (columns); nothing of too many."""
+    if len(labels) > _MOST_SHOWN:
+        return {}
+    from matplotlib.figure import Figure
+    from sklearn.metrics import confusion_matrix
+
+    known = list(range(len(labels)))
+    counts = confusion_matrix(truth, guess, labels=list(labels))
+    figure = Figure(figsize=(3 + 0.4 * len(known), 3 + 0.4 * len(known)), layout="tight")
+    axis = figure.subplots()
+    axis.imshow(counts, cmap="Blues")
+    axis.set(xlabel="answer", ylabel="truth", xticks=known, yticks=known, yticklabels=labels)
+    axis.set_xticklabels(labels, rotation="vertical")
+    for row, found in enumerate(counts.tolist()):
+        for column, count in enumerate(found):
+            colour = "white" if 2 * count > counts.max() else "black"
+            if count:
+                axis.text(column, row, str(count), ha="center", va="center", color=colour)
+    return {"confusion_matrix": figure}

@@ -1,0 +1,283 @@
+"""Entities, parts of speech: one label a word. A row is
+
+    {"tokens": ["Ada", "Lovelace", "lived", "in", "London"], "tags": ["B-person", "I-person", "O", "O", "B-place"]}
+
+Words are joined by a blank and read as the text that a request holds, so that answers train on what they will see. A
+word's label is predicted at its first piece, or (where a decoder reads from left to right) its last. Answers are those
+of transformers' token-classification pipeline, by its own code.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from ray_lora.bases.padding import pad
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.errors import DataError, RecipeError
+from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.classification import ClassificationSpec
+from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.lengths import LENGTH, Length
+from ray_lora.tasks.pictures import confusion
+from ray_lora.tasks.rows import is_text, say_text, shown
+from ray_lora.tasks.spans import OUTSIDE, entities, options_of
+from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+_PLAIN = "AutoModelForTokenClassification"
+_IGNORED = -100  # a piece without a label, as transformers has it
+_ENCODED = ("input_ids", "offset_mapping", "special_tokens_mask")
+
+
+class TokenClassificationSpec(ClassificationSpec):
+    """Labels, where a text is cut, and which piece of a word has its label."""
+
+    type: Literal["token-classification"] = "token-classification"
+    max_length: int | None = Field(default=LENGTH, ge=2)
+    piece: Literal["first", "last"] = "first"
+
+
+class TokenClassification:
+    """One label a word, from the plain class AutoModelForTokenClassification."""
+
+    spec_type: ClassVar[type[TaskSpec]] = TokenClassificationSpec
+    columns: ClassVar[Mapping[str, Column]] = {
+        "tokens": Column(("words", "text"), about="the words, as a list or between blanks; a text to be answered"),
+        "tags": Column(("labels",), "training", "a label, or its index among the labels, for each word"),
+    }
+    input: ClassVar[str] = "tokens"
+    pipeline: ClassVar[str] = "token-classification"
+    full: ClassVar[Mapping[str, Json]] = {"ignore_labels": []}
+    metric: ClassVar[str] = "f1"
+    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(
+        ("f1", "precision", "recall", "accuracy"), "max"
+    )
+    peft_type: ClassVar[str | None] = "TOKEN_CLS"
+
+    def __init__(self, spec: TaskSpec, processor: Any) -> None:
+        options = cast(TokenClassificationSpec, spec)
+        if options.labels is None:
+            raise RecipeError("task.labels is not set; list the labels, or let the training data give them")
+        if not getattr(processor, "is_fast", False):
+            raise RecipeError("token-classification needs a base with a fast tokenizer, which says where a piece lies")
+        self.spec = spec
+        self.labels = options.labels
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
+        self._length = Length.of(options.max_length, processor)
+        self._last = options.piece == "last"
+        self._tokenizer = processor
+
+    # ------------------------------------------------------------ of a block of rows
+
+    @classmethod
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
+        """The block's labels, where the options do not say them, and the first rows that have none."""
+        known = cast(TokenClassificationSpec, spec).labels is not None
+        return NOTHING if known else teach(_each(block.column("tags").to_pylist()))
+
+    @classmethod
+    def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
+        known = cast(TokenClassificationSpec, spec).labels is not None
+        return spec if known else spec.model_copy(update={"labels": settle(learned)})
+
+    @classmethod
+    def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """Rows without words, and words without a label of the options'."""
+        labels = cast(TokenClassificationSpec, spec).labels or ()
+        tags = block.column("tags").to_pylist()
+        for row, (words, given) in enumerate(zip(block.column("tokens").to_pylist(), tags, strict=True)):
+            why = _unlike(words, given)
+            if why is not None:
+                yield row, why
+        seen = -1
+        for row, why in wrong_labels(_each(tags), labels):
+            if row != seen:  # the first wrong label of a row
+                yield row, why
+            seen = row
+
+    @classmethod
+    def plain(cls, head: HeadSpec) -> TaskSpec | None:
+        """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
+        if head.architecture != _PLAIN or head.num_labels < 2:
+            return None
+        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
+        return TokenClassificationSpec(labels=labels, max_length=None)
+
+    # ------------------------------------------------------------ of rows on their way through the model
+
+    @property
+    def longest(self) -> int:
+        return self._length.longest
+
+    def encode(self, rows: Sequence[Row]) -> list[Features]:
+        """Beside `input_ids`: the text, where each piece lies in it, which are special; with tags also the class of
+        each piece (`labels`), of each word (`tags`), and the piece that stands for a word (`pieces`, None: it is
+        cut)."""
+        texts = [_text(row["tokens"]) for row in rows]
+        encoded = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self.longest,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_token_type_ids=False,
+            return_attention_mask=False,
+        )
+        parts = zip(rows, texts, *(encoded[key] for key in _ENCODED), strict=True)
+        features = [self._features(*part) for part in parts]
+        self._length.mark(features, encoded)
+        return features
+
+    def _features(
+        self, row: Row, text: str, ids: list[int], offsets: list[tuple[int, int]], special: list[int]
+    ) -> Features:
+        found: Features = {"input_ids": ids, "text": text, "offsets": offsets, "special": special}
+        if row.get("tags") is None:
+            return found
+        words, tags = _listed(row["tokens"]), _listed(row["tags"])
+        why = _unlike(row["tokens"], row["tags"])
+        if why is not None:
+            raise DataError(why)
+        assert words is not None
+        assert tags is not None
+        pieces = pieces_of(words, offsets, special, self._last)
+        classes = [label_index(tag, self.labels) for tag in tags]
+        labels = [_IGNORED] * len(ids)
+        for piece, label in zip(pieces, classes, strict=True):
+            if piece is not None:
+                labels[piece] = label
+        if all(label == _IGNORED for label in labels):
+            raise DataError(f"none of the words {words[:5]} is a token of this base; leave the row out")
+        return found | {"labels": labels, "tags": classes, "pieces": pieces}
+
+    def size(self, features: Features) -> int:
+        return len(features["input_ids"])
+
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """input_ids and attention_mask, [rows, longest]."""
+        return pad([row["input_ids"] for row in features], self._tokenizer)
+
+    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """The sum over a row's labelled words, and their number."""
+        import torch
+        import torch.nn.functional as F
+
+        logits = outputs.logits
+        targets = torch.full(logits.shape[:2], _IGNORED)
+        for row, feature in enumerate(features):
+            targets[row, self._held(len(feature["labels"]), targets.shape[1])] = torch.tensor(feature["labels"])
+        targets = targets.to(logits.device)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=_IGNORED)
+        return losses.sum(1), (targets != _IGNORED).sum(1).to(losses.dtype)
+
+    def _held(self, count: int, width: int) -> slice:
+        """Where in a padded row its tokens lie."""
+        left = self._tokenizer.padding_side == "left"
+        return slice(width - count, width) if left else slice(0, count)
+
+    # ------------------------------------------------------------ answers
+
+    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
+        options_of(parameters)
+
+    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
+        """Of each row a list: pieces, or (with an `aggregation_strategy`) entities, with their place in the text."""
+        options = options_of(parameters)
+        return [
+            self._answers.of(row, logits[self._held(self.size(row), logits.shape[0])], options)
+            for row, logits in zip(features, outputs.logits.float().cpu(), strict=True)
+        ]
+
+    @cached_property
+    def _answers(self) -> Any:
+        from ray_lora.tasks.token_answers import Answers
+
+        return Answers(self._tokenizer, self.labels)
+
+    def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
+        """Entities by exact span and type (strict IOB2; where labels are not IOB2, each word but "O" is one), all rows
+        together; accuracy over words. What was cut counts as "O"."""
+        hits = given = wanted = right = words = 0
+        for answer, row in zip(predictions, features, strict=True):
+            truth, guess = [self.labels[tag] for tag in row["tags"]], self._guess(answer, row)
+            one, other = entities(truth), entities(guess)
+            hits, given, wanted = hits + len(one & other), given + len(other), wanted + len(one)
+            right, words = right + sum(a == b for a, b in zip(truth, guess, strict=True)), words + len(truth)
+        precision, recall = hits / max(1, given), hits / max(1, wanted)
+        f1 = 2 * hits / max(1, given + wanted)
+        return {"f1": f1, "precision": precision, "recall": recall, "accuracy": right / max(1, words)}
+
+    def _guess(self, answer: Json, row: Features) -> list[str]:
+        """The label that an answer with no parameters gives each word."""
+        by_piece = {part["index"]: part["entity"] for part in answer}
+        return [by_piece.get(piece, OUTSIDE) for piece in row["pieces"]]
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`, over words: rows are the truth, columns the answers."""
+        truth = [self.labels[tag] for row in features for tag in row["tags"]]
+        guess = [label for answer, row in zip(predictions, features, strict=True) for label in self._guess(answer, row)]
+        return confusion(list(dict.fromkeys([*self.labels, *guess])), truth, guess)
+
+
+def pieces_of(
+    words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int], last: bool
+) -> list[int | None]:
+    """The first (or last) piece of each of the words that stand in a text with a blank between them.
+
+    A piece is of the word that holds its last letter: some tokenizers count the blank before a word as its piece's.
+    """
+    starts, at = [], 0
+    for word in words:
+        starts.append(at)
+        at += len(word) + 1
+    found: list[int | None] = [None] * len(words)
+    for piece, ((begin, end), skipped) in enumerate(zip(offsets, special, strict=True)):
+        if skipped or end <= begin:
+            continue
+        number = bisect_right(starts, end - 1) - 1
+        if end - 1 < starts[number] + len(words[number]) and (last or found[number] is None):
+            found[number] = piece
+    return found
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """A list of words or labels, also from one string with blanks between them; None for anything else."""
+    return value.split() if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else None
+
+
+def _text(tokens: Any) -> str:
+    """The text that is read: as it is, or words with a blank between them."""
+    if isinstance(tokens, str) and is_text(tokens):
+        return tokens
+    words = _listed(tokens)
+    if isinstance(tokens, str) or words is None or not words or not all(map(is_text, words)):
+        raise DataError(say_text(tokens) + " or a list of such words")
+    return " ".join(words)
+
+
+def _each(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Every label with its row; a row that is no list of labels has none."""
+    return ((number, tag) for number, tags in enumerate(rows) for tag in _listed(tags) or ())
+
+
+def _unlike(tokens: Any, tags: Any) -> str | None:
+    """What is wrong with a row's words, or with how many labels they have."""
+    words, given = _listed(tokens), _listed(tags)
+    if not words:
+        return f"tokens {shown(tokens)} are no words; give a list of words, or a text with blanks between them"
+    for word in words:
+        if not is_text(word):
+            return f"token {say_text(word)}"
+    if given is None or len(given) != len(words):
+        return f"{len(words)} tokens have {'no list of' if given is None else len(given)} tags; give one for each token"
+    return None
