@@ -39,7 +39,7 @@ from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task, row_of
-from ray_lora.tasks.rows import answering
+from ray_lora.tasks.rows import answering, is_text, say_text
 
 _logger = logging.getLogger(__name__)
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
@@ -118,9 +118,8 @@ class Endpoint:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
         self._check_count(texts)
         for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"text {text!r} is empty or not a string; give a non-empty string")
-            _check_text(text)
+            if not is_text(text):
+                raise DataError(say_text(text))
         with self.gate.enter(BASE, len(texts)):
             return await self._in_time(self._embed(list(texts)))
 

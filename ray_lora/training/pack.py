@@ -25,9 +25,10 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
 from ray_lora.errors import AdapterError, CapacityError, DataError
-from ray_lora.inference.predict import NotFiniteError, forward, passes, predict
-from ray_lora.recipe import Json, TaskSpec
+from ray_lora.inference.predict import forward, passes
+from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.evaluation import evaluate
 from ray_lora.training.figures import FIGURES, write_figures
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
@@ -155,7 +156,7 @@ class Pack:
         failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
         with self._timed("evaluate"):
             due = [member for member in members if member not in failed and self._evaluates(member)]
-            scores, lost = self._evaluate(due)
+            scores, lost = evaluate(self.engine, due, self.group, self.max_rows)
         failed += lost
         reports = []
         for member in members:
@@ -229,44 +230,6 @@ class Pack:
     def _evaluates(self, member: Member) -> bool:
         every = member.job.training.eval_steps or member.per_epoch
         return member.step % every == 0 or member.step >= member.total
-
-    def _evaluate(self, due: Sequence[Member]) -> tuple[dict[str, dict[str, float]], list[Member]]:
-        """Scores of the members that are due, all in the same passes; and those whose answers are no numbers.
-
-        A member without validation rows answers its last batch, and has no scores.
-        """
-        rows = {member.job.name: self._asked(member) for member in due}
-        features = [row for member in due for row in rows[member.job.name]]
-        slots = [member.slot for member in due for _ in rows[member.job.name]]
-        answers: list[Json] = []
-        wrong: frozenset[int] = frozenset()
-        try:
-            answers = predict(self.engine, {m.slot: m.task for m in due}, features, slots, max_rows=self.max_rows)
-        except NotFiniteError as error:
-            wrong = error.slots
-        wrong = frozenset().union(*self.group.gather(wrong))
-        if wrong:
-            scores, more = self._evaluate([member for member in due if member.slot not in wrong])
-            return scores, more + [member for member in due if member.slot in wrong]
-        found, at = {}, 0
-        for member in due:
-            mine = rows[member.job.name]
-            answered, at = answers[at : at + len(mine)], at + len(mine)
-            if member.splits.validation is None:
-                continue
-            parts = self.group.gather((answered, mine))
-            predictions = [answer for part, _ in parts for answer in part]
-            member.answered = (predictions, [row for _, part in parts for row in part])
-            found[member.job.name] = member.task.score(*member.answered)
-        return found, []
-
-    @staticmethod
-    def _asked(member: Member) -> list[Features]:
-        """This worker's rows to be answered."""
-        if member.splits.validation is not None:
-            return list(member.splits.validation.rows.values())
-        rows = member.splits.train.rows
-        return [rows[row] for row in member.last_rows if row in rows]
 
     def _report(self, member: Member, rate: float, metrics: dict[str, float] | None) -> list[Report]:
         done = member.step >= member.total

@@ -1,0 +1,55 @@
+"""Scores of a pack's members that are due, all in the same passes; and who of them answers what is no number.
+
+It knows members and their rows, not when they are due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.recipe import Json
+from ray_lora.tasks import Features
+from ray_lora.training.member import Member
+from ray_lora.training.shards import Group
+
+
+def evaluate(
+    engine: AdapterEngine, due: Sequence[Member], group: Group, max_rows: int
+) -> tuple[dict[str, dict[str, float]], list[Member]]:
+    """Each job's scores on its validation rows, of all workers; and the members whose answers are no numbers.
+
+    A member without validation rows answers its last batch, and has no scores. Every worker of the group calls it.
+    """
+    rows = {member.job.name: _asked(member) for member in due}
+    features = [row for member in due for row in rows[member.job.name]]
+    slots = [member.slot for member in due for _ in rows[member.job.name]]
+    answers: list[Json] = []
+    wrong: frozenset[int] = frozenset()
+    try:
+        answers = predict(engine, {m.slot: m.task for m in due}, features, slots, max_rows=max_rows)
+    except NotFiniteError as error:
+        wrong = error.slots
+    wrong = frozenset().union(*group.gather(wrong))
+    if wrong:
+        scores, more = evaluate(engine, [member for member in due if member.slot not in wrong], group, max_rows)
+        return scores, more + [member for member in due if member.slot in wrong]
+    found, at = {}, 0
+    for member in due:
+        mine = rows[member.job.name]
+        answered, at = answers[at : at + len(mine)], at + len(mine)
+        if member.splits.validation is not None:
+            parts = group.gather((answered, mine))
+            predictions = [answer for part, _ in parts for answer in part]
+            member.answered = (predictions, [row for _, part in parts for row in part])
+            found[member.job.name] = member.task.score(*member.answered)
+    return found, []
+
+
+def _asked(member: Member) -> list[Features]:
+    """This worker's rows to be answered."""
+    if member.splits.validation is not None:
+        return list(member.splits.validation.rows.values())
+    rows = member.splits.train.rows
+    return [rows[row] for row in member.last_rows if row in rows]
