@@ -25,6 +25,7 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{ref}"),
     ("POST", "/v1/predict"),
+    ("POST", "/models/{ref}"),
     ("POST", "/classify"),
     ("POST", "/v1/classify"),
     ("POST", "/v1/embeddings"),
@@ -114,6 +115,8 @@ def test_nothing_that_is_sent_makes_a_5xx(target: Target, method: str, path: str
             for field in ("model", "lora_name"):
                 if field in case.body:
                     case.body[field] = NAMES[next(turn) % len(NAMES)]
+        if case.path_parameters and next(turn) % 2:
+            case.path_parameters["ref"] = NAMES[next(turn) % len(NAMES)]
         response = target.send(case)
         assert response.status_code < 500, f"{response.status_code} {response.text} for {case.body!r}"
         if response.status_code >= 400:
