@@ -63,5 +63,5 @@ def count_cut(rows: Iterable[Features]) -> Counter[str]:
 
 
 def say_cut(where: str, cut: Counter[str], total: int) -> list[str]:
-    """What people are told of it: "train: 3 of 1,024 rows are longer than task.max_length, 128 tokens, and are cut"."""
+    """What people are told of it: "tweets, train: 3 of 1,024 rows are longer than ... tokens, and are cut"."""
     return [f"{where}: {count:,} of {total:,} rows are {why} and are cut" for why, count in cut.items()]

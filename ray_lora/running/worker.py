@@ -133,7 +133,7 @@ class _Lazy(dict[str, Splits]):
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             if split is not None:
                 cut = sum(group.gather(count_cut(split.rows.values())), Counter[str]())
-                notes += say_cut(name, cut, split.total)
+                notes += say_cut(f"{job.data}, {name}", cut, split.total)
         return notes
 
 
