@@ -1,6 +1,6 @@
 """Whether two names mean one base, and what is said where they do not. Imports no torch and loads nothing.
 
-place("./bases/minilm/")          # "/work/bases/minilm", which is there
+place("./bases/minilm/")          # "/data/bases/minilm", which is there
 place("Org/Model") == place("org/model")
 """
 
