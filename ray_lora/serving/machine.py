@@ -12,16 +12,15 @@ import copy
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.bases.load import Base, fingerprint
+from ray_lora.bases.load import Base
 from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.errors import BaseModelError, DataError
+from ray_lora.errors import DataError
 from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.predict import embed, predict
 from ray_lora.recipe import Json, TaskSpec
@@ -121,21 +120,9 @@ class Machine:
 
     def _read(self, entry: Entry) -> Loaded:
         _, adapter = self.store.load(entry.ref)
-        self._check_base(entry)
         if adapter.sha256 != entry.sha256:
             raise ChangedError(f"{entry.ref} changed while it was read; ask again")
         return Loaded(adapter, sum(t.numel() * t.element_size() for t in adapter.tensors.values()))
-
-    def _check_base(self, entry: Entry) -> None:
-        """A plain PEFT folder records no fingerprint; where it names a base folder of this machine, that is asked."""
-        folder = Path(entry.base or "")
-        if entry.base_fingerprint is not None or not entry.base or not (folder / "config.json").is_file():
-            return
-        if fingerprint(folder) != self.base.fingerprint:
-            raise BaseModelError(
-                f"{entry.ref} was trained on base {entry.base!r}, whose weights are not those of {self.base.id!r}, "
-                "which this endpoint holds; serve it on its own base"
-            )
 
     def _swap(self, loaded: Loaded, victim: int | None) -> int:
         before = set(self._engine.residents)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import table
 from ray_lora.tasks.classification import ClassificationSpec
+from ray_lora.tasks.labels import plain_labels
 from ray_lora.tasks.rows import row_of
 from ray_lora.tasks.table import TASKS
 from ray_lora.tasks.task import Column, Features, Row, Task
@@ -48,8 +49,8 @@ def complete(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None
     """Options whose labels are left open, with the base's, or LABEL_0, LABEL_1, … as transformers names them."""
     if not isinstance(spec, ClassificationSpec) or spec.labels is not None or head is None:
         return spec
-    plain = tuple(f"LABEL_{index}" for index in range(head.num_labels))
-    return _named(type(spec).model_validate(spec.model_dump() | {"labels": plain}), head, labels)
+    plain = type(spec).model_validate(spec.model_dump() | {"labels": plain_labels(head.num_labels)})
+    return _named(plain, head, labels)
 
 
 def _named(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None) -> TaskSpec:

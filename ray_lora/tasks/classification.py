@@ -57,12 +57,8 @@ class ClassificationSpec(TaskSpec):
         return {} if self.labels is None else {"labels": list(self.labels)}
 
 
-class Classification:
-    """One label a row, from logits [rows, labels]."""
-
-    full: ClassVar[Mapping[str, Json]] = {"top_k": 1_000_000}
-    metric: ClassVar[str] = "accuracy"
-    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
+class Labelled:
+    """What all tasks share whose options are labels, said or taught by the rows."""
 
     def __init__(self, spec: TaskSpec) -> None:
         options = cast(ClassificationSpec, spec)
@@ -72,15 +68,27 @@ class Classification:
         self.labels = options.labels
 
     @classmethod
-    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
-        """The block's labels, where the options do not say them, and the first rows that have none."""
-        known = cast(ClassificationSpec, spec).labels is not None
-        return NOTHING if known else teach(enumerate(block.column("label").to_pylist()))
-
-    @classmethod
     def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
         known = cast(ClassificationSpec, spec).labels is not None
         return spec if known else spec.model_copy(update={"labels": settle(learned)})
+
+
+def taught(spec: TaskSpec, values: Iterable[tuple[int, Any]]) -> Taught:
+    """The labels of a block's (row, value), where the options do not say them, and the first rows that have none."""
+    return NOTHING if cast(ClassificationSpec, spec).labels is not None else teach(values)
+
+
+class Classification(Labelled):
+    """One label a row, from logits [rows, labels]."""
+
+    full: ClassVar[Mapping[str, Json]] = {"top_k": 1_000_000}
+    metric: ClassVar[str] = "accuracy"
+    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
+
+    @classmethod
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
+        """The block's labels, where the options do not say them, and the first rows that have none."""
+        return taught(spec, enumerate(block.column("label").to_pylist()))
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:

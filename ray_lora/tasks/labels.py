@@ -98,6 +98,11 @@ def label_index(value: Any, labels: Sequence[str]) -> int:
     raise DataError(f"label {shown(value)} is not one of {named}{more}{index}{did_you_mean(word, labels)}")
 
 
+def plain_labels(count: int) -> tuple[str, ...]:
+    """LABEL_0, LABEL_1, …: what transformers calls outputs that have no names."""
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
 def _is_number(label: str) -> bool:
     try:
         return math.isfinite(float(label))

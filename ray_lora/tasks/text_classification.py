@@ -17,6 +17,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
+from ray_lora.tasks.labels import plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
@@ -66,8 +67,7 @@ class TextClassification(Classification):
         """Its classes are LABEL_0, LABEL_1, … as transformers names them, and its texts as long as the base takes."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
-        return TextClassificationSpec(labels=labels, max_length=None)
+        return TextClassificationSpec(labels=plain_labels(head.num_labels), max_length=None)
 
     @property
     def longest(self) -> int:

@@ -10,7 +10,7 @@ of transformers' token-classification pipeline, by its own code.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -20,14 +20,14 @@ from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.classification import ClassificationSpec
-from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
+from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.pictures import confusion
 from ray_lora.tasks.rows import is_text, say_text, shown
 from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
-from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
+from ray_lora.tasks.teaching import Taught, wrong_labels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class TokenClassificationSpec(ClassificationSpec):
     piece: Literal["first", "last"] = "first"
 
 
-class TokenClassification:
+class TokenClassification(Labelled):
     """One label a word, from the plain class AutoModelForTokenClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TokenClassificationSpec
@@ -65,13 +65,10 @@ class TokenClassification:
     peft_type: ClassVar[str | None] = "TOKEN_CLS"
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
+        super().__init__(spec)
         options = cast(TokenClassificationSpec, spec)
-        if options.labels is None:
-            raise RecipeError("task.labels is not set; list the labels, or let the training data give them")
         if not getattr(processor, "is_fast", False):
             raise RecipeError("token-classification needs a base with a fast tokenizer, which says where a piece lies")
-        self.spec = spec
-        self.labels = options.labels
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._length = Length.of(options.max_length, processor)
         self._last = options.piece == "last"
@@ -82,13 +79,7 @@ class TokenClassification:
     @classmethod
     def learn(cls, spec: TaskSpec, block: pa.Table) -> Taught:
         """The block's labels, where the options do not say them, and the first rows that have none."""
-        known = cast(TokenClassificationSpec, spec).labels is not None
-        return NOTHING if known else teach(_each(block.column("tags").to_pylist()))
-
-    @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
-        known = cast(TokenClassificationSpec, spec).labels is not None
-        return spec if known else spec.model_copy(update={"labels": settle(learned)})
+        return taught(spec, _each(block.column("tags").to_pylist()))
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
@@ -110,8 +101,7 @@ class TokenClassification:
         """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        labels = tuple(f"LABEL_{index}" for index in range(head.num_labels))
-        return TokenClassificationSpec(labels=labels, max_length=None)
+        return TokenClassificationSpec(labels=plain_labels(head.num_labels), max_length=None)
 
     # ------------------------------------------------------------ of rows on their way through the model
 

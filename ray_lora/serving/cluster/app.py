@@ -43,18 +43,11 @@ def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: i
     others = {
         base.model: serve.deployment(name=f"Endpoint-{_word(base.model)}-{number}")(BaseReplica)
         .options(**_options(args.alone(base)))
-        .bind(_told(args.alone(base)))
+        .bind(args.alone(base))
         for number, base in enumerate(more, start=2)
     }
     ingress_args = args.alone(first)
-    return (
-        serve.deployment(name="Endpoint")(Replica).options(**_options(ingress_args)).bind(_told(ingress_args), others)
-    )
-
-
-def _told(args: AppArgs) -> AppArgs:
-    """What a replica of one base knows: not how many there are, else Serve would restart all for one more or less."""
-    return args.model_copy(update={"num_replicas": 1, "autoscaling": None})
+    return serve.deployment(name="Endpoint")(Replica).options(**_options(ingress_args)).bind(ingress_args, others)
 
 
 def _options(args: AppArgs) -> dict[str, Any]:
