@@ -26,6 +26,10 @@ _LARGEST_JSON = 4 * 2**20  # bytes; a card, a config or a safetensors header bey
 Stats = tuple[Stat | None, ...]  # of a version's files; another tuple is another state
 
 
+class VanishedError(AdapterError):
+    """A file that was listed is not there any more: what was listed is no longer so."""
+
+
 class Described:
     """Entries by what the files were when they were read. For several threads."""
 
@@ -73,11 +77,17 @@ class Described:
         return entry
 
     def json(self, name: str, path: str, listing: Listing) -> dict[str, Any]:
-        """The object in a small file of a name."""
+        """The object in a small file of a name.
+
+        Raises:
+            VanishedError: it is gone. AdapterError: it holds something else.
+        """
         try:
             if listing[path].size > _LARGEST_JSON:
                 raise ValueError(f"it has {listing[path].size} bytes")
             value = json.loads(self._files.read(name, path))
+        except FileNotFoundError as error:
+            raise VanishedError(f"{name}/{path} was there and is gone: {error}") from None
         except (OSError, ValueError, RecursionError) as error:
             raise AdapterError(f"{name}/{path} cannot be read: {error}") from None
         if not isinstance(value, dict):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import Fetched, checked, local_copy
-from ray_lora.store.described import Described, Stats, versions_of
+from ray_lora.store.described import Described, Stats, VanishedError, versions_of
 from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
 from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
 _logger = logging.getLogger(__name__)
+_GLANCES = 5  # at a name whose files go and come
 
 
 class FolderStore:
@@ -74,10 +75,9 @@ class FolderStore:
     def recall(self, ref: str) -> Entry | None:
         """What the ref names now where only names and times of files need be looked at; None: ask `resolve`."""
         name = parse_ref(ref)[0]
-        listing = self._files.scan(name)
-        if not versions_of(listing):
+        listing, pointers = self._glance(name)
+        if not pointers.versions:
             return None  # `resolve` looks for names that are like it
-        pointers = self._pointers(name, listing)
         version = self._chosen(ref, pointers)
         if version is None:
             entry = self._verified.recall_newest(name, listing)
@@ -104,7 +104,7 @@ class FolderStore:
         entries = []
         for name, listing in self._files.scan_all().items():
             try:
-                pointers = self._pointers(name, listing)
+                listing, pointers = self._glance(name, listing)
             except AdapterError as error:
                 _logger.warning("left out: %s", error)
                 continue
@@ -142,8 +142,7 @@ class FolderStore:
         """See `Store.point`."""
         self._look(name)  # a name that is not there gets no folder
         with self._files.lock(name):
-            listing = self._files.scan(name)
-            held = self._pointers(name, listing)
+            _, held = self._glance(name)
             for step in steps(held, change(held)):
                 if step.traffic != held.traffic:
                     self._files.write(name, TRAFFIC, step.traffic.dump().encode())
@@ -155,10 +154,24 @@ class FolderStore:
     def _look(self, ref: str) -> tuple[Listing, Pointers]:
         """The listing of the name in a ref, and what it points to."""
         name = parse_ref(ref)[0]
-        listing = self._files.scan(name)
-        if not versions_of(listing):
-            raise unknown(ref, (held for held, below in self._files.scan_all().items() if versions_of(below)), self.uri)
-        return listing, self._pointers(name, listing)
+        for _ in range(_GLANCES):
+            listing, pointers = self._glance(name)
+            if pointers.versions:
+                return listing, pointers
+            others = [held for held, below in self._files.scan_all().items() if versions_of(below)]
+            if name not in others:  # else it came back just now, with its store or by itself
+                break
+        raise unknown(ref, others, self.uri)
+
+    def _glance(self, name: str, listing: Listing | None = None) -> tuple[Listing, Pointers]:
+        """What a name holds and points to at one moment: where a file goes after it was listed, listed again."""
+        for _ in range(_GLANCES):
+            listing = self._files.scan(name) if listing is None else listing
+            try:
+                return listing, self._pointers(name, listing)
+            except VanishedError as error:
+                vanished, listing = error, None
+        raise vanished.with_traceback(None)
 
     def _local(self, name: str, prefix: str, sha256: str | None) -> tuple[Path, Adapter]:
         """A version's files on this machine; AdapterError when their content is not the one expected."""
@@ -209,6 +222,8 @@ class FolderStore:
         if TRAFFIC in listing:
             try:
                 traffic = parse_traffic(self._files.read(name, TRAFFIC), f"{name}/{TRAFFIC}")
+            except FileNotFoundError as error:
+                raise VanishedError(f"{name}/{TRAFFIC} was there and is gone: {error}") from None
             except OSError as error:
                 raise AdapterError(f"{name}/{TRAFFIC} cannot be read: {error}") from None
         return Pointers(name, versions_of(listing).keys(), self._aliases(name, listing), traffic)

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow.fs
@@ -21,6 +21,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.recipe import LoraSpec
 from ray_lora.store import BeingWrittenError, Entry, StoreAwayError, open_store, put_once
 from ray_lora.store.bucket import BucketFiles
+from ray_lora.store.files import Stat
 from ray_lora.store.folder import FolderStore
 from ray_lora.store.local import LocalFiles
 from ray_lora.tasks.text_classification import TextClassificationSpec
@@ -416,6 +417,63 @@ def test_a_store_that_leaves_while_it_is_read_breaks_no_version(
     monkeypatch.setattr(Adapter, "load", load)
     (tmp_path / "gone").rename(tmp_path / "store")
     assert fresh.resolve("tweets").sha256 == adapter(1).sha256
+
+
+@pytest.mark.parametrize("ask", ["resolve", "recall", "list"])
+def test_a_name_that_goes_between_two_looks_and_comes_back_is_there(
+    ask: str, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.alias("tweets", "canary", 1)
+    (tmp_path / "store/another").mkdir()  # a store without anything would be taken for one that is away
+    home, read, scan = tmp_path / "store/tweets", LocalFiles.read, LocalFiles.scan
+    left = {"read": 1, "scan": 1}
+
+    def late(self: LocalFiles, name: str, path: str, start: int = 0, size: int | None = None) -> bytes:
+        if path != "aliases.json" or not left["read"]:
+            return read(self, name, path, start, size)
+        left["read"] -= 1
+        home.rename(tmp_path / "away")  # it was listed with its aliases, and goes before they are read
+        try:
+            return read(self, name, path, start, size)
+        finally:
+            (tmp_path / "away").rename(home)
+
+    def early(self: LocalFiles, name: str) -> Mapping[str, Stat]:
+        if not left["scan"]:
+            return scan(self, name)
+        left["scan"] -= 1
+        home.rename(tmp_path / "away")  # it is not there, and is before it is looked for among the other names
+        try:
+            return scan(self, name)
+        finally:
+            (tmp_path / "away").rename(home)
+
+    monkeypatch.setattr(LocalFiles, "read", late)
+    if ask == "list":
+        assert [entry.aliases for entry in store.list()] == [("canary",)]
+    elif ask == "recall":
+        entry = store.recall("tweets@canary")
+        assert entry is not None
+        assert entry.aliases == ("canary",)
+    else:
+        monkeypatch.setattr(LocalFiles, "scan", early)
+        assert store.resolve("tweets@canary").aliases == ("canary",)
+        assert left["scan"] == 0
+    assert left["read"] == 0
+
+
+def test_aliases_that_can_never_be_read_are_said(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.alias("tweets", "canary", 1)
+    read = LocalFiles.read
+
+    def gone(self: LocalFiles, name: str, path: str, start: int = 0, size: int | None = None) -> bytes:
+        if path == "aliases.json":
+            raise FileNotFoundError(2, "No such file", path)
+        return read(self, name, path, start, size)
+
+    monkeypatch.setattr(LocalFiles, "read", gone)
+    with pytest.raises(AdapterError, match=r"tweets/aliases\.json was there and is gone"):
+        store.resolve("tweets@canary")
 
 
 def test_readers_beside_a_writer_see_one_adapter_or_the_other(store: FolderStore, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ SETTINGS = {
     # so only with a request that it had whole before it passed it on, and clients send the body after the head.
     "RAY_SERVE_HAPROXY_RETRY_ON": """conn-failure empty-response
     option http-buffer-request""",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # as long as Serve waits for it: it kills one that starts slowly
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a HAProxy that died is missed after three of these
     _MIDDLEWARES: "ray_lora.serving.cluster.identity:middlewares",
     _CHECKS: f"5s{_BELIEVED}",
