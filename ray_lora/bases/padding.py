@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pad(ids: Sequence[Sequence[int]], tokenizer: Any) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, both [rows, longest] int64."""
+def pad(
+    ids: Sequence[Sequence[int]], tokenizer: Any, types: Sequence[Sequence[int] | None] | None = None
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, both [rows, longest] int64.
+
+    Args:
+        types: adds `token_type_ids`: which of two texts each token is of; all 0 where a row has none.
+    """
     import torch
 
     lengths = torch.tensor([len(row) for row in ids])
@@ -23,4 +29,9 @@ def pad(ids: Sequence[Sequence[int]], tokenizer: Any) -> dict[str, Tensor]:
     mask = column >= longest - lengths[:, None] if left else column < lengths[:, None]
     padded = torch.full((len(ids), longest), getattr(tokenizer, "pad_token_id", None) or 0)
     padded[mask] = torch.tensor([token for row in ids for token in row], dtype=torch.int64)
-    return {"input_ids": padded, "attention_mask": mask.long()}
+    batch = {"input_ids": padded, "attention_mask": mask.long()}
+    if types is not None:
+        batch["token_type_ids"] = torch.zeros_like(padded)
+        told = [[0] * len(row) if of_row is None else of_row for row, of_row in zip(ids, types, strict=True)]
+        batch["token_type_ids"][mask] = torch.tensor([kind for row in told for kind in row], dtype=torch.int64)
+    return batch

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import TaskSpec
@@ -21,10 +20,10 @@ from ray_lora.tasks.labels import plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.text_rows import TextRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
 
 _PLAIN = "AutoModelForSequenceClassification"
 
@@ -37,7 +36,7 @@ class TextClassificationSpec(ClassificationSpec):
     max_length: int | None = Field(default=LENGTH, ge=2)
 
 
-class TextClassification(Classification):
+class TextClassification(TextRows, Classification):
     """One label a text, from the plain class AutoModelForSequenceClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TextClassificationSpec
@@ -69,10 +68,6 @@ class TextClassification(Classification):
             return None
         return TextClassificationSpec(labels=plain_labels(head.num_labels), max_length=None)
 
-    @property
-    def longest(self) -> int:
-        return self._length.longest
-
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         texts = [row["text"] for row in rows]
         for text in texts:
@@ -82,10 +77,3 @@ class TextClassification(Classification):
         features = [Features(input_ids=ids) for ids in encoded["input_ids"]]
         self._length.mark(features, encoded)
         return self._with_targets(features, rows)
-
-    def size(self, features: Features) -> int:
-        return len(features["input_ids"])
-
-    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """input_ids and attention_mask, [rows, longest]."""
-        return pad([row["input_ids"] for row in features], self._tokenizer)

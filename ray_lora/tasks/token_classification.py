@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
@@ -28,6 +27,7 @@ from ray_lora.tasks.rows import is_text, say_text, shown
 from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
+from ray_lora.tasks.text_rows import TextRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class TokenClassificationSpec(ClassificationSpec):
     piece: Literal["first", "last"] = "first"
 
 
-class TokenClassification(Labelled):
+class TokenClassification(TextRows, Labelled):
     """One label a word, from the plain class AutoModelForTokenClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TokenClassificationSpec
@@ -105,10 +105,6 @@ class TokenClassification(Labelled):
 
     # ------------------------------------------------------------ of rows on their way through the model
 
-    @property
-    def longest(self) -> int:
-        return self._length.longest
-
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         """Beside `input_ids`: the text, where each piece lies in it, which are special; with tags also the class of
         each piece (`labels`), of each word (`tags`), and the piece that stands for a word (`pieces`, None: it is
@@ -149,13 +145,6 @@ class TokenClassification(Labelled):
         if all(label == _IGNORED for label in labels):
             raise DataError(f"none of the words {words[:5]} is a token of this base; leave the row out")
         return found | {"labels": labels, "tags": classes, "pieces": pieces}
-
-    def size(self, features: Features) -> int:
-        return len(features["input_ids"])
-
-    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """input_ids and attention_mask, [rows, longest]."""
-        return pad([row["input_ids"] for row in features], self._tokenizer)
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """The sum over a row's labelled words, and their number."""

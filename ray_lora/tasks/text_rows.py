@@ -1,0 +1,37 @@
+"""Rows of tokens on their way into a base: how long they may be, and their tensors. Knows no labels and no answers.
+
+What all tasks of texts share is here, so that rows of several such tasks can share a pass: rows go through one pass
+only where one `collate` makes their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ray_lora.bases.padding import pad
+from ray_lora.tasks.lengths import Length
+from ray_lora.tasks.task import Features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TextRows:
+    """Rows that have `input_ids` and, where they join two texts, `token_type_ids`: which of the two a token is of."""
+
+    _tokenizer: Any
+    _length: Length
+
+    @property
+    def longest(self) -> int:
+        return self._length.longest
+
+    def size(self, features: Features) -> int:
+        """Tokens."""
+        return len(features["input_ids"])
+
+    def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """input_ids, attention_mask and, where a row has them, token_type_ids, [rows, longest]."""
+        types = [row.get("token_type_ids") for row in features]
+        return pad([row["input_ids"] for row in features], self._tokenizer, types if any(types) else None)
