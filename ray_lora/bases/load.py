@@ -19,6 +19,7 @@ from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
+from ray_lora.bases.segments import tell_segments
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 
@@ -64,6 +65,7 @@ def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dty
     backbone.requires_grad_(False).eval()
     processor = transformers_base.load_processor(path)
     limit(processor, backbone, backbone.config)
+    tell_segments(processor, backbone, backbone.config)
     return Base(
         id=spec.model,
         folder=path,

@@ -24,8 +24,14 @@ def answering(task: Task | type[Task]) -> tuple[str, ...]:
     return tuple(name for name, column in task.columns.items() if column.required == "always")
 
 
+def may_have(task: Task | type[Task]) -> tuple[str, ...]:
+    """The columns that a row to be answered may have beside those that it needs."""
+    return tuple(name for name, column in task.columns.items() if column.required == "optional")
+
+
 def row_of(task: Task | type[Task], value: Json) -> Row:
-    """A row to be answered, from a row or from the bare value of the task's `input`; other columns are left out.
+    """A row to be answered, from a row or from the bare value of the task's `input`. It has the columns that it needs
+    and those that it may have; others are left out.
 
     Raises:
         RecipeError: a column is missing.
@@ -38,7 +44,7 @@ def row_of(task: Task | type[Task], value: Json) -> Row:
             shape = "{" + ", ".join(f"{name!r}: ..." for name in needed) + "}"
             alone = "write the value alone or " if needed == (task.input,) else "write "
             raise RecipeError(f"input {value!r} has no {column!r}; {alone}{shape}")
-    return {column: given[column] for column in needed}
+    return {column: given[column] for column in (*needed, *may_have(task)) if column in given}
 
 
 def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
@@ -46,9 +52,9 @@ def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
     return "image" in task.columns[task.input].kinds and "bytes" in value and task.input not in value
 
 
-def bad_texts(column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+def bad_texts(column: pa.ChunkedArray, name: str = "text") -> Iterator[tuple[int, str]]:
     """The rows of a column, from 0, that are no text or a blank one."""
-    return ((row, say_text(value)) for row, value in enumerate(column.to_pylist()) if not is_text(value))
+    return ((row, say_text(value, name)) for row, value in enumerate(column.to_pylist()) if not is_text(value))
 
 
 def is_text(value: object) -> bool:
@@ -56,10 +62,14 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip(BLANKS)) and unreadable(value) is None
 
 
-def say_text(value: object) -> str:
-    """What to say of a value that is no text."""
+def say_text(value: object, name: str = "text") -> str:
+    """What to say of a value that is no text.
+
+    Args:
+        name: its column.
+    """
     why = unreadable(value) if isinstance(value, str) else None
-    return f"text {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
+    return f"{name} {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
 
 
 def shown(value: object) -> str:
