@@ -16,9 +16,10 @@ import pyarrow.parquet
 
 from ray_lora.data.csv_file import read_csv
 from ray_lora.data.jsonl import read_jsonl, values
-from ray_lora.errors import DataError, did_you_mean
+from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import DataSpec, Json
 from ray_lora.tasks import Column
+from ray_lora.tasks.rows import check_spelling
 
 _FORMATS = "parquet, csv, jsonl"
 
@@ -110,6 +111,10 @@ def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], wh
     unknown = sorted(set(data.columns) - set(columns))
     if unknown:
         raise DataError(f"data.columns names {unknown}; this task's columns are {', '.join(columns)}")
+    try:
+        check_spelling(columns, [name for name in table.column_names if name not in data.columns.values()])
+    except RecipeError as error:
+        raise DataError(f"{where}: {error}; rename it, or map it with data.columns") from None
     picked = {}
     for column, role in columns.items():
         name = data.columns.get(column, column)

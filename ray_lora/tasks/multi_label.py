@@ -79,7 +79,7 @@ class MultiLabelTexts(Texts, Labelled, Scored):
             except DataError as error:
                 yield row, str(error)
         seen = -1
-        for row, why in wrong_labels(read, labels):
+        for row, why in wrong_labels(read, Learnt(labels)):  # nothing is an index
             if row != seen:  # the first wrong label of a row
                 yield row, why
             seen = row
