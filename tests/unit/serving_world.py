@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -90,13 +91,16 @@ def make_tagger(root: Path) -> Path:
     return root
 
 
-def card(folder: Path, base: Path, labels: Sequence[str], fingerprint: str | None = None) -> Path:
-    """Put our card beside a plain PEFT folder."""
+def card(
+    folder: Path, base: Path, labels: Sequence[str] | None, fingerprint: str | None = None, **options: Any
+) -> Path:
+    """Put our card beside a plain PEFT folder; `options` are more of its task's."""
     from ray_lora.adapters.adapter import Adapter, Card
     from ray_lora.tasks.text_classification import TextClassificationSpec
 
     plain = Adapter.load(folder)
-    task = TextClassificationSpec(labels=tuple(labels), max_length=16)
+    known = None if labels is None else tuple(labels)
+    task = TextClassificationSpec(labels=known, max_length=16, **options)
     written = Card(task=task, base=str(base), base_fingerprint=fingerprint, architecture=ARCHITECTURE)
     whole = replace(plain, card=written)
     shutil.rmtree(folder)
