@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.segments import segments_of
 from ray_lora.data.check import check_table, learn
 from ray_lora.data.read import canonical, read, read_inputs, roles
 from ray_lora.engine import AdapterEngine, backbone
@@ -502,3 +503,14 @@ def test_a_plain_folder_with_one_output_is_a_number(engine: AdapterEngine, tmp_p
     [answer] = predict(single, {at: known}, known.encode([{"text": "the film"}]), [at])
     assert answer == {"label": "LABEL_0", "score": pytest.approx(wanted["score"], abs=1e-6)}
     single.close()
+
+
+def test_token_types_are_told_where_it_is_known_what_they_do(bases: dict[str, Path]) -> None:
+    found = {kind: open_base(folder).processor.segments for kind, folder in bases.items()}
+    assert found == {"bert": 2, "roberta": 2, "roberta of one type": 1, "distilbert": 0}
+    for config in (
+        transformers.XLNetConfig(d_model=8, n_layer=1, n_head=2),
+        transformers.GPT2Config(n_embd=8, n_head=2),
+    ):
+        with torch.device("meta"):
+            assert segments_of(transformers.AutoModel.from_config(config), config) is None
