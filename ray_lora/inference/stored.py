@@ -26,7 +26,7 @@ from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
-from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, task_class
+from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
 from ray_lora.tasks.rows import answering, shown
 
 _logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def evaluate_ref(
         "sha256": opened.entry.sha256,
         "data": data_path,
         "rows": len(features),
-        "metrics": task.score(opened.predict(features), features),
+        "metrics": task.score(opened.predict(features, scoring_of(task)), features),
     }
 
 
@@ -120,7 +120,7 @@ def file_inputs(ref: str, path: str, store: str = "./store", *, tracking_uri: st
         RayLoraError: the ref or the file is wrong.
     """
     spec = open_store(store, tracking_uri).resolve(ref).task
-    return read_inputs(path, {} if spec is None else task_class(spec.type).columns)
+    return read_inputs(path, {} if spec is None else task_of(spec).columns)
 
 
 def _encode_inputs(task: Task, inputs: Sequence[Json]) -> list[Features]:
