@@ -20,6 +20,7 @@ from ray_lora.cli import main
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conftest import rated
 
@@ -196,6 +197,11 @@ def test_pairs_of_several_labels_and_of_numbers(
     pair, alone = last(out)["predictions"]
     assert pair["label"] == alone["label"] or labels > 1
     assert pair["score"] != pytest.approx(alone["score"], abs=1e-6)
+    given = ('{"text": "a day", "text_pair": "so sad"}', "a day", '{"text": "a day"}', "{")
+    code, out, said = run("predict", "own", *given, *where)
+    assert code == 0, said
+    assert last(out)["predictions"][:2] == [pair, alone]
+    assert last(out)["predictions"][2] != alone  # a text, whatever is written in it
     code, out, said = run("evaluate", "own", "--data", tmp_path / "rows.csv", *where)
     assert code == 0, said
     assert set(last(out)["metrics"]) == metrics
@@ -229,6 +235,23 @@ def test_texts_that_are_cut_are_counted(
     assert caplog.messages == [
         f"{tmp_path}/long.parquet: 2 of 4 rows are longer than what the base takes, 64 tokens, and are cut"
     ]
+
+
+def test_a_question_is_a_row(run: Run, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """On the command line as JSON, and as a file's row; a bare text lacks its context."""
+    engine = AdapterEngine(load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32")), slots=1, max_rank=4)
+    slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForQuestionAnswering", 2), seed=0, peft_type="QUESTION_ANS")
+    engine.export(slot, Card(task=QuestionAnsweringSpec(max_question_len=8))).save(tmp_path / "asked")
+    where = ("--store", tmp_path / "store", "--json")
+    assert run("adapters", "import", tmp_path / "asked", "asked", "--store", tmp_path / "store")[0] == 0
+    row = {"question": "rain ?", "context": "the quiet rain and the snow"}
+    [answer] = last(run("predict", "asked", "--input", json.dumps(row), *where)[1])["predictions"]
+    assert row["context"][answer["start"] : answer["end"]] == answer["answer"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"answers": "rain"}))
+    data = ("--data", tmp_path / "rows.jsonl")
+    assert last(run("evaluate", "asked", *data, *where)[1])["metrics"].keys() == {"f1", "exact_match"}
+    assert "has no 'context'; write" in refused(run, "predict", "asked", "--input", "rain ?", *where)
+    assert "is no JSON" in refused(run, "predict", "asked", "--input", "{rain", *where)
 
 
 def test_predict_takes_texts_and_parameters(run: Run, store: Path) -> None:

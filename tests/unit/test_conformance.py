@@ -11,7 +11,15 @@ from transformers import ViTImageProcessor
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, multi_label_case, paired_case, regression_case, tagged_case, text_case
+from tests.unit.cases import (
+    image_case,
+    multi_label_case,
+    paired_case,
+    question_case,
+    regression_case,
+    tagged_case,
+    text_case,
+)
 
 VARIANTS = ("pairs of texts", "several labels", "a number")  # of text-classification
 
@@ -26,6 +34,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "several labels": multi_label_case(tiny_bert_folder),
         "a number": regression_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
+        "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
     }
 
