@@ -216,7 +216,7 @@ def _object(task: Task, value: Json) -> Json:
     try:
         found = json.loads(value)
         return value if bare and not set(found) & set(may_have(task)) else found
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if bare:
             return value
         raise DataError(f"{shown(value)} is no JSON: {error}") from None
