@@ -43,6 +43,11 @@ LENGTHS = [3, 9, 1, 16, 5, 14]
 CLOSE = {"gpt2": 1e-9}  # the others' norms and positions are float32 in any dtype
 
 
+@pytest.fixture(autouse=True)
+def compared_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_LORA_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made: dict[str, Path] = {}
@@ -188,7 +193,6 @@ def test_classes_that_are_given_padded_rows_read_both_ways_too(
 ) -> None:
     """As where rows cannot be laid end to end: the class's own attention and masks, whose padding has nothing to see
     where it is a window away from the row."""
-    monkeypatch.setenv("RAY_LORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(backbone, "can_join", lambda _: False)
     engine = AdapterEngine(opened(folders(kind), torch.float32), slots=1, max_rank=3)
     slot = some_adapter(engine, 3, BOTH)
@@ -275,5 +279,10 @@ def test_a_foreign_adapter_reads_as_its_class_unless_it_is_said(folders: Any, tm
         slot = engine.load(replace(adopted, card=adopted.card.model_copy(update={"base": None})))
         assert engine.reads_both_ways(slot) is both
         engine.close()
-    ours = adopt(adopted, task=task)  # said anew, the other way
-    assert ours.card.reads is None
+
+
+def test_what_a_card_says_of_reading_stays_unless_the_task_says_otherwise() -> None:
+    adapter = Adapter(LoraSpec(), {}, {}, Card(attention="bidirectional"))
+    task = {"type": "token-classification", "labels": ["a", "b", "c"]}
+    assert adopt(adapter, task=task).card.reads == "bidirectional"
+    assert adopt(adapter, task=task | {"attention": "causal"}).card.reads == "causal"
