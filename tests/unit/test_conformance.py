@@ -6,32 +6,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import ViTImageProcessor
+from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, question_case, tagged_case, text_case
+from tests.unit.cases import image_case, question_case, tagged_both_ways_case, tagged_case, text_case
+
+BOTH_WAYS = "token-classification, read both ways"
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
+    gpt2 = save_base("gpt2", tmp_path_factory.mktemp("bases") / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
     return {
         "text-classification": text_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
+        BOTH_WAYS: tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
     }
 
 
 def test_every_task_is_checked(cases: dict[str, Case]) -> None:
-    assert set(cases) == set(TASKS)
+    assert set(cases) == {*TASKS, BOTH_WAYS}
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, BOTH_WAYS])
 def test_it_keeps_the_rules(
     cases: dict[str, Case], name: str, check: Callable[[Case, Path], None], tmp_path: Path
 ) -> None:
