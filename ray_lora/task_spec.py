@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 
 Json = Any  # what json.dumps takes
+Attention = Literal["causal", "bidirectional"]  # what a token sees of its row: what lies before it, or all
 
 
 class Spec(BaseModel):
@@ -47,6 +48,11 @@ class TaskSpec(Spec):
     @property
     def outputs(self) -> int | None:
         """How many outputs the head must have; None where these options do not say."""
+        return None
+
+    @property
+    def reads(self) -> Attention | None:
+        """What a token sees of its row; None: what the base's class lets it see."""
         return None
 
     def recorded(self) -> dict[str, Json]:

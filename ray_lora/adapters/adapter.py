@@ -46,6 +46,7 @@ from ray_lora.adapters.peft_folder import (
 )
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import Json, LoraSpec, Spec, TaskSpec
+from ray_lora.task_spec import Attention
 
 CARD = "ray_lora.json"
 
@@ -60,9 +61,15 @@ class Card(Spec):
     base_fingerprint: str | None = None
     base_revision: str | None = None  # of a hub id, where PEFT noted one
     architecture: str | None = None  # the plain class whose head this adapter carries
+    attention: Attention | None = Field(default=None, exclude_if=lambda told: told is None)  # as `HeadSpec` has it
     metrics: dict[str, float] = Field(default_factory=dict)
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
+
+    @property
+    def reads(self) -> Attention | None:
+        """What a token sees of its row, as the adapter was trained; None: what the base's class lets it see."""
+        return self.attention or (self.task.reads if self.task is not None else None)
 
     @field_validator("task", mode="before")
     @classmethod
@@ -101,7 +108,8 @@ class Adapter:
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash: every tensor's name, dtype, shape and bytes, the config, and the card's task."""
+        """Content hash: every tensor's name, dtype, shape and bytes, the config, and of the card the task and
+        the attention."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             tensor = tensor.detach().cpu().contiguous()
@@ -110,7 +118,8 @@ class Adapter:
         task = self.card.task.recorded() if self.card.task else None
         config = self.config.model_dump(mode="json", exclude={"lora_dropout"})
         config["target_modules"] = sorted(self.layers)  # what is targeted, however it was written
-        digest.update(json.dumps([config, task], sort_keys=True).encode())
+        told = [config, task] if self.card.attention is None else [config, task, self.card.attention]
+        digest.update(json.dumps(told, sort_keys=True).encode())
         return digest.hexdigest()
 
     def scaling(self, name: str) -> float:

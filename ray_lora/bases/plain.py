@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ray_lora.task_spec import Attention
+
 
 @dataclass(frozen=True)
 class HeadSpec:
@@ -16,8 +18,11 @@ class HeadSpec:
         architecture: "AutoModelForSequenceClassification".
         labels: the outputs' names in their order, where a fresh head may begin as a base's trained one whose outputs
             have names too; heads that differ in names alone are one kind of head.
+        attention: what a token sees of its row: a decoder's class reads both ways as "bidirectional", which is
+            `config.is_causal = False`; None as the class is.
     """
 
     architecture: str
     num_labels: int
     labels: tuple[str, ...] = field(default=(), compare=False)
+    attention: Attention | None = None

@@ -30,3 +30,11 @@ def tell_segments(tokenizer: Any, backbone: nn.Module, config: Any) -> None:
     """Tell a tokenizer of its base's token types, as `segments`. What has no `pad_token_id` is left alone."""
     if hasattr(tokenizer, "pad_token_id"):
         tokenizer.segments = segments_of(backbone, config)
+
+
+def tells_apart(tokenizer: Any) -> bool | None:
+    """Whether rows of two texts have token types on this tokenizer's base; None where it is not known."""
+    if "token_type_ids" not in getattr(tokenizer, "model_input_names", ()):
+        return False
+    segments: int | None = getattr(tokenizer, "segments", None)
+    return None if segments is None else segments > 1

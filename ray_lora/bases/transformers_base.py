@@ -158,6 +158,8 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
 
     config = copy.deepcopy(config)
     config.num_labels = spec.num_labels
+    if spec.attention == "bidirectional":
+        config.is_causal = False
     text = config.get_text_config()
     if getattr(text, "pad_token_id", 0) is None:
         text.pad_token_id = -1  # no token at all; without one a decoder's class takes a single row at a time

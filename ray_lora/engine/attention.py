@@ -94,6 +94,8 @@ def joined_attention(
     if key.shape[2] != joined.count:
         raise CannotJoinError(f"its class {type(module).__name__} attends to other tokens than its rows'")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if sliding_window is not None and not causal and getattr(module, "is_causal", True):
+        sliding_window += 1  # a decoder's mask for both ways shows the token that is a window away, its causal one not
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     how = _How(float(scale), causal, sliding_window, softcap)
     return _Attention.apply(query, key, value, joined, how), None  # type: ignore[no-untyped-call]

@@ -8,7 +8,8 @@ routings, not slots' contents.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,7 +82,14 @@ class Backbone:
         mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
         return Joined.of(mask, slots, self._device, self._costs)
 
-    def run(self, inputs: Mapping[str, Tensor], routes: Routes | None, joined: Joined | None, first_token: bool) -> Any:
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        routes: Routes | None,
+        joined: Joined | None,
+        first_token: bool,
+        both_ways: bool = False,
+    ) -> Any:
         """The backbone's outputs, [rows, longest, ...].
 
         Args:
@@ -89,7 +97,32 @@ class Backbone:
             routes: the rows' slots; None for the bare base. They stay set until the next pass, for a backward.
             joined: from `join`.
             first_token: whether the pass's heads read nothing else; an encoder's outputs are then cut to it.
+            both_ways: whether a decoder's tokens see all of their row.
         """
+        with self.reading(both_ways):
+            return self._run(inputs, routes, joined, first_token)
+
+    @contextmanager
+    def reading(self, both_ways: bool) -> Iterator[None]:
+        """While it lasts, a decoder's class lets each token see all of its row, as `config.is_causal = False` has it
+        (transformers' masks and attentions follow that); its own way otherwise."""
+        if not both_ways:
+            yield
+            return
+        config = self._module.config
+        held = vars(config).get("is_causal")
+        config.is_causal = False
+        try:
+            yield
+        finally:
+            if held is None:
+                del config.is_causal
+            else:
+                config.is_causal = held
+
+    def _run(
+        self, inputs: Mapping[str, Tensor], routes: Routes | None, joined: Joined | None, first_token: bool
+    ) -> Any:
         first_token = first_token and narrow.reads_first(self._module)
         self._routes = routes
         if joined is None:

@@ -30,6 +30,7 @@ from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.engine.sharing import Sharing
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
+from ray_lora.task_spec import Attention
 
 
 class AdapterEngine:
@@ -63,7 +64,7 @@ class AdapterEngine:
         self._router = Router(self._ranks, self.buffers, self.dropout, base.device)
         self._backbone = Backbone(base, self.layers)
         self.sharing = probe.of_base(self)
-        self._head_sharing: dict[str, Sharing] = {}
+        self._head_sharing: dict[tuple[str, Attention | None], Sharing] = {}
         self._backbone.pack(train, self.sharing.uncalled)
         self._backbone.lay(joined=self.sharing.lengths == "joined")
 
@@ -95,7 +96,8 @@ class AdapterEngine:
         slots = slots.to(self.base.device)
         by_head = self._by_head(owners)
         first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
-        hidden = self._backbone.run(inputs, self._routes(owners, joined, draws), joined, first_token)
+        both_ways = self.reads_both_ways(owners[0])
+        hidden = self._backbone.run(inputs, self._routes(owners, joined, draws), joined, first_token, both_ways)
         results = []
         for spec, rows in by_head.items():
             index = torch.tensor(rows, device=self.base.device)
@@ -111,7 +113,13 @@ class AdapterEngine:
     def sharing_of(self, slot: int) -> Sharing:
         """How rows of a slot share passes: as the base allows, and its head."""
         head = self.residents[slot].head if slot else None
-        return self.sharing if head is None else self._head_sharing[head.architecture]
+        return self.sharing if head is None else self._head_sharing[head.architecture, head.attention]
+
+    def reads_both_ways(self, slot: int) -> bool:
+        """Whether each token of this slot's rows sees all of its row where the base's class lets it see what lies
+        before it; such rows share no pass with others."""
+        head = self.residents[slot].head if slot else None
+        return head is not None and head.attention == "bidirectional"
 
     def passes_alone(self, slot: int) -> bool:
         """Whether rows of this slot share no pass with other adapters' rows."""
@@ -123,7 +131,7 @@ class AdapterEngine:
         self._check(owners, inputs)
         joined = self._backbone.join(inputs, owners)
         given = {name: self._cast(tensor) for name, tensor in inputs.items()}
-        return self._backbone.run(given, self._routes(owners, joined), joined, False)
+        return self._backbone.run(given, self._routes(owners, joined), joined, False, self.reads_both_ways(owners[0]))
 
     def _check(self, owners: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
         """CapacityError for a slot that is empty, and for rows that may not share a pass (`inference.predict.passes`
@@ -133,6 +141,11 @@ class AdapterEngine:
         if unknown:
             raise CapacityError(
                 f"slots {unknown} hold no adapter; load one or use a resident slot of {self.resident_slots}"
+            )
+        if len({self.reads_both_ways(slot) for slot in distinct}) > 1:
+            raise CapacityError(
+                "rows that are read both ways share no pass with rows that are read from left to right; give each a "
+                "pass of its own"
             )
         targets = {slot: self.residents[slot].targets if slot else () for slot in distinct}
         mask = inputs.get("attention_mask")
@@ -220,9 +233,9 @@ class AdapterEngine:
         resident = self.residents[slot]
         layers, head = split(self.read(slot), f"slot {slot}")
         modules = self.heads[resident.head.architecture].modules_to_save if resident.head else ()
-        origin = {"base": self.base.id, "base_fingerprint": self.base.fingerprint}
+        origin: dict[str, str | None] = {"base": self.base.id, "base_fingerprint": self.base.fingerprint}
         if resident.head is not None:
-            origin["architecture"] = resident.head.architecture
+            origin |= {"architecture": resident.head.architecture, "attention": resident.head.attention}
         card = (card or Card()).model_copy(update=origin)
         return Adapter(resident.config, layers, head, card, resident.peft_type, modules)
 
@@ -264,11 +277,20 @@ class AdapterEngine:
         return targets.match(config, known, self.base, self.layers, self.max_rank)
 
     def reserve_head(self, spec: HeadSpec) -> None:
-        """Make room for heads of this class with up to `num_labels` labels, keeping what is resident."""
+        """Make room for heads of this class with up to `num_labels` labels, keeping what is resident.
+
+        Raises:
+            AdapterError: the class, read as asked, cannot be used with adapters on this base.
+            CapacityError: a pack has begun with fewer labels.
+        """
         old = self.heads.get(spec.architecture)
         if old is not None and old.labels >= spec.num_labels:
             old.reserve(spec.num_labels)
-            return
+        else:
+            self._place_head(spec, old)
+        self._compare_head(spec)
+
+    def _place_head(self, spec: HeadSpec, old: Head | None) -> None:
         holders = [s for s, held in self.residents.items() if held.head and held.head.architecture == spec.architecture]
         if old is not None and self.train and holders:
             raise CapacityError(
@@ -285,14 +307,20 @@ class AdapterEngine:
         kept = {slot: self.read(slot) for slot in holders}
         self.heads[spec.architecture] = head
         self.buffers.place_head(head)
-        if old is None:
-            self._head_sharing[spec.architecture] = found = self.sharing.with_head(probe.of_head(self, head))
-            if found.refused:
-                del self.heads[spec.architecture], self._head_sharing[spec.architecture]
-                self.buffers.drop_head(spec.architecture)
-                raise AdapterError(f"{spec.architecture} on base {self.base.id!r}: {found.refused}")
         for slot, tensors in kept.items():
             self.write(slot, tensors)
+
+    def _compare_head(self, spec: HeadSpec) -> None:
+        name, known = spec.architecture, self._head_sharing
+        if (name, spec.attention) in known:
+            return
+        found = self.sharing.with_head(probe.of_head(self, self.heads[name], spec.attention))
+        if found.refused:
+            if all(name != other for other, _ in known):
+                del self.heads[name]
+                self.buffers.drop_head(name)
+            raise AdapterError(f"{name} on base {self.base.id!r}: {found.refused}")
+        known[name, spec.attention] = found
 
     # ---------------------------------------------------------------- a slot's numbers
 

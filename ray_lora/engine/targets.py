@@ -182,7 +182,8 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
     head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
     _check_outside(adapter, base)
     labels = head.labels_in(adapter.head)
-    spec = HeadSpec(architecture, 2 if labels is None else labels)  # 2: of a class whose head has no labels
+    number = 2 if labels is None else labels  # 2: of a class whose head has no labels
+    spec = HeadSpec(architecture, number, attention=adapter.card.reads)
     _check_head(adapter, head, spec, base)
     return spec
 
@@ -213,7 +214,7 @@ def _own_head(adapter: Adapter, architecture: str | None, base: Base, heads: Map
     labels = getattr(base.config, "num_labels", None)
     if architecture not in _CLASSES or base.built is not None or not isinstance(labels, int):
         return None
-    spec = HeadSpec(architecture, labels)
+    spec = HeadSpec(architecture, labels, attention=adapter.card.reads)
     head = heads.get(architecture) or Head(base, spec)
     if head.trained(labels).keys() != head.shapes(labels).keys():
         return None

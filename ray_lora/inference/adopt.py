@@ -44,7 +44,8 @@ def adopt(
     """
     spec = None if task is None else _spec(task)
     if spec is not None:
-        adapter = replace(adapter, card=adapter.card.model_copy(update={"task": spec, "sha256": None}))
+        told = {"task": spec, "attention": spec.reads or adapter.card.attention, "sha256": None}
+        adapter = replace(adapter, card=adapter.card.model_copy(update=told))
     if base is None and (spec is None or spec.outputs is not None):
         return adapter
     model = base or adapter.card.base

@@ -109,7 +109,7 @@ def passes(
     """Row numbers of each pass, of rows that may share one (`engine.sharing`): cut by tokens where rows are laid end to
     end, else where the least is lost to padding."""
     sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
-    kinds: dict[tuple[str, int, object], list[int]] = {}
+    kinds: dict[tuple[str, int, bool, object], list[int]] = {}
     kind_of = {slot: _kind(engine, slot, tasks[slot]) for slot in set(slots)}
     for row, slot in enumerate(slots):
         kinds.setdefault(kind_of[slot], []).append(row)
@@ -125,10 +125,11 @@ def passes(
     return found
 
 
-def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[str, int, object]:
+def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[str, int, bool, object]:
     """Rows of equal kinds may share a pass: one task's `collate` makes the tensors of all of them."""
     collate = getattr(type(task), "collate", None)
-    return engine.sharing_of(slot).lengths, slot if engine.passes_alone(slot) else 0, collate
+    alone = slot if engine.passes_alone(slot) else 0
+    return engine.sharing_of(slot).lengths, alone, engine.reads_both_ways(slot), collate
 
 
 def of_one_size(sizes: Sequence[int], slots: Sequence[int], max_rows: int) -> list[list[int]]:

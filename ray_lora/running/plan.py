@@ -131,7 +131,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
 
 def _probe_once(recipe: Recipe, base: Base, head: HeadSpec) -> None:
     """Load the base and compare, unless that was done before: a base that cannot share passes is refused here."""
-    if not is_known(base, head.architecture):
+    if not is_known(base, head):
         engine = AdapterEngine(
             load_base(recipe.base.model_copy(update={"dtype": _name(base.dtype)})), slots=1, max_rank=1
         )

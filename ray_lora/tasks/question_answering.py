@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.gold_answers import Gold, answers_of
@@ -99,7 +100,13 @@ class QuestionAnswering(TextRows):
                 f"task.max_length {self.longest} leaves {room} tokens to the context beside a question of "
                 f"task.max_question_len {self._asked_len}; task.doc_stride {self._stride} must be less"
             )
-        self._typed = "token_type_ids" in processor.model_input_names
+        typed = tells_apart(processor)
+        if typed is None:
+            raise RecipeError(
+                "question-answering needs a base that tells two texts apart as BERT does, or not at all; this base's "
+                "tokenizer writes token_type_ids of a kind that was not compared with its plain class"
+            )
+        self._typed = typed
 
     # ------------------------------------------------------------ of a block of rows
 

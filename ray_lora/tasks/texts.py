@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
@@ -77,15 +78,13 @@ class Texts(TextRows):
         least = special(pair=True) + 2
         if self.longest < least:
             raise DataError(f"two texts need {least} tokens or more, and rows are cut at {self.longest}")
-        if _TYPES not in getattr(self._tokenizer, "model_input_names", ()):
-            return False
-        segments = getattr(self._tokenizer, "segments", None)
-        if segments is None:
+        told = tells_apart(self._tokenizer)
+        if told is None:
             raise DataError(
                 f"this base's tokenizer writes {_TYPES} of a kind that was not compared with its plain class; leave "
                 f"{PAIR} out, or choose a base that tells two texts apart as BERT does"
             )
-        return bool(segments > 1)
+        return told
 
 
 def bad_rows(block: pa.Table) -> Iterator[tuple[int, str]]:

@@ -3,8 +3,8 @@
     {"tokens": ["Ada", "Lovelace", "lived", "in", "London"], "tags": ["B-person", "I-person", "O", "O", "B-place"]}
 
 Words are joined by a blank and read as the text that a request holds, so that answers train on what they will see. A
-word's label is predicted at its first piece, or (where a decoder reads from left to right) its last. Answers are those
-of transformers' token-classification pipeline, by its own code.
+word's label is predicted at its first piece, or (where a decoder reads from left to right) its last; a decoder may read
+both ways too. Answers are those of transformers' token-classification pipeline, by its own code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import Field
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.task_spec import Attention
 from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
@@ -41,17 +42,23 @@ _NAMES = ("input_ids", "offsets", "special", "text")
 
 
 class TokenClassificationSpec(ClassificationSpec):
-    """Labels, where a text is cut, and which piece of a word has its label.
+    """Labels, where a text is cut, which piece of a word has its label, and what a token sees of its row.
 
     Attributes:
         stride: tokens by which the windows overlap in which a longer text is read, as in Hugging Face's pipeline; null:
             it is cut.
+        attention: "bidirectional" lets a decoder's tokens see all of their row; null: as the base's class is.
     """
 
     type: Literal["token-classification"] = "token-classification"
     max_length: int | None = Field(default=LENGTH, ge=2)
     piece: Literal["first", "last"] = "first"
     stride: int | None = Field(default=None, ge=0, exclude_if=lambda told: told is None)
+    attention: Attention | None = Field(default=None, exclude_if=lambda told: told is None)
+
+    @property
+    def reads(self) -> Attention | None:
+        return self.attention
 
 
 class TokenClassification(TextRows, Labelled):
@@ -76,7 +83,7 @@ class TokenClassification(TextRows, Labelled):
         options = cast(TokenClassificationSpec, spec)
         if not getattr(processor, "is_fast", False):
             raise RecipeError("token-classification needs a base with a fast tokenizer, which says where a piece lies")
-        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
+        self.head = HeadSpec(_PLAIN, len(self.labels), self.labels, options.attention)
         self._length = Length.of(options.max_length, processor)
         self._last, self._stride = options.piece == "last", options.stride
         self._tokenizer = processor
@@ -111,7 +118,8 @@ class TokenClassification(TextRows, Labelled):
         """Its classes are LABEL_0, LABEL_1, … as transformers names them."""
         if head.architecture != _PLAIN or head.num_labels < 2:
             return None
-        return TokenClassificationSpec(labels=plain_labels(head.num_labels), max_length=None)
+        labels = plain_labels(head.num_labels)
+        return TokenClassificationSpec(labels=labels, max_length=None, attention=head.attention)
 
     # ------------------------------------------------------------ of rows on their way through the model
 

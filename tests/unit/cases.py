@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
@@ -100,6 +101,22 @@ def tagged_case(folder: Path) -> Case:
             ({"tags": ["O"]}, "tokens have 1 tags; give one for each token"),
             ({"tags": ["B-skyy"] * len(tagged_rows()[0]["tokens"])}, "did you mean 'B-sky'"),
         ],
+    )
+
+
+def tagged_both_ways_case(folder: Path) -> Case:
+    """On a folder of GPT-2's with BERT's tokenizer: a decoder that reads both ways."""
+
+    def switched() -> nn.Module:
+        model = plain(folder, len(TAGS), architecture="AutoModelForTokenClassification")
+        model.config.is_causal = False
+        return model
+
+    return replace(
+        tagged_case(folder),
+        spec=TokenClassificationSpec(labels=TAGS, attention="bidirectional"),
+        plain=switched,
+        targets=("c_attn", "c_proj"),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import ViTImageProcessor
+from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
@@ -17,23 +17,27 @@ from tests.unit.cases import (
     paired_case,
     question_case,
     regression_case,
+    tagged_both_ways_case,
     tagged_case,
     text_case,
 )
 
-VARIANTS = ("pairs of texts", "several labels", "a number")  # of text-classification
+VARIANTS = ("pairs of texts", "several labels", "a number", "words read both ways")
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
+    gpt2 = save_base("gpt2", tmp_path_factory.mktemp("bases") / "gpt2")
+    AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
     return {
         "text-classification": text_case(tiny_bert_folder),
         "pairs of texts": paired_case(tiny_bert_folder),
         "several labels": multi_label_case(tiny_bert_folder),
         "a number": regression_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
+        "words read both ways": tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
     }

@@ -15,11 +15,13 @@ from collections.abc import Callable
 import torch
 
 from ray_lora.bases.base import Base
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
 from ray_lora.engine.probe.base import BaseProbe
 from ray_lora.engine.probe.head import HeadProbe
 from ray_lora.engine.probe.rows import Probed
 from ray_lora.engine.sharing import Sharing, recall, remember
+from ray_lora.task_spec import Attention
 
 
 def of_base(engine: Probed) -> Sharing:
@@ -29,12 +31,12 @@ def of_base(engine: Probed) -> Sharing:
     return _found(engine.base, _name_of(engine.base), BaseProbe(engine).find)
 
 
-def of_head(engine: Probed, head: Head) -> Sharing:
-    """How rows with heads of this class share passes. Slot 0 of the head is used and left empty."""
-    name = f"{_name_of(engine.base)}|{head.architecture}"
+def of_head(engine: Probed, head: Head, attention: Attention | None) -> Sharing:
+    """How rows with heads of this class share passes, read so. Slot 0 of the head is used and left empty."""
+    name = _name_of_head(engine.base, head.architecture, attention)
     if engine.base.device.type == "meta":
         return _known(engine.base, name) or Sharing("joined")
-    return _found(engine.base, name, lambda: HeadProbe(engine).find(head))
+    return _found(engine.base, name, lambda: HeadProbe(engine, attention).find(head))
 
 
 def _known(base: Base, name: str) -> Sharing | None:
@@ -52,10 +54,10 @@ def _found(base: Base, name: str, find: Callable[[], Sharing]) -> Sharing:
     return known
 
 
-def is_known(base: Base, architecture: str) -> bool:
+def is_known(base: Base, head: HeadSpec) -> bool:
     """Whether the base and this head class were probed before."""
-    name = _name_of(base)
-    return all(_known(base, what) is not None for what in (name, f"{name}|{architecture}"))
+    names = _name_of(base), _name_of_head(base, head.architecture, head.attention)
+    return all(_known(base, what) is not None for what in names)
 
 
 def _name_of(base: Base) -> str:
@@ -63,3 +65,7 @@ def _name_of(base: Base) -> str:
     shapes = [f"{name}{tuple(parameter.shape)}" for name, parameter in base.backbone.named_parameters()]
     sizes = hashlib.sha256("|".join(shapes).encode()).hexdigest()[:16]
     return f"{type(base.backbone).__name__}|{sizes}|{base.dtype}"
+
+
+def _name_of_head(base: Base, architecture: str, attention: Attention | None) -> str:
+    return "|".join(filter(None, (_name_of(base), architecture, attention)))

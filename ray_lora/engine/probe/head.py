@@ -10,20 +10,23 @@ from torch import Tensor
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine import narrow
+from ray_lora.engine import architecture, narrow
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.heads import Head
 from ray_lora.engine.probe.rows import LENGTHS, SAID, SIZES, Probed, Rows, short
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.sharing import Sharing
 from ray_lora.errors import RayLoraError
+from ray_lora.task_spec import Attention
 
 
 class HeadProbe:
     """One engine's base under heads of one class; slot 0 of the head is used and left empty."""
 
-    def __init__(self, engine: Probed) -> None:
-        self.engine, self.base, self.backbone, self.rows = engine, engine.base, engine._backbone, Rows(engine)
+    def __init__(self, engine: Probed, attention: Attention | None = None) -> None:
+        self.engine, self.base, self.backbone, self.attention = engine, engine.base, engine._backbone, attention
+        self.both_ways = attention == "bidirectional"
+        self.rows = Rows(engine, self.both_ways)
 
     def find(self, head: Head) -> Sharing:
         """How rows with such heads share passes."""
@@ -33,9 +36,14 @@ class HeadProbe:
         held = self.backbone.joins
         try:
             with head.tried(labels) as values:
+                if refused := self._misread():
+                    return Sharing("equal", refused=refused)
                 plain = _plain_with(self.base, head, labels, values)
                 reasons: list[str] = []
                 for lengths in LENGTHS[LENGTHS.index(self.engine.sharing.lengths) :]:
+                    if lengths == "padded" and self.both_ways and architecture.has_windows(self.base.config):
+                        reasons.append(f"{SAID[lengths]}: a token of padding may have nothing to see in its window")
+                        continue
                     rows = even if lengths == "equal" else self.base.examples(SIZES)
                     self.backbone.lay(joined=False)
                     alone = [self._plainly(plain, row) for row in rows]
@@ -58,7 +66,32 @@ class HeadProbe:
     def _plainly(self, plain: Any, row: dict[str, Tensor]) -> list[Tensor]:
         inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
         self.backbone.rest()
-        return self.rows.answers([row], plain(**accepted(plain, inputs)))[0]
+        with self.backbone.reading(self.both_ways):
+            return self.rows.answers([row], plain(**accepted(plain, inputs)))[0]
+
+    def _misread(self) -> str:
+        """Why the class does not read as it is asked to; empty where it does, or nothing is asked.
+
+        A class whose switch does nothing would go on from left to right and say nothing.
+        """
+        if self.attention is None:
+            return ""
+        if self.base.built is not None:
+            return f"attention: {self.attention} is of transformers' classes, not of a builder's; leave it out"
+        name, size = type(self.base.backbone).__name__, max(SIZES)
+        [row], [other] = self.base.examples([size]), self.base.examples([size], seed=1)
+        if "input_ids" not in row:
+            return f"attention: {self.attention} is of texts, and {name} reads none"
+        kept = size // 2
+        changed = row | {"input_ids": torch.cat([row["input_ids"][:kept], other["input_ids"][kept:]])}
+        before, after = (self.rows.alone([each], 0)[0][0][kept - 1] for each in (row, changed))
+        far = (before - after).abs() > before.abs() * max(1e-3, 4 * torch.finfo(before.dtype).eps)
+        ahead = float(far.double().mean()) > 0.5  # by more than experts' batches of other sizes round otherwise
+        if self.both_ways and not ahead:
+            return f"its class {name} reads from left to right whatever is asked of it; leave task.attention out"
+        if ahead and not self.both_ways:
+            return f"its class {name} reads both ways, and in no other way; leave task.attention out"
+        return ""
 
     def _handed(self, plain: Any, row: dict[str, Tensor]) -> list[str]:
         """Tensors that the plain class gives its backbone beside the row's inputs."""

@@ -45,9 +45,10 @@ class Probed(Protocol):
 
 
 class Rows:
-    """Rows through one engine's backbone."""
+    """Rows through one engine's backbone, which reads them so."""
 
-    def __init__(self, engine: Probed) -> None:
+    def __init__(self, engine: Probed, both_ways: bool = False) -> None:
+        self._both_ways = both_ways
         self.engine, self.base, self.backbone = engine, engine.base, engine._backbone
         self._close = _CLOSE[engine.base.dtype]
 
@@ -64,7 +65,8 @@ class Rows:
         batch = self.base.batch(rows)
         joined = self.backbone.join(batch, slots)
         inputs = {name: self.engine._cast(tensor) for name, tensor in batch.items()}
-        return self.backbone.run(inputs, self.engine._routes(slots, joined), joined, first_token)
+        routes = self.engine._routes(slots, joined)
+        return self.backbone.run(inputs, routes, joined, first_token, self._both_ways)
 
     def answers(self, rows: Sequence[dict[str, Tensor]], outputs: Any) -> Answers:
         """Each row's part of every output, its padding cut off."""
