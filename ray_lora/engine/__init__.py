@@ -9,10 +9,10 @@ them.
 """
 
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.dropout import draw_of
+from ray_lora.engine.dropout import draw_of, draw_of_window
 from ray_lora.engine.engine import AdapterEngine
 from ray_lora.engine.lone_head import LoneHead
 from ray_lora.engine.optim import SlotOptimizer
 from ray_lora.engine.routing import take_rows
 
-__all__ = ["AdapterEngine", "HeadSpec", "LoneHead", "SlotOptimizer", "draw_of", "take_rows"]
+__all__ = ["AdapterEngine", "HeadSpec", "LoneHead", "SlotOptimizer", "draw_of", "draw_of_window", "take_rows"]

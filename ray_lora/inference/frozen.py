@@ -8,7 +8,7 @@ It knows bases and tasks, not how heads are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
-from ray_lora.inference.predict import by_tokens, chunks, of_one_size
+from ray_lora.inference.predict import cut_passes
 from ray_lora.tasks.task import Features, Task
 
-_TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows
+_STRETCH = 256  # rows that are cut into passes together, so that a bound is seen before it is far behind
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One pass over rows of the bare base.
+    """One pass over rows of the bare base, of which a long one's windows are rows of their own.
 
     Attributes:
         rows: their places among the rows asked for.
@@ -37,22 +37,50 @@ class Kept:
     inputs: Mapping[str, Tensor]
     hidden: Any
 
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in [*self.inputs.values(), *_tensors(self.hidden)])
 
-def keep(engine: AdapterEngine, task: Task, features: Sequence[Features], max_rows: int = 64) -> list[Kept]:
-    """The bare base's outputs for rows, as heads of the task's class read them. The engine's adapters are not used."""
+
+def keep(
+    engine: AdapterEngine, task: Task, features: Sequence[Features], *, max_rows: int = 64, most: float = float("inf")
+) -> list[Kept]:
+    """The bare base's outputs for rows, as heads of the task's class read them. The engine's adapters are not used.
+
+    Args:
+        features: rows, or the windows of long ones.
+        max_rows: rows in one pass.
+        most: bytes to be kept; the rows behind are left out.
+    """
     lengths = engine.sharing_under(task.head).lengths
-    sizes, owners = [task.size(row) for row in features], [0] * len(features)
-    if lengths == "joined":
-        parts = by_tokens(sizes, owners, _TOKENS.get(engine.base.device.type, _TOKENS["cuda"]))
-    elif features:
-        parts = (of_one_size if lengths == "equal" else chunks)(sizes, owners, max_rows)
-    else:
-        parts = []
-    kept = []
-    for rows in parts:
-        chosen = [features[row] for row in rows]
-        inputs = engine.cast(task.collate(chosen))
-        with torch.no_grad():  # not in inference mode: a backward reads what is kept
-            hidden = engine.hidden(inputs, torch.zeros(len(rows), dtype=torch.long), task.head)
-        kept.append(Kept(tuple(rows), chosen, inputs, take_rows(hidden, torch.arange(len(rows)))))
+    kept: list[Kept] = []
+    for begin in range(0, len(features), _STRETCH):
+        part = features[begin : begin + _STRETCH]
+        sizes = [task.size(row) for row in part]
+        for rows in cut_passes(engine, lengths, sizes, [0] * len(part), max_rows):
+            kept.append(_pass(engine, task, [begin + row for row in rows], features))
+        if sum(one.bytes for one in kept) >= most:
+            break
     return kept
+
+
+def _pass(engine: AdapterEngine, task: Task, rows: Sequence[int], features: Sequence[Features]) -> Kept:
+    chosen = [features[row] for row in rows]
+    inputs = engine.cast(task.collate(chosen))
+    with torch.no_grad():  # not in inference mode: a backward reads what is kept
+        hidden = engine.hidden(inputs, torch.zeros(len(rows), dtype=torch.long), task.head)
+    return Kept(tuple(rows), chosen, inputs, take_rows(hidden, torch.arange(len(rows))))
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """Every tensor of a model's outputs."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from _tensors(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from _tensors(value)
+    elif hasattr(outputs, "__dataclass_fields__"):
+        yield from _tensors(vars(outputs))

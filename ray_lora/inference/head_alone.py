@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ray_lora.engine import AdapterEngine, LoneHead
 from ray_lora.inference.frozen import Kept, keep
+from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
-STRENGTHS = (1.0, 0.1, 0.01, 0.001, 0.0001)  # of the penalty on weights, beside the mean loss
+STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)  # of the penalty on weights, beside the mean loss
 _STEPS = 100  # of L-BFGS
 Add = Callable[[Tensor], None]  # sums a tensor over all workers, in place
 
@@ -53,16 +55,21 @@ def head_alone(
         engine: any engine on the base; its adapters are not used.
         train, validation: rows with targets.
     """
-    head = LoneHead(engine.base, task.head)
-    fit_best(head, task, keep(engine, task, train), keep(engine, task, validation))
+    head, tasks = LoneHead(engine.base, task.head), {0: task}
+    fitting, choosing = (
+        keep(engine, task, spread_windows(tasks, rows, [0] * len(rows)).features) for rows in (train, validation)
+    )
+    fit_best(head, task, fitting, choosing)
 
     def answer(rows: Sequence[Features]) -> list[Json]:
-        answers: dict[int, Json] = {}
-        for part in keep(engine, task, rows):
+        spread = spread_windows(tasks, rows, [0] * len(rows))
+        parts: list[Any] = [None] * len(spread.features)
+        for kept in keep(engine, task, spread.features):
             with torch.no_grad():
-                decoded = task.decode(head(part.hidden, part.inputs), part.features, {})
-            answers |= dict(zip(part.rows, decoded, strict=True))
-        return [answers[row] for row in range(len(rows))]
+                decoded = task.decode(head(kept.hidden, kept.inputs), kept.features, {})
+            for row, part in zip(kept.rows, decoded, strict=True):
+                parts[row] = part
+        return spread.whole(tasks, parts, [{}] * len(rows))
 
     return answer
 
@@ -70,15 +77,18 @@ def head_alone(
 def fit_best(
     head: LoneHead, task: Task, train: Sequence[Kept], validation: Sequence[Kept], add: Add = alone
 ) -> list[Fitted]:
-    """Fit the head at each strength; it is left with the best, which comes first of what is returned."""
+    """Fit the head at ever weaker strengths, for as long as the loss on validation rows falls; the head is left with
+    the best, which is the first of what is returned."""
     start = head.numbers.clone()
     units = head.units([(part.hidden, part.inputs) for part in train], add)
-    found = []
+    found: list[Fitted] = []
     for strength in STRENGTHS:
         head.numbers.copy_(start)
         fit(head, task, train, units, strength, add)
         loss, _ = mean_loss(head, task, validation, add)
         found.append(Fitted(head.tensors(), strength, loss))
+        if not loss <= found[max(0, len(found) - 2)].loss:
+            break
     found.sort(key=lambda fitted: fitted.loss)
     head.set(found[0].tensors)
     return found

@@ -17,7 +17,11 @@ from ray_lora.inference.frozen import keep
 from ray_lora.inference.head_alone import STRENGTHS, fit, fit_best, head_alone, mean_loss
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks import Task, build_task
+from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.token_classification import TokenClassificationSpec
+from tests.conftest import sentences
 from tests.unit.bases import TEXT_KINDS, open_base, save_base
+from tests.unit.cases import TAGS, tagged_rows
 from tests.unit.packs import LABELS, ROWS, Letters
 
 
@@ -76,7 +80,11 @@ def test_the_strength_is_what_the_validation_rows_like_best(engine: AdapterEngin
     task, rows = task_of(LABELS[2]), ROWS[2]
     head, validation = LoneHead(engine.base, task.head), keep(engine, task, rows[40:])
     found = fit_best(head, task, keep(engine, task, rows[:40]), validation)
-    assert sorted(one.strength for one in found) == sorted(STRENGTHS)
+    tried = sorted(found, key=lambda one: -one.strength)
+    losses = [one.loss for one in tried]
+    assert tuple(one.strength for one in tried) == STRENGTHS[: len(tried)]
+    assert losses[:-1] == sorted(losses[:-1], reverse=True)
+    assert len(tried) == len(STRENGTHS) or losses[-1] > losses[-2]
     assert found[0].loss == min(one.loss for one in found) == mean_loss(head, task, validation)[0]
     assert found[0].loss < mean_loss(LoneHead(engine.base, task.head), task, validation)[0]
 
@@ -96,11 +104,24 @@ def test_tags_and_rows_of_padding(tagger: tuple[AdapterEngine, Task, list[dict[s
     assert scores["accuracy"] > 0.8
 
 
+def test_long_rows_are_read_in_windows(tiny_bert_folder: Path) -> None:
+    engine = AdapterEngine(open_base(tiny_bert_folder, torch.float64), slots=1)
+    spec = QuestionAnsweringSpec(max_length=20, doc_stride=2, max_question_len=6, handle_impossible_answer=False)
+    task = build_task(spec, engine.base.processor)
+    rows = []
+    for text in sentences(12, seed=2):
+        context = f"{text} {text[::-1]} {text}"
+        answer = {"text": [text.split()[0]], "answer_start": [0]}
+        rows.append({"question": "which", "context": context, "answers": answer})
+    features = task.encode(rows)
+    assert any(len(row["windows"]) > 1 for row in features)
+    answers = head_alone(engine, task, features, features)(features)
+    assert task.score(answers, features)["exact_match"] > 0.5
+    assert all(set(answer) == {"score", "start", "end", "answer"} for answer in answers)
+
+
 @pytest.fixture
 def tagger(tiny_bert_folder: Path) -> tuple[AdapterEngine, Task, list[dict[str, object]]]:
-    from ray_lora.tasks.token_classification import TokenClassificationSpec
-    from tests.unit.cases import TAGS, tagged_rows
-
     engine = AdapterEngine(open_base(tiny_bert_folder, torch.float64), slots=1)
     task = build_task(TokenClassificationSpec(labels=TAGS), engine.base.processor)
     return engine, task, task.encode(tagged_rows())
