@@ -9,6 +9,7 @@ scaler and a logistic regression); how small is chosen by the loss on validation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Fitted:
 
     Attributes:
         tensors: by their names in the plain class.
-        strength: the penalty that held its weights.
+        strength: the penalty that held its weights; infinite where it was not fitted.
         loss: the mean over the rows that chose the strength.
     """
 
@@ -78,16 +79,20 @@ def fit_best(
     head: LoneHead, task: Task, train: Sequence[Kept], validation: Sequence[Kept], add: Add = alone
 ) -> list[Fitted]:
     """Fit the head at ever weaker strengths, for as long as the loss on validation rows falls; the head is left with
-    the best, which is the first of what is returned."""
+    the best, which is the first of what is returned. Where it was, the strength of which is infinite, is one of them.
+    """
     start = head.numbers.clone()
     units = head.units([(part.hidden, part.inputs) for part in train], add)
-    found: list[Fitted] = []
+    loss, _ = mean_loss(head, task, validation, add)
+    found = [Fitted(head.tensors(), math.inf, loss)]
     for strength in STRENGTHS:
         head.numbers.copy_(start)
         fit(head, task, train, units, strength, add)
         loss, _ = mean_loss(head, task, validation, add)
+        if not math.isfinite(loss):
+            break
         found.append(Fitted(head.tensors(), strength, loss))
-        if not loss <= found[max(0, len(found) - 2)].loss:
+        if len(found) > 2 and loss > found[-2].loss:
             break
     found.sort(key=lambda fitted: fitted.loss)
     head.set(found[0].tensors)
@@ -130,4 +135,4 @@ def mean_loss(
         sums += torch.stack([losses.detach().double().sum(), terms.double().sum()])
     add(sums)
     total, count = sums.tolist()
-    return total / count, count
+    return total / max(count, 1.0), count

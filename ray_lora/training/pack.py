@@ -31,11 +31,12 @@ from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.evaluation import evaluate
 from ray_lora.training.figures import FIGURES, write_figures
+from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, steps_of
 from ray_lora.training.shards import ALONE, Group, Split, Splits
-from ray_lora.training.state import load_state, save_state
+from ray_lora.training.state import has_state, load_state, save_state
 
 __all__ = ["Group", "Pack", "Split", "Splits", "steps_of"]
 
@@ -64,6 +65,7 @@ class Pack:
         self.optimizer = SlotOptimizer(engine)
         self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went
+        self.starts = HeadStarts(engine, group, max_rows)
         self._tasks: dict[TaskSpec, Task] = {}
 
     def task(self, spec: TaskSpec) -> Task:
@@ -95,12 +97,15 @@ class Pack:
         self.optimizer.join(slot, job.training, total)
         member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
-        if state is not None and state.exists():
-            try:
+        try:
+            if state is not None and has_state(state):
                 member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
-            except AdapterError:
-                self.leave(job.name)
-                raise
+            else:
+                with self._timed("head_start"):
+                    self.starts.begin(job, task, splits, slot)
+        except AdapterError:
+            self.leave(job.name)
+            raise
         return slot
 
     def _sizes(self, job: Job, task: Task) -> Sequence[int]:
