@@ -72,7 +72,7 @@ class QuestionAnswering(TextRows):
     }
     input: ClassVar[str] = "question"
     pipeline: ClassVar[str] = "question-answering"
-    full: ClassVar[Mapping[str, Json]] = {"top_k": 20, "handle_impossible_answer": True}
+    full: ClassVar[Mapping[str, Json]] = {"top_k": 5, "handle_impossible_answer": True}
     metric: ClassVar[str] = "f1"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(("f1", "exact_match"), "max")
     peft_type: ClassVar[str | None] = "QUESTION_ANS"
