@@ -82,6 +82,7 @@ class Classification(Labelled):
     """One label a row, from logits [rows, labels]."""
 
     full: ClassVar[Mapping[str, Json]] = {"top_k": 1_000_000}
+    calibrates: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
 
