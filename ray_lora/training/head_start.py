@@ -28,6 +28,7 @@ from ray_lora.training.shards import Group, Split, Splits
 # A fitted head is sure of the rows it was fitted on, and so teaches the layers below little. A tenth of its last
 # layer points the same way and leaves them all of the loss.
 SHARE = 0.1
+GAIN = 0.15  # of the loss of a head that tells no rows apart; one that gains less points nowhere
 _MOST = 2**28  # bytes a worker keeps of the base's outputs; a sample of the rows where there are more
 _HELD_OUT = 5  # of so many training rows one chooses the strength where there are no validation rows
 
@@ -51,16 +52,18 @@ class HeadStarts:
             self._engine.write(slot, self._engine.read(slot) | named)
 
     def _fit(self, task: Task, splits: Splits) -> tuple[dict[str, Tensor], bool]:
-        """The fitted head, its last layer at `SHARE`; and whether the validation rows like it better than where it came
-        from, which they do unless the base came with a head of its own."""
+        """The fitted head, its last layer at `SHARE`; and whether `auto` begins with it: it takes at least `GAIN` of
+        the validation rows' loss away, and does better than where it came from, which may be the base's own head."""
         head = LoneHead(self._engine.base, task.head)
         parted = splits.validation is None and splits.train.total >= 2 * _HELD_OUT
         train = self._keep(task, splits.train, holds=False if parted else None)
         validation = self._keep(task, splits.validation or splits.train, holds=True if parted else None)
         found = fit_best(head, task, train, validation, self._group.all_reduce)
-        best = next((fitted for fitted in found if math.isfinite(fitted.strength)), found[0])
+        fitted = [one for one in found if math.isfinite(one.strength)] or found
+        best, blind = fitted[0], max(fitted, key=lambda one: one.strength)
         last = last_layer(self._engine, task.head)
-        return {name: x * SHARE if name in last else x for name, x in best.tensors.items()}, best is found[0]
+        tensors = {name: tensor * SHARE if name in last else tensor for name, tensor in best.tensors.items()}
+        return tensors, best is found[0] and best.loss < (1 - GAIN) * blind.loss
 
     def _keep(self, task: Task, split: Split, holds: bool | None = None) -> list[Kept]:
         """What the base gives for this worker's rows, in an order that does not follow the file's.
