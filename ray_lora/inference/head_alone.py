@@ -21,6 +21,7 @@ from ray_lora.engine import AdapterEngine, LoneHead
 from ray_lora.inference.frozen import Kept, keep
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json
+from ray_lora.tasks import scoring_of
 from ray_lora.tasks.task import Features, Task
 
 # of the penalty on weights, beside the mean loss; the first leaves a head that tells no rows apart
@@ -51,13 +52,13 @@ class Fitted:
 def head_alone(
     engine: AdapterEngine, task: Task, train: Sequence[Features], validation: Sequence[Features]
 ) -> Callable[[Sequence[Features]], list[Json]]:
-    """Fit the best head on frozen features; returns what answers rows with it, as `task.decode` does.
+    """Fit the best head on frozen features; returns what answers rows with it, as `task.score` takes answers.
 
     Args:
         engine: any engine on the base; its adapters are not used.
         train, validation: rows with targets.
     """
-    head, tasks = LoneHead(engine.base, task.head), {0: task}
+    head, tasks, options = LoneHead(engine.base, task.head), {0: task}, scoring_of(task)
     fitting, choosing = (
         keep(engine, task, spread_windows(tasks, rows, [0] * len(rows)).features) for rows in (train, validation)
     )
@@ -68,10 +69,10 @@ def head_alone(
         parts: list[Any] = [None] * len(spread.features)
         for kept in keep(engine, task, spread.features):
             with torch.no_grad():
-                decoded = task.decode(head(kept.hidden, kept.inputs), kept.features, {})
+                decoded = task.decode(head(kept.hidden, kept.inputs), kept.features, options)
             for row, part in zip(kept.rows, decoded, strict=True):
                 parts[row] = part
-        return spread.whole(tasks, parts, [{}] * len(rows))
+        return spread.whole(tasks, parts, [options] * len(rows))
 
     return answer
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import NotFiniteError, predict
 from ray_lora.recipe import Json
-from ray_lora.tasks import Features
+from ray_lora.tasks import Features, scoring_of
 from ray_lora.training.calibration import Losses, calibrates
 from ray_lora.training.member import Member
 from ray_lora.training.shards import Group
@@ -29,10 +29,11 @@ def evaluate(
     slots = [member.slot for member in due for _ in rows[member.job.name]]
     answers: list[Json] = []
     wrong: frozenset[int] = frozenset()
+    options = [scoring_of(member.task) for member in due for _ in rows[member.job.name]]
     watched, losses = any(map(_calibrates, due)), Losses(engine)
     try:
-        tasks = {member.slot: member.task for member in due}
-        answers = predict(engine, tasks, features, slots, max_rows=max_rows, watch=losses.watch if watched else None)
+        tasks, watch = {member.slot: member.task for member in due}, losses.watch if watched else None
+        answers = predict(engine, tasks, features, slots, options, max_rows, watch=watch)
     except NotFiniteError as error:
         wrong = error.slots
     wrong = frozenset().union(*group.gather(wrong))
