@@ -6,7 +6,7 @@ answers = predict(engine, {slot: task}, features, slots)
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
+from ray_lora.engine.sharing import Lengths
 from ray_lora.errors import AdapterError
 from ray_lora.inference.windows import Spread, spread_windows
 from ray_lora.recipe import Json
@@ -21,6 +22,9 @@ from ray_lora.tasks.task import Features, Task
 
 _OVERHEAD = 100  # what a padded pass costs beside its rows times its longest row, in tokens
 _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a processor's caches
+
+
+Watch = Callable[[Task, Sequence[int], Sequence[Features], Any], None]  # task, and of each row slot, features, outputs
 
 
 class NotFiniteError(AdapterError):
@@ -37,6 +41,7 @@ def predict(
     parameters: Sequence[Mapping[str, Json]] | None = None,
     max_rows: int = 64,
     pieces: Collection[int] = (),
+    watch: Watch | None = None,
 ) -> list[Any]:
     """Each row's answer from its own slot's adapter, in the order given.
 
@@ -47,13 +52,14 @@ def predict(
         parameters: decoding parameters of each row.
         max_rows: rows in one pass; rows of like size share a pass.
         pieces: rows that are one window of a longer row, which have a part of an answer in its place.
+        watch: shown each window's outputs before they are decoded.
 
     Raises:
         NotFiniteError: an adapter's answer holds what is no finite number.
     """
     options = parameters or [{}] * len(features)
     spread = spread_windows(tasks, features, slots, pieces)
-    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows)
+    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows, watch)
     answers = spread.whole(tasks, parts, options)
     wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not _finite(answer))
     if wrong:
@@ -72,6 +78,7 @@ def _parts(
     spread: Spread,
     options: Sequence[Mapping[str, Json]],
     max_rows: int,
+    watch: Watch | None,
 ) -> list[Any]:
     """What each window's own task decodes of it."""
     features, slots = spread.features, spread.slots
@@ -79,6 +86,8 @@ def _parts(
     for chunk in passes(engine, tasks, features, slots, max_rows):
         with torch.inference_mode():
             for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
+                if watch is not None:
+                    watch(task, [slots[row] for row in rows], [features[row] for row in rows], outputs)
                 for same in _alike([options[row] for row in rows]):
                     mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
                     chosen = [rows[position] for position in same]
@@ -109,23 +118,30 @@ def passes(
     """Row numbers of each pass, of rows that may share one (`engine.sharing`): cut by tokens where rows are laid end to
     end, else where the least is lost to padding."""
     sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
-    kinds: dict[tuple[str, int, bool, object], list[int]] = {}
+    kinds: dict[tuple[Lengths, int, bool, object], list[int]] = {}
     kind_of = {slot: _kind(engine, slot, tasks[slot]) for slot in set(slots)}
     for row, slot in enumerate(slots):
         kinds.setdefault(kind_of[slot], []).append(row)
     found = []
     for (lengths, *_), rows in kinds.items():
         mine, owners = [sizes[row] for row in rows], [slots[row] for row in rows]
-        if lengths == "joined":
-            most = _TOKENS.get(engine.base.device.type, _TOKENS["cuda"])
-            cut = by_tokens(mine, owners, most)
-        else:
-            cut = of_one_size(mine, owners, max_rows) if lengths == "equal" else chunks(mine, owners, max_rows)
+        cut = cut_passes(engine, lengths, mine, owners, max_rows)
         found += [[rows[at] for at in part] for part in cut]
     return found
 
 
-def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[str, int, bool, object]:
+def cut_passes(
+    engine: AdapterEngine, lengths: Lengths, sizes: Sequence[int], slots: Sequence[int], max_rows: int
+) -> list[list[int]]:
+    """Row numbers of each pass, of rows of which only those of `lengths` share one."""
+    if not sizes:
+        return []
+    if lengths == "joined":
+        return by_tokens(sizes, slots, _TOKENS.get(engine.base.device.type, _TOKENS["cuda"]))
+    return (of_one_size if lengths == "equal" else chunks)(sizes, slots, max_rows)
+
+
+def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[Lengths, int, bool, object]:
     """Rows of equal kinds may share a pass: one task's `collate` makes the tensors of all of them."""
     collate = getattr(type(task), "collate", None)
     alone = slot if engine.passes_alone(slot) else 0
