@@ -8,9 +8,9 @@ weights as products read them, `engine` the slots, `optim` the optimizer that st
 """
 
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.dropout import draw_of
+from ray_lora.engine.dropout import draw_of, draw_of_window
 from ray_lora.engine.engine import AdapterEngine
 from ray_lora.engine.optim import SlotOptimizer
 from ray_lora.engine.routing import take_rows
 
-__all__ = ["AdapterEngine", "HeadSpec", "SlotOptimizer", "draw_of", "take_rows"]
+__all__ = ["AdapterEngine", "HeadSpec", "SlotOptimizer", "draw_of", "draw_of_window", "take_rows"]

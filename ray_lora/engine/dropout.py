@@ -64,3 +64,8 @@ def _uniform(draws: Tensor, layer: int, places: int, before: Tensor | None = Non
 def draw_of(seed: int, step: int, row: int) -> int:
     """The number of one row in one step of one adapter, below 2^63."""
     return ((seed * 1_000_003 + step) * 4_294_967_291 + row) % (1 << 63)
+
+
+def draw_of_window(draw: int, window: int) -> int:
+    """The number of one window of a row that has `draw`; the first one's is the row's own."""
+    return (draw + window * 7_046_029_254_386_353_131) % (1 << 63)

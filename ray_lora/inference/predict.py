@@ -6,7 +6,7 @@ answers = predict(engine, {slot: task}, features, slots)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.errors import AdapterError
+from ray_lora.inference.windows import Spread, spread_windows
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
@@ -35,7 +36,8 @@ def predict(
     slots: Sequence[int],
     parameters: Sequence[Mapping[str, Json]] | None = None,
     max_rows: int = 64,
-) -> list[Json]:
+    pieces: Collection[int] = (),
+) -> list[Any]:
     """Each row's answer from its own slot's adapter, in the order given.
 
     Args:
@@ -44,21 +46,15 @@ def predict(
         slots: the slot of each row.
         parameters: decoding parameters of each row.
         max_rows: rows in one pass; rows of like size share a pass.
+        pieces: rows that are one window of a longer row, which have a part of an answer in its place.
 
     Raises:
         NotFiniteError: an adapter's answer holds what is no finite number.
     """
-    answers: list[Json] = [None] * len(features)
-    for chunk in passes(engine, tasks, features, slots, max_rows):
-        with torch.inference_mode():
-            for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
-                options = parameters or [{}] * len(features)
-                for same in _alike([options[row] for row in rows]):
-                    mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
-                    chosen = [rows[position] for position in same]
-                    decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
-                    for row, answer in zip(chosen, decoded, strict=True):
-                        answers[row] = answer
+    options = parameters or [{}] * len(features)
+    spread = spread_windows(tasks, features, slots, pieces)
+    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows)
+    answers = spread.whole(tasks, parts, options)
     wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not _finite(answer))
     if wrong:
         error = NotFiniteError(
@@ -70,8 +66,32 @@ def predict(
     return answers
 
 
-def _finite(answer: Json) -> bool:
-    """Whether every number in an answer is one."""
+def _parts(
+    engine: AdapterEngine,
+    tasks: Mapping[int, Task],
+    spread: Spread,
+    options: Sequence[Mapping[str, Json]],
+    max_rows: int,
+) -> list[Any]:
+    """What each window's own task decodes of it."""
+    features, slots = spread.features, spread.slots
+    parts: list[Any] = [None] * len(features)
+    for chunk in passes(engine, tasks, features, slots, max_rows):
+        with torch.inference_mode():
+            for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
+                for same in _alike([options[row] for row in rows]):
+                    mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
+                    chosen = [rows[position] for position in same]
+                    decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
+                    for row, part in zip(chosen, decoded, strict=True):
+                        parts[row] = part
+    return parts
+
+
+def _finite(answer: Any) -> bool:
+    """Whether every number in an answer, or a part of one, is one."""
+    if isinstance(answer, Tensor):
+        return bool(answer.isfinite().all())
     if isinstance(answer, float):
         return math.isfinite(answer)
     if isinstance(answer, Mapping):

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import AdapterError, DataError, RayLoraError
@@ -27,11 +27,12 @@ from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.cache.slots import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.http.keys import Keys
-from ray_lora.serving.machine import ChangedError, Loaded, Machine, Row
+from ray_lora.serving.machine import ChangedError, Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
 from ray_lora.serving.peers import Alone
 from ray_lora.serving.registry import Registry
+from ray_lora.serving.rows import Asked, Row
 from ray_lora.serving.trials.places import results_folder
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
@@ -69,7 +70,7 @@ class Endpoint:
         self.cache: AdapterCache[Loaded] = AdapterCache(
             args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
         )
-        self.batcher: Batcher[Row, Json] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
+        self.batcher: Batcher[Row, Any] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
         self.keys = Keys.load(args.keys)
         self.results = Results(results_folder(args.store, store, args.results))
         self.shadows = Shadows(self.results, args.max_batch_rows)
@@ -227,13 +228,13 @@ class Endpoint:
                 raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
             task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
             features = await self._encode(task, inputs)
-            rows = [Row(feature, resident[1].slot, task, parameters) for feature in features]
+            asked = Asked(features, resident[1].slot, task, parameters)
             try:
-                predictions = await self.batcher.submit(entry.name, rows, background)
+                found = await self.batcher.submit(entry.name, asked.rows, background)
             except NotFiniteError as error:
                 raise self._set_aside(entry, error) from None
         tokens = sum(task.size(feature) for feature in features)
-        return Answer(entry, task, predictions, tokens)
+        return Answer(entry, task, asked.answers(found), tokens)
 
     def _set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError:
         """Serve a version no longer whose answers are no numbers; it is read anew when its files change."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError
 from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.predict import embed, predict
-from ray_lora.recipe import Json, TaskSpec
+from ray_lora.recipe import TaskSpec
+from ray_lora.serving.rows import Row
 from ray_lora.store import BeingWrittenError, Entry, Store
 from ray_lora.tasks import Features, Task, build_task, plain_spec
 
@@ -39,16 +39,6 @@ class Loaded:
     adapter: Adapter
     bytes: int
     task: Task | None = None  # set when it is mounted; None: it has no task, so it answers nothing
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a batch; without a task it asks for the bare base's embedding."""
-
-    features: Features
-    slot: int = 0
-    task: Task | None = None
-    parameters: Mapping[str, Json] = field(default_factory=dict)
 
 
 class Machine:
@@ -90,9 +80,9 @@ class Machine:
         encoded = tokenizer(texts, truncation=True, max_length=longest, return_token_type_ids=False)
         return [{"input_ids": ids} for ids in encoded["input_ids"]]
 
-    def compute(self, rows: list[Row]) -> list[Json]:
+    def compute(self, rows: list[Row]) -> list[Any]:
         """Every row's answer, rows of all adapters in one pass. Only ever in `thread`."""
-        answers: list[Json] = [None] * len(rows)
+        answers: list[Any] = [None] * len(rows)
         asked = [index for index, row in enumerate(rows) if row.task is not None]
         if asked:
             chosen = [rows[index] for index in asked]
@@ -103,6 +93,7 @@ class Machine:
                 [r.features for r in chosen],
                 [r.slot for r in chosen],
                 [r.parameters for r in chosen],
+                pieces={at for at, row in enumerate(chosen) if row.piece},
             )
             for index, answer in zip(asked, found, strict=True):
                 answers[index] = answer

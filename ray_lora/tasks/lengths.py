@@ -26,14 +26,17 @@ class Length:
     why: str
 
     @classmethod
-    def of(cls, asked: int | None, tokenizer: Any) -> Length:
+    def of(cls, asked: int | None, tokenizer: Any, default: int = LENGTH) -> Length:
         """The length asked for; None for as many tokens as the base takes.
+
+        Args:
+            default: what is asked for where nobody says more, which gives way to a base of fewer positions.
 
         Raises:
             RecipeError: the base has fewer positions.
         """
         positions = getattr(tokenizer, "positions", None)
-        if asked is not None and positions is not None and asked > positions and asked != LENGTH:
+        if asked is not None and positions is not None and asked > positions and asked != default:
             raise RecipeError(
                 f"task.max_length is {asked}, the base has {positions} positions; set it to {positions} or less"
             )

@@ -15,6 +15,7 @@ from ray_lora.errors import RecipeError, did_you_mean
 TASKS: dict[str, str] = {
     "text-classification": "ray_lora.tasks.text_classification:TextClassification",
     "token-classification": "ray_lora.tasks.token_classification:TokenClassification",
+    "question-answering": "ray_lora.tasks.question_answering:QuestionAnswering",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
 }
 DEFAULT = "text-classification"

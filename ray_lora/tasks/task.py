@@ -40,7 +40,8 @@ class Column:
 
 
 class Task(Protocol):
-    """What is predicted and how it is scored.
+    """What is predicted and how it is scored. One whose rows may be longer than what a base reads at once is `Windowed`
+    too (`inference/windows.py`).
 
     Attributes:
         spec_type: the task's own options, a `TaskSpec`.

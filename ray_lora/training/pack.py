@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card
-from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of
+from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of, draw_of_window
 from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.predict import forward, passes
+from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.evaluation import evaluate
@@ -190,6 +191,9 @@ class Pack:
             slots += [member.slot] * len(mine)
             draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
         tasks = {member.slot: member.task for member in members}
+        spread = spread_windows(tasks, features, slots)
+        draws = [draw_of_window(draws[row], number) for row, number in zip(spread.rows, spread.windows, strict=True)]
+        features, slots = list(spread.features), list(spread.slots)
         device = self.engine.base.device
         sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
         counts = torch.zeros_like(sums)

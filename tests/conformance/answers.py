@@ -16,6 +16,7 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
+from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json, LoraSpec
 from tests.conformance.case import Case
 from tests.conformance.rules import losses_of, near
@@ -96,15 +97,19 @@ def found_here(case: Case, engine: AdapterEngine, slot: int) -> Found:
 
 def found_there(case: Case, model: Any) -> Found:
     """Every row by itself in a plain model, which the task decodes as it decodes the engine's outputs."""
-    answers: list[Json] = []
+    parts: list[Any] = []
     losses = []
-    for feature in case.features:
+    tasks = {0: case.task}
+    spread = spread_windows(tasks, case.features, [0] * len(case.features))
+    for feature in spread.features:
         inputs = {name: t.double() if t.is_floating_point() else t for name, t in case.task.collate([feature]).items()}
         with torch.no_grad():
             outputs = model(**inputs)
-        answers += case.task.decode(outputs, [feature], {})
+        parts += case.task.decode(outputs, [feature], {})
         losses.append(torch.stack([part.double() for part in case.task.loss(outputs, [feature])]))
-    return answers, torch.cat(losses, 1)
+    found = torch.zeros(2, len(case.features), dtype=torch.float64)
+    found.index_add_(1, torch.tensor(list(spread.rows)), torch.cat(losses, 1))
+    return spread.whole(tasks, parts, [{}] * len(case.features)), found
 
 
 def same(case: Case, one: Found, other: Found, rows: range | None = None) -> None:

@@ -21,6 +21,7 @@ from ray_lora.data.check import learn, wrong_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import forward, passes, predict
+from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.tasks import Column, Features, Row, Task, row_of, task_class
 
@@ -115,6 +116,7 @@ def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
 
 def check_batches(task: Task, features: Sequence[Features]) -> None:
     """Inputs are tensors [rows, ...], and padding comes after a row's own values."""
+    features = windows_of(task, features)
     whole = task.collate(features)
     assert whole
     for name, tensor in whole.items():
@@ -139,6 +141,7 @@ def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, 
     assert torch.isfinite(whole).all()
     assert (whole[0] >= 0).all()
     assert (whole[1] >= 1).all()
+    features = windows_of(task, features)
     with torch.enable_grad():
         ((_, outputs),) = engine.forward(task.collate(features), torch.tensor([slot] * len(features)))
         sums, _ = task.loss(outputs, features)
@@ -228,13 +231,20 @@ def losses_of(task: Task, features: Sequence[Features], engine: AdapterEngine, s
     found = torch.zeros(2, len(features), dtype=torch.float64)
     owners = [slots] * len(features) if isinstance(slots, int) else list(slots)
     tasks = dict.fromkeys(owners, task)
+    spread = spread_windows(tasks, features, owners)
     with torch.no_grad():
-        for chunk in passes(engine, tasks, features, owners):
-            for _, rows, outputs in forward(engine, tasks, features, owners, chunk):
-                sums, counts = task.loss(outputs, [features[row] for row in rows])
+        for chunk in passes(engine, tasks, spread.features, spread.slots):
+            for _, rows, outputs in forward(engine, tasks, spread.features, spread.slots, chunk):
+                sums, counts = task.loss(outputs, [spread.features[row] for row in rows])
                 assert sums.shape == counts.shape == (len(rows),)
-                found[0, rows], found[1, rows] = sums.double(), counts.double()
+                of = torch.tensor([spread.rows[row] for row in rows])
+                found.index_add_(1, of, torch.stack([sums.double(), counts.double()]))
     return found
+
+
+def windows_of(task: Task, features: Sequence[Features]) -> Sequence[Features]:
+    """The rows of a pass: of a task that reads rows in windows, all windows."""
+    return spread_windows({0: task}, features, [0] * len(features)).features
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from PIL import Image
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
@@ -108,3 +109,42 @@ def perfect_tags(row: Row) -> Json:
 
 def perfect(row: Row) -> Json:
     return {"label": row["label"], "score": 1.0}
+
+
+def question_rows() -> list[Row]:
+    """Contexts of which one word is the answer; the longest are read in several windows, and one has none."""
+    rows: list[Row] = []
+    for number, length in enumerate((4, 9, 30, 14, 50, 7)):
+        context = " ".join(" ".join(sentences(9, seed=number + 1)).split()[:length])
+        start = context.rindex(" ") + 1
+        answers = (
+            {"text": [], "answer_start": []} if number == 3 else {"text": [context[start:]], "answer_start": [start]}
+        )
+        rows.append({"question": f"{sentences(1, seed=number)[0]} ?", "context": context, "answers": answers})
+    return rows
+
+
+def question_case(folder: Path) -> Case:
+    """On a folder of BERT's."""
+    spec = QuestionAnsweringSpec(max_length=30, doc_stride=4, max_question_len=13, handle_impossible_answer=True)
+    return Case(
+        spec,
+        question_rows(),
+        perfect_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, 2, architecture="AutoModelForQuestionAnswering"),
+        targets=("query", "value", "output.dense"),
+        head=("qa_outputs",),
+        wrong=[
+            ({"question": " "}, "question: text ' ' is empty or not a string"),
+            ({"context": ""}, "context: text '' is empty or not a string"),
+            ({"answers": {"text": ["zebra"], "answer_start": [1]}}, "answer 'zebra' is not at 1 of its context, where"),
+            ({"answers": {"text": ["a", "b"], "answer_start": [1]}}, "have not one start for each text"),
+            ({"answers": {"text": ["a"], "answer_start": [-1]}}, "answer 'a' starts at -1"),
+        ],
+    )
+
+
+def perfect_answer(row: Row) -> Json:
+    texts = row["answers"]["text"] or [""]
+    return {"answer": texts[0], "score": 1.0, "start": 0, "end": 0}

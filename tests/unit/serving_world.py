@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -22,19 +24,32 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ray_lora.recipe import TaskSpec
+
 WORDS = "a the day film plot dull lovely bad good very not so slow bright calm loud sad glad".split()
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def make_base(folder: Path, seed: int = 0) -> Path:
-    """A random BERT with 2 layers of width 32, and its tokenizer."""
+def make_base(folder: Path, seed: int = 0, pairs: bool = False) -> Path:
+    """A random BERT with 2 layers of width 32, and its tokenizer; with `pairs` it marks where texts begin and end."""
     torch.manual_seed(seed)
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    special = ["[CLS]", "[SEP]"] if pairs else []
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if pairs:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]" if pairs else None,
+        sep_token="[SEP]" if pairs else None,
+        model_max_length=32,
+        model_input_names=["input_ids", *(["token_type_ids"] if pairs else []), "attention_mask"],
     ).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -70,23 +85,38 @@ TAGS = ("B-mood", "I-mood", "O")
 
 def make_tagger(root: Path) -> Path:
     """`root` with base/ and store/tagger, which labels words by TAGS; every tensor is random."""
-    from ray_lora.adapters.adapter import Adapter
-    from ray_lora.store import open_store
     from ray_lora.tasks.token_classification import TokenClassificationSpec
 
-    base = root / "base" if (root / "base").exists() else make_base(root / "base")
+    spec = TokenClassificationSpec(labels=TAGS)
+    return _make(root, "tagger", AutoModelForTokenClassification, "TOKEN_CLS", spec, len(TAGS))
+
+
+def make_answerer(root: Path) -> Path:
+    """`root` with base/, which takes pairs, and store/answerer, which finds answers; every tensor is random."""
+    from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+
+    spec = QuestionAnsweringSpec(max_length=24, doc_stride=4, max_question_len=8, handle_impossible_answer=True)
+    return _make(root, "answerer", AutoModelForQuestionAnswering, "QUESTION_ANS", spec, 2)
+
+
+def _make(root: Path, name: str, kind: Any, peft_type: str, spec: TaskSpec, labels: int) -> Path:
+    from ray_lora.adapters.adapter import Adapter
+    from ray_lora.store import open_store
+
+    pairs = peft_type == "QUESTION_ANS"
+    base = root / "base" if (root / "base").exists() else make_base(root / "base", pairs=pairs)
     torch.manual_seed(9)
-    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=len(TAGS))
+    model = kind.from_pretrained(base, num_labels=labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        peft = get_peft_model(model, LoraConfig(task_type="TOKEN_CLS", r=4, target_modules=["query", "value"]))
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        peft = get_peft_model(model, LoraConfig(task_type=peft_type, r=4, target_modules=["query", "value"]))
+    for key, parameter in peft.named_parameters():
+        if "lora_" in key or "modules_to_save" in key:
             parameter.data.normal_(0, 0.5)
-    peft.save_pretrained(root / "tagger")
-    adapter = Adapter.load(root / "tagger")
-    told = {"task": TokenClassificationSpec(labels=TAGS), "architecture": "AutoModelForTokenClassification"}
-    open_store(str(root / "store")).put(replace(adapter, card=adapter.card.model_copy(update=told)), "tagger")
+    peft.save_pretrained(root / name)
+    adapter = Adapter.load(root / name)
+    told = {"task": spec, "architecture": kind.__name__}
+    open_store(str(root / "store")).put(replace(adapter, card=adapter.card.model_copy(update=told)), name)
     return root
 
 

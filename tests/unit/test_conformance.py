@@ -11,7 +11,7 @@ from transformers import ViTImageProcessor
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, tagged_case, text_case
+from tests.unit.cases import image_case, question_case, tagged_case, text_case
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return {
         "text-classification": text_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
+        "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
     }
 

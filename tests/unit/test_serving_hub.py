@@ -14,15 +14,17 @@ from huggingface_hub import InferenceClient, constants
 from peft import PeftModel
 from transformers import (
     AutoModel,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     pipeline,
 )
+from transformers.pipelines.document_question_answering import select_starts_ends
 
 from tests.unit.bases import quiet_peft
 from tests.unit.http_server import serving
-from tests.unit.serving_world import TAGS, card, make_adapter, make_base, make_tagger
+from tests.unit.serving_world import TAGS, card, make_adapter, make_answerer, make_base, make_tagger
 
 LABELS = ["negative", "positive", "mixed"]
 TEXT = "a lovely day but the film was very dull"
@@ -91,6 +93,64 @@ def test_token_classification(address: str, world: Path, strategy: Any) -> None:
         assert (element.start, element.end, element.word) == (other["start"], other["end"], other["word"])
         assert element.score == pytest.approx(float(other["score"]), abs=1e-5)
         assert (element.entity_group or element["entity"]) == other.get("entity_group", other.get("entity"))
+
+
+CONTEXT = f"{TEXT} . so bright and calm , not very loud , glad and sad and slow {TEXT}"
+QUESTION = {"question": "not bad ?", "context": CONTEXT}
+
+
+def spans_of(world: Path, count: int) -> tuple[list[tuple[str, float]], float, int]:
+    """The context's answers, best first, from `count` of each window; how likely there is none; windows.
+
+    Which spans a window has is transformers' own code, on the merged model.
+    """
+    model = merged(world, world / "store/answerer/1", AutoModelForQuestionAnswering, ["start", "end"])
+    tokenizer = AutoTokenizer.from_pretrained(world / "base")
+    told: Any = {"max_length": 24, "stride": 4, "truncation": "only_second", "return_overflowing_tokens": True}
+    encoded = tokenizer(QUESTION["question"], CONTEXT, return_offsets_mapping=True, **told)
+    assert "token_type_ids" in tokenizer.model_input_names
+    found: dict[str, float] = {}
+    null = 1.0
+    for number in range(len(encoded["input_ids"])):
+        with torch.inference_mode():
+            given = model(**{name: torch.tensor([encoded[name][number]]) for name in tokenizer.model_input_names})
+        hidden = np.array([[0 if of == 1 or at == 0 else 1 for at, of in enumerate(encoded.sequence_ids(number))]])
+        logits = (given.start_logits.numpy(), given.end_logits.numpy())
+        starts, ends, scores, null = select_starts_ends(
+            *logits, hidden, np.ones_like(hidden), null, count, handle_impossible_answer=True, max_answer_len=6
+        )
+        for start, end, score in zip(starts, ends, scores, strict=True):
+            places = encoded["offset_mapping"][number]
+            text = CONTEXT[places[start][0] : places[end][1]]
+            found[text] = found.get(text, 0.0) + float(score)
+    return sorted(found.items(), key=lambda item: -item[1]), null, len(encoded["input_ids"])
+
+
+def test_question_answering(tmp_path: Path) -> None:
+    """A context of several windows; what they say alike counts together, as in Hugging Face's pipeline."""
+    world = make_answerer(tmp_path)
+    ranked, _, windows = spans_of(world, 12)
+    more, null, _ = spans_of(world, 20)
+    assert windows >= 3
+    with serving(world) as address:
+        asked = client(address, "answerer")
+        best: Any = asked.question_answering(**QUESTION, max_answer_len=6, handle_impossible_answer=False)
+        assert (best.answer, best.score) == (ranked[0][0], pytest.approx(ranked[0][1], abs=1e-5))
+        assert CONTEXT[best.start : best.end] == best.answer
+        several: Any = asked.question_answering(**QUESTION, max_answer_len=6, top_k=5)
+        wanted = sorted([*more, ("", null)], key=lambda item: -item[1])[:5]
+        assert [one.answer for one in several] == [text for text, _ in wanted]
+        assert [one.score for one in several] == pytest.approx([score for _, score in wanted], abs=1e-5)
+        answer = httpx.post(f"{address}/models/answerer", json={"inputs": [QUESTION, QUESTION]})
+        assert len(answer.json()) == 2
+        for body, says in [
+            ({"inputs": "what?"}, "has no 'context'"),
+            ({"inputs": {**QUESTION, "context": " "}}, "context: text ' ' is empty"),
+            ({"inputs": QUESTION, "parameters": {"doc_stride": 9}}, "it was trained with its task.doc_stride"),
+            ({"inputs": QUESTION, "parameters": {"top_k": 0}}, "top_k 0 must be a whole number"),
+        ]:
+            refused = httpx.post(f"{address}/models/answerer", json=body)
+            assert (refused.status_code, says in refused.text) == (400, True), refused.text
 
 
 def test_features_and_similarity(address: str, world: Path) -> None:

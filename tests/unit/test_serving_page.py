@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.unit.http_server import serving
-from tests.unit.serving_world import card, make_adapter, make_base, make_tagger, peft_probabilities
+from tests.unit.serving_world import card, make_adapter, make_answerer, make_base, make_tagger, peft_probabilities
 
 EVIL = "<img src=x onerror=\"document.title='run'\">"
 LABELS = {"moods": ["sad", "calm", "glad"], "quality": ["bad", "good"], "evil": [EVIL, "</script><script>"]}
@@ -113,6 +113,36 @@ def test_labels_of_words_are_marked_in_the_text(tab: Any, tmp_path: Path) -> Non
         parts = "node => [...node.childNodes].map(one => (one.nodeName === 'MARK' ? one.firstChild : one).data)"
         assert "".join(tab.locator(".marked").evaluate(parts)) == text
     assert tab.wrong == []
+
+
+def test_an_answer_is_marked_in_its_context(tab: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    world = make_answerer(tmp_path)
+    context = "a \N{GRINNING FACE} day , the film was dull and slow . so bright and calm , not very loud , sad and glad"
+    with serving(world) as address:
+        tab.goto(address)
+        choose(tab, "answerer")
+        expect(tab.locator("#card")).to_contain_text("question-answering")
+        tab.get_by_label("Inputs: question, one in each line").fill("not bad ?\nwho ?")
+        tab.get_by_role("button", name="Predict").click()
+        expect(tab.get_by_role("alert")).to_contain_text("context: text '' is empty")
+        tab.get_by_label("context, the same for all of them").fill(context)
+        tab.get_by_role("button", name="Predict").click()
+        asked = [{"question": question, "context": context} for question in ("not bad ?", "who ?")]
+        parameters = {"top_k": 5, "handle_impossible_answer": True}
+        body = {"model": "answerer", "inputs": asked, "parameters": parameters}
+        predictions = httpx.post(f"{address}/v1/predict", json=body).json()["predictions"]
+        expect(tab.get_by_role("table")).to_have_count(3)  # and that of the cache
+        marks = [found[0]["answer"] + "answer" for found in predictions if found[0]["answer"]]
+        assert marks
+        expect(tab.locator(".marked mark")).to_have_text(marks)
+        for row, found in zip(asked, predictions, strict=True):
+            table = tab.get_by_role("table", name=f"Scores of {row['question']}")
+            expect(table.get_by_role("rowheader")).to_have_text([one["answer"] or "no answer" for one in found])
+        choose(tab, "answerer")
+        expect(tab.get_by_label("context, the same for all of them")).to_have_value(context)
+    assert ["400" in wrong for wrong in tab.wrong] == [True]  # the empty context
 
 
 def test_html_in_labels_inputs_and_names_stays_text(world: Path, tab: Any) -> None:

@@ -28,6 +28,7 @@ from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
 from ray_lora.tasks import task_class
 from ray_lora.tasks.classification import Classification
+from ray_lora.tasks.rows import answering
 
 
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
@@ -147,6 +148,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             "parent": home or entry.base,
             "task": entry.task.type if entry.task else None,
             "input": list(task.columns[task.input].kinds) if task else [],
+            "columns": list(answering(task)) if task else [],
             "full": dict(task.full) if task else {},
             "shown": list(shown),
             "version": entry.version,

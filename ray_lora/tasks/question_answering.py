@@ -1,0 +1,286 @@
+"""Question answering: the answer is a piece of a context, or there is none. A row is
+
+    {"question": "What is the capital?", "context": "Peru's capital is Lima.",
+     "answers": {"text": ["Lima"], "answer_start": [18]}}
+
+as in SQuAD. A context longer than the base reads at once is read in windows that overlap by `doc_stride` tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.errors import DataError, RecipeError
+from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.gold_answers import Gold, answers_of
+from ray_lora.tasks.lengths import Length
+from ray_lora.tasks.rows import is_text, say_text
+from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.text_rows import TextRows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ray_lora.tasks.span_answers import Options
+
+_PLAIN = "AutoModelForQuestionAnswering"
+_LENGTH = 384  # tokens of a window, as in Hugging Face's pipeline
+_NONE = 0  # the place of the CLS token, which stands for no answer
+
+
+class QuestionAnsweringSpec(TaskSpec):
+    """How long contexts are read, and which answers there may be; names and defaults are Hugging Face's.
+
+    Attributes:
+        max_length: tokens of a window, question included; the default gives way to a base of fewer positions.
+        doc_stride: tokens by which windows overlap.
+        max_question_len: tokens of a question; longer ones are cut.
+        max_answer_len: tokens of the longest answer.
+        handle_impossible_answer: whether "" may be the answer; null: whether it is in the training rows.
+    """
+
+    type: Literal["question-answering"] = "question-answering"
+    max_length: int = Field(default=_LENGTH, ge=16)
+    doc_stride: int = Field(default=128, ge=0)
+    max_question_len: int = Field(default=64, ge=1)
+    max_answer_len: int = Field(default=30, ge=1, le=1000)
+    handle_impossible_answer: bool | None = None
+
+    @property
+    def outputs(self) -> int | None:
+        return 2
+
+    def describe(self) -> dict[str, Json]:
+        return {"handle_impossible_answer": bool(self.handle_impossible_answer)}
+
+
+class QuestionAnswering(TextRows):
+    """Spans of a context, from the plain class AutoModelForQuestionAnswering."""
+
+    spec_type: ClassVar[type[TaskSpec]] = QuestionAnsweringSpec
+    columns: ClassVar[Mapping[str, Column]] = {
+        "question": Column(("text",), about="what is asked"),
+        "context": Column(("text",), about="the text that holds the answer"),
+        "answers": Column(("answers", "text"), "training", "{text: [...], answer_start: [...]}, or the answer's text"),
+    }
+    input: ClassVar[str] = "question"
+    pipeline: ClassVar[str] = "question-answering"
+    full: ClassVar[Mapping[str, Json]] = {"top_k": 5, "handle_impossible_answer": True}
+    metric: ClassVar[str] = "f1"
+    metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(("f1", "exact_match"), "max")
+    peft_type: ClassVar[str | None] = "QUESTION_ANS"
+
+    def __init__(self, spec: TaskSpec, processor: Any) -> None:
+        options = cast(QuestionAnsweringSpec, spec)
+        if not getattr(processor, "is_fast", False) or processor("a", "b")["input_ids"][0] != processor.cls_token_id:
+            raise RecipeError(
+                "question-answering needs a base with a fast tokenizer that begins with a CLS token, which stands for "
+                "no answer: an encoder such as BERT or RoBERTa"
+            )
+        self.spec = spec
+        self.head = HeadSpec(_PLAIN, 2)
+        self._options, self._tokenizer = options, processor
+        self._length = Length.of(options.max_length, processor, default=_LENGTH)
+        special = processor.num_special_tokens_to_add(pair=True)
+        room = self.longest - special - options.max_question_len
+        if room <= options.doc_stride:
+            raise RecipeError(
+                f"task.max_length {self.longest} leaves {room} tokens to the context beside a question of "
+                f"task.max_question_len {options.max_question_len}; task.doc_stride {options.doc_stride} must be less"
+            )
+        self._typed = "token_type_ids" in processor.model_input_names
+
+    # ------------------------------------------------------------ of a block of rows
+
+    @classmethod
+    def learn(cls, spec: TaskSpec, block: pa.Table) -> bool:
+        """Whether the block has a question without an answer."""
+        answers = block.column("answers").to_pylist()
+        return any(isinstance(value, Mapping) and not value.get("text") for value in answers)
+
+    @classmethod
+    def merge(cls, spec: TaskSpec, learned: Iterable[bool]) -> TaskSpec:
+        known = cast(QuestionAnsweringSpec, spec).handle_impossible_answer is not None
+        return spec if known else spec.model_copy(update={"handle_impossible_answer": any(learned)})
+
+    @classmethod
+    def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """Rows without a question or a context, and answers that do not stand where they are said to."""
+        columns = (block.column(name).to_pylist() for name in cls.columns)
+        impossible = cast(QuestionAnsweringSpec, spec).handle_impossible_answer
+        for row, (question, context, answers) in enumerate(zip(*columns, strict=True)):
+            why = _wrong(question, context)
+            if why is None:
+                try:
+                    if not answers_of(answers, context) and impossible is False:
+                        why = "the question has no answer, and task.handle_impossible_answer is false; leave it out"
+                except DataError as error:
+                    why = str(error)
+            if why is not None:
+                yield row, why
+
+    @classmethod
+    def plain(cls, head: HeadSpec) -> TaskSpec | None:
+        """As Hugging Face's pipeline answers where it is told nothing."""
+        if head.architecture != _PLAIN or head.num_labels != 2:
+            return None
+        return QuestionAnsweringSpec(max_answer_len=15, handle_impossible_answer=False)
+
+    # ------------------------------------------------------------ of rows on their way through the model
+
+    def encode(self, rows: Sequence[Row]) -> list[Features]:
+        """`windows`, each with `input_ids`, where its context lies (`begin`, `end`), and its tokens' places (`offsets`,
+        `words`); `context`; with answers also their texts, and each window's first and last token of the first one."""
+        features = []
+        for row in rows:
+            question, context = row["question"], row["context"]
+            why = _wrong(question, context)
+            if why is not None:
+                raise DataError(why)
+            asked = self._question(question)
+            found: Features = {"windows": self._read(asked, context), "context": context}
+            if asked != question:
+                found["cut"] = f"questions longer than task.max_question_len, {self._options.max_question_len} tokens,"
+            if row.get("answers") is not None:
+                golds = answers_of(row["answers"], context)
+                found["answers"] = [gold.text for gold in golds]
+                found["targets"] = [_target(window, golds) for window in found["windows"]]
+            features.append(found)
+        return features
+
+    def _question(self, question: str) -> str:
+        """A question without what is beyond `max_question_len`."""
+        asked = self._tokenizer(
+            question,
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self._options.max_question_len,
+            return_offsets_mapping=True,
+        )
+        whole = not asked.encodings[0].overflowing
+        return question if whole else question[: asked["offset_mapping"][-1][1]]
+
+    def _read(self, question: str, context: str) -> list[Features]:
+        """The windows of a context; DataError when nothing of it is a token."""
+        encoded = self._tokenizer(
+            question,
+            context,
+            truncation="only_second",
+            max_length=self.longest,
+            stride=self._options.doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_token_type_ids=self._typed,
+            return_attention_mask=False,
+        )
+        windows = []
+        for number, ids in enumerate(encoded["input_ids"]):
+            of = encoded.sequence_ids(number)
+            if 1 not in of:
+                raise DataError("nothing of the context is a token of this base; leave the row out")
+            window: Features = {"input_ids": ids, "begin": of.index(1), "end": len(of) - of[::-1].index(1)}
+            if self._typed:
+                window["token_type_ids"] = encoded["token_type_ids"][number]
+            windows.append(window | {"offsets": encoded["offset_mapping"][number], "words": encoded.word_ids(number)})
+        return windows
+
+    def windows(self, features: Features) -> Sequence[Features]:
+        """The windows of a row; with answers each with its `target`."""
+        if "targets" not in features:
+            return cast(Sequence[Features], features["windows"])
+        pairs = zip(features["windows"], features["targets"], strict=True)
+        return [window | {"target": target} for window, target in pairs]
+
+    def size(self, features: Features) -> int:
+        """Tokens, of a row those of its windows."""
+        return sum(map(super().size, features.get("windows", [features])))
+
+    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """The mean of two cross entropies, of the answer's first and last token among those that can be in an answer;
+        one term a window. A window that does not hold the answer answers with the CLS token."""
+        import torch
+        import torch.nn.functional as F
+
+        starts, ends = outputs.start_logits, outputs.end_logits
+        allowed = torch.zeros(starts.shape, dtype=torch.bool)
+        for row, window in enumerate(features):
+            allowed[row, _NONE] = True
+            allowed[row, window["begin"] : window["end"]] = True
+        never = ~allowed.to(starts.device)
+        targets = torch.tensor([window["target"] for window in features], device=starts.device)
+        losses = [
+            F.cross_entropy(logits.masked_fill(never, float("-inf")), targets[:, at], reduction="none")
+            for at, logits in enumerate((starts, ends))
+        ]
+        return (losses[0] + losses[1]) / 2, torch.ones_like(losses[0])
+
+    # ------------------------------------------------------------ answers
+
+    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
+        self._asked(parameters)
+
+    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Any]:
+        """Of each window its likeliest spans, for `whole`."""
+        from ray_lora.tasks.span_answers import spans_of
+
+        options = self._asked(parameters)
+        starts, ends = outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy()
+        counts = [len(window["input_ids"]) for window in features]
+        return [
+            spans_of(window, starts[row, :count], ends[row, :count], options)
+            for row, (window, count) in enumerate(zip(features, counts, strict=True))
+        ]
+
+    def whole(self, parts: Sequence[Any], features: Features, parameters: Mapping[str, Json]) -> Json:
+        """`{"score", "start", "end", "answer"}`, or with `top_k` a list of them, best first."""
+        from ray_lora.tasks.span_answers import whole_answer
+
+        return whole_answer(parts, features["context"], self._asked(parameters))
+
+    def _asked(self, parameters: Mapping[str, Json]) -> Options:
+        from ray_lora.tasks.span_answers import Options
+
+        return Options.of(parameters, bool(self._options.handle_impossible_answer), self._options.max_answer_len)
+
+    def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
+        """SQuAD's exact match and F1 of words, from 0 to 1; a question without an answer wants ""."""
+        from torchmetrics.functional.text import squad
+
+        given = [{"prediction_text": answer["answer"], "id": str(row)} for row, answer in enumerate(predictions)]
+        wanted: list[Any] = [
+            {"answers": {"text": row["answers"] or [""], "answer_start": [0]}, "id": str(number)}
+            for number, row in enumerate(features)
+        ]
+        found = squad(given, wanted)
+        return {"f1": float(found["f1"]) / 100, "exact_match": float(found["exact_match"]) / 100}
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        return {}
+
+
+def _wrong(question: Any, context: Any) -> str | None:
+    """What is wrong with a question or a context as a text."""
+    for name, text in (("question", question), ("context", context)):
+        if not is_text(text):
+            return f"{name}: {say_text(text)}"
+    return None
+
+
+def _target(window: Features, golds: Sequence[Gold]) -> tuple[int, int]:
+    """First and last token of the first right answer, or twice the CLS token where the window does not hold it."""
+    begin, end, offsets = window["begin"], window["end"], window["offsets"]
+    if not golds:
+        return _NONE, _NONE
+    first, last = golds[0].span
+    if offsets[begin][0] > first or offsets[end - 1][1] < last:
+        return _NONE, _NONE
+    start = bisect_right(offsets, first, begin, end, key=lambda place: place[0]) - 1
+    stop = bisect_left(offsets, last, begin, end, key=lambda place: place[1])
+    return (start, stop) if begin <= start <= stop < end else (_NONE, _NONE)
