@@ -91,7 +91,7 @@ class AdapterEngine:
         owners: list[int] = slots.tolist()
         self._check(owners, inputs)
         joined = self._backbone.join(inputs, owners)
-        inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
+        inputs = self.cast(inputs)
         slots = slots.to(self.base.device)
         by_head = self._by_head(owners)
         first_token = all(spec is not None and spec.architecture in narrow.READERS for spec in by_head)
@@ -113,17 +113,28 @@ class AdapterEngine:
         head = self.residents[slot].head if slot else None
         return self.sharing if head is None else self._head_sharing[head.architecture]
 
+    def sharing_under(self, head: HeadSpec) -> Sharing:
+        """How the bare base's rows share passes whose outputs a head of this class reads."""
+        self.reserve_head(head)
+        return self._head_sharing[head.architecture]
+
     def passes_alone(self, slot: int) -> bool:
         """Whether rows of this slot share no pass with other adapters' rows."""
         return bool(slot) and self.sharing.passes_alone(self.residents[slot].targets)
 
-    def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor) -> Any:
-        """The backbone's outputs for rows of any slots, without heads."""
+    def hidden(self, inputs: Mapping[str, Tensor], slots: Tensor, head: HeadSpec | None = None) -> Any:
+        """The backbone's outputs for rows of any slots, without heads; of each row no more than `head` reads, if one is
+        given."""
         owners: list[int] = slots.tolist()
         self._check(owners, inputs)
         joined = self._backbone.join(inputs, owners)
-        given = {name: self._cast(tensor) for name, tensor in inputs.items()}
-        return self._backbone.run(given, self._routes(owners, joined), joined, False)
+        given = self.cast(inputs)
+        first_token = head is not None and head.architecture in narrow.READERS
+        return self._backbone.run(given, self._routes(owners, joined), joined, first_token)
+
+    def cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs as a pass is given them: on the base's device, numbers in its dtype."""
+        return {name: self._cast(tensor) for name, tensor in inputs.items()}
 
     def _check(self, owners: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
         """CapacityError for a slot that is empty, and for rows that may not share a pass (`inference.predict.passes`

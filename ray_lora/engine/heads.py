@@ -91,6 +91,10 @@ class Head:
                 self._fresh(spec) or plain or self._base.plain(spec), self.shapes(labels)
             )
 
+    def of(self, labels: int) -> nn.Module:
+        """The class with so many labels, as it runs here."""
+        return self._classes[labels]
+
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Numbers a slot holds: weights, what is trained without decay (biases, norms), what is never trained."""

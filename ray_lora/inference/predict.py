@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
+from ray_lora.engine.sharing import Lengths
 from ray_lora.errors import AdapterError
 from ray_lora.inference.windows import Spread, spread_windows
 from ray_lora.recipe import Json
@@ -109,23 +110,30 @@ def passes(
     """Row numbers of each pass, of rows that may share one (`engine.sharing`): cut by tokens where rows are laid end to
     end, else where the least is lost to padding."""
     sizes = [tasks[slot].size(feature) for slot, feature in zip(slots, features, strict=True)]
-    kinds: dict[tuple[str, int, object], list[int]] = {}
+    kinds: dict[tuple[Lengths, int, object], list[int]] = {}
     kind_of = {slot: _kind(engine, slot, tasks[slot]) for slot in set(slots)}
     for row, slot in enumerate(slots):
         kinds.setdefault(kind_of[slot], []).append(row)
     found = []
     for (lengths, *_), rows in kinds.items():
         mine, owners = [sizes[row] for row in rows], [slots[row] for row in rows]
-        if lengths == "joined":
-            most = _TOKENS.get(engine.base.device.type, _TOKENS["cuda"])
-            cut = by_tokens(mine, owners, most)
-        else:
-            cut = of_one_size(mine, owners, max_rows) if lengths == "equal" else chunks(mine, owners, max_rows)
+        cut = cut_passes(engine, lengths, mine, owners, max_rows)
         found += [[rows[at] for at in part] for part in cut]
     return found
 
 
-def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[str, int, object]:
+def cut_passes(
+    engine: AdapterEngine, lengths: Lengths, sizes: Sequence[int], slots: Sequence[int], max_rows: int
+) -> list[list[int]]:
+    """Row numbers of each pass, of rows of which only those of `lengths` share one."""
+    if not sizes:
+        return []
+    if lengths == "joined":
+        return by_tokens(sizes, slots, _TOKENS.get(engine.base.device.type, _TOKENS["cuda"]))
+    return (of_one_size if lengths == "equal" else chunks)(sizes, slots, max_rows)
+
+
+def _kind(engine: AdapterEngine, slot: int, task: Task) -> tuple[Lengths, int, object]:
     """Rows of equal kinds may share a pass: one task's `collate` makes the tensors of all of them."""
     collate = getattr(type(task), "collate", None)
     return engine.sharing_of(slot).lengths, slot if engine.passes_alone(slot) else 0, collate
