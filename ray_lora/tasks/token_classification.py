@@ -9,7 +9,6 @@ of transformers' token-classification pipeline, by its own code.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -28,6 +27,7 @@ from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
 from ray_lora.tasks.text_rows import TextRows
+from ray_lora.tasks.words import listed, numbered, pieces_in, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,14 +37,21 @@ if TYPE_CHECKING:
 _PLAIN = "AutoModelForTokenClassification"
 _IGNORED = -100  # a piece without a label, as transformers has it
 _ENCODED = ("input_ids", "offset_mapping", "special_tokens_mask")
+_NAMES = ("input_ids", "offsets", "special", "text")
 
 
 class TokenClassificationSpec(ClassificationSpec):
-    """Labels, where a text is cut, and which piece of a word has its label."""
+    """Labels, where a text is cut, and which piece of a word has its label.
+
+    Attributes:
+        stride: tokens by which the windows overlap in which a longer text is read, as in Hugging Face's pipeline; null:
+            it is cut.
+    """
 
     type: Literal["token-classification"] = "token-classification"
     max_length: int | None = Field(default=LENGTH, ge=2)
     piece: Literal["first", "last"] = "first"
+    stride: int | None = Field(default=None, ge=0, exclude_if=lambda told: told is None)
 
 
 class TokenClassification(TextRows, Labelled):
@@ -71,8 +78,11 @@ class TokenClassification(TextRows, Labelled):
             raise RecipeError("token-classification needs a base with a fast tokenizer, which says where a piece lies")
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
         self._length = Length.of(options.max_length, processor)
-        self._last = options.piece == "last"
+        self._last, self._stride = options.piece == "last", options.stride
         self._tokenizer = processor
+        room = self.longest - processor.num_special_tokens_to_add()
+        if self._stride is not None and self._stride >= room:
+            raise RecipeError(f"task.stride {self._stride} must be less than the {room} tokens of a window")
 
     # ------------------------------------------------------------ of a block of rows
 
@@ -108,43 +118,64 @@ class TokenClassification(TextRows, Labelled):
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         """Beside `input_ids`: the text, where each piece lies in it, which are special; with tags also the class of
         each piece (`labels`), of each word (`tags`), and the piece that stands for a word (`pieces`, None: it is
-        cut)."""
-        texts = [_text(row["tokens"]) for row in rows]
+        cut). Of a text that is read in several `windows` they have the first three, each its own `labels`, and
+        `pieces` are counted through."""
+        texts = [text_of(row["tokens"]) for row in rows]
         encoded = self._tokenizer(
             texts,
             truncation=True,
             max_length=self.longest,
+            stride=self._stride or 0,
+            return_overflowing_tokens=self._stride is not None,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
             return_token_type_ids=False,
             return_attention_mask=False,
         )
-        parts = zip(rows, texts, *(encoded[key] for key in _ENCODED), strict=True)
-        features = [self._features(*part) for part in parts]
-        self._length.mark(features, encoded)
+        owners = encoded.get("overflow_to_sample_mapping", range(len(texts)))
+        windows: list[list[Features]] = [[] for _ in texts]
+        for owner, *parts in zip(owners, *(encoded[key] for key in _ENCODED), strict=True):
+            windows[owner].append(dict(zip(_NAMES, (*parts, texts[owner]), strict=True)))
+        features = [self._features(row, mine) for row, mine in zip(rows, windows, strict=True)]
+        if self._stride is None:
+            self._length.mark(features, encoded)
         return features
 
-    def _features(
-        self, row: Row, text: str, ids: list[int], offsets: list[tuple[int, int]], special: list[int]
-    ) -> Features:
-        found: Features = {"input_ids": ids, "text": text, "offsets": offsets, "special": special}
+    def _features(self, row: Row, windows: list[Features]) -> Features:
+        several = len(windows) > 1
+        found: Features = {"windows": windows, "text": windows[0]["text"]} if several else windows[0]
         if row.get("tags") is None:
             return found
-        words, tags = _listed(row["tokens"]), _listed(row["tags"])
+        words, tags = listed(row["tokens"]), listed(row["tags"])
         why = _unlike(row["tokens"], row["tags"])
         if why is not None:
             raise DataError(why)
         assert words is not None
         assert tags is not None
-        pieces = pieces_of(words, offsets, special, self._last)
+        places = pieces_in(words, windows, self._last)
         classes = [label_index(tag, self.labels) for tag in tags]
-        labels = [_IGNORED] * len(ids)
-        for piece, label in zip(pieces, classes, strict=True):
-            if piece is not None:
-                labels[piece] = label
-        if all(label == _IGNORED for label in labels):
+        labels = [[_IGNORED] * len(window["input_ids"]) for window in windows]
+        for place, label in zip(places, classes, strict=True):
+            if place is not None:
+                labels[place[0]][place[1]] = label
+        if not any(places):
             raise DataError(f"none of the words {words[:5]} is a token of this base; leave the row out")
-        return found | {"labels": labels, "tags": classes, "pieces": pieces}
+        firsts = numbered(windows)
+        pieces = [None if place is None else firsts[place[0]] + place[1] for place in places]
+        return found | {"labels": labels if several else labels[0], "tags": classes, "pieces": pieces}
+
+    def windows(self, features: Features) -> Sequence[Features]:
+        """The windows of a row; with tags each with its `labels`."""
+        if "windows" not in features:
+            return (features,)
+        if "labels" not in features:
+            return cast(Sequence[Features], features["windows"])
+        pairs = zip(features["windows"], features["labels"], strict=True)
+        return [window | {"labels": labels} for window, labels in pairs]
+
+    def size(self, features: Features) -> int:
+        """Tokens, of a row those of its windows."""
+        return sum(map(super().size, features.get("windows", [features])))
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """The sum over a row's labelled words, and their number."""
@@ -169,13 +200,16 @@ class TokenClassification(TextRows, Labelled):
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
         options_of(parameters)
 
-    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
-        """Of each row a list: pieces, or (with an `aggregation_strategy`) entities, with their place in the text."""
-        options = options_of(parameters)
+    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Any]:
+        """The logits of each window, [pieces, labels] float32, for `whole`."""
         return [
-            self._answers.of(row, logits[self._held(self.size(row), logits.shape[0])], options)
-            for row, logits in zip(features, outputs.logits.float().cpu(), strict=True)
+            logits[self._held(self.size(window), logits.shape[0])]
+            for window, logits in zip(features, outputs.logits.float().cpu(), strict=True)
         ]
+
+    def whole(self, parts: Sequence[Any], features: Features, parameters: Mapping[str, Json]) -> Json:
+        """A list of pieces, or (with an `aggregation_strategy`) of entities, with their places in the text."""
+        return self._answers.of(features.get("windows", [features]), parts, options_of(parameters))
 
     @cached_property
     def _answers(self) -> Any:
@@ -208,50 +242,14 @@ class TokenClassification(TextRows, Labelled):
         return confusion(list(dict.fromkeys([*self.labels, *guess])), truth, guess)
 
 
-def pieces_of(
-    words: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int], last: bool
-) -> list[int | None]:
-    """The first (or last) piece of each of the words that stand in a text with a blank between them.
-
-    A piece is of the word that holds its last letter: some tokenizers count the blank before a word as its piece's.
-    """
-    starts, at = [], 0
-    for word in words:
-        starts.append(at)
-        at += len(word) + 1
-    found: list[int | None] = [None] * len(words)
-    for piece, ((begin, end), skipped) in enumerate(zip(offsets, special, strict=True)):
-        if skipped or end <= begin:
-            continue
-        number = bisect_right(starts, end - 1) - 1
-        if end - 1 < starts[number] + len(words[number]) and (last or found[number] is None):
-            found[number] = piece
-    return found
-
-
-def _listed(value: Any) -> list[Any] | None:
-    """A list of words or labels, also from one string with blanks between them; None for anything else."""
-    return value.split() if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else None
-
-
-def _text(tokens: Any) -> str:
-    """The text that is read: as it is, or words with a blank between them."""
-    if isinstance(tokens, str) and is_text(tokens):
-        return tokens
-    words = _listed(tokens)
-    if isinstance(tokens, str) or words is None or not words or not all(map(is_text, words)):
-        raise DataError(say_text(tokens) + " or a list of such words")
-    return " ".join(words)
-
-
 def _each(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Every label with its row; a row that is no list of labels has none."""
-    return ((number, tag) for number, tags in enumerate(rows) for tag in _listed(tags) or ())
+    return ((number, tag) for number, tags in enumerate(rows) for tag in listed(tags) or ())
 
 
 def _unlike(tokens: Any, tags: Any) -> str | None:
     """What is wrong with a row's words, or with how many labels they have."""
-    words, given = _listed(tokens), _listed(tags)
+    words, given = listed(tokens), listed(tags)
     if not words:
         return f"tokens {shown(tokens)} are no words; give a list of words, or a text with blanks between them"
     for word in words:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,17 @@ from transformers import AutoModel, PreTrainedTokenizerFast, pipeline
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import LoraSpec, Recipe
+from ray_lora.inference.windows import spread_windows
+from ray_lora.recipe import Json, LoraSpec, Recipe
 from ray_lora.running.sources import inspect
-from ray_lora.tasks import Task, build_task
+from ray_lora.tasks import Row, Task, build_task
 from ray_lora.tasks.spans import STRATEGIES, entities
-from ray_lora.tasks.token_classification import TokenClassificationSpec, pieces_of
+from ray_lora.tasks.token_classification import TokenClassificationSpec
+from ray_lora.tasks.words import pieces_of
+from tests.conformance import CHECKS, Case
 from tests.conftest import sentences
 from tests.unit.bases import VOCABULARY, open_base, plain, quiet_peft, save_base
+from tests.unit.cases import TAGS, tagged_case
 
 ARCHITECTURE = "AutoModelForTokenClassification"
 LABELS = ("B-city", "B-who", "I-city", "I-who", "O")
@@ -154,6 +161,65 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     tokenizer.model_max_length = 40
     yield here, task, slot, pipeline("token-classification", model=merged.eval().double(), tokenizer=tokenizer)
     here.close()
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("stride", [0, 5])
+def test_a_long_text_is_read_in_windows_as_the_pipeline_does(
+    strategy: str, stride: int, engine: tuple[AdapterEngine, Task, int, Any]
+) -> None:
+    here, _, slot, theirs = engine
+    tokenizer = theirs.tokenizer
+    own = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"  # padded on the left, the pipeline's own windows have no numbers
+    task = build_task(TokenClassificationSpec(labels=LABELS, max_length=16, piece="last", stride=stride), own)
+    texts = [" ".join([*TEXTS[:3], *sentences(count, seed=count)]) for count in (0, 1, 9)]
+    features = task.encode([{"tokens": text} for text in texts])
+    counts = [len(spread_windows({1: task}, [row], [1]).features) for row in features]
+    assert counts[0] < counts[-1] >= 4
+    parameters = [{"aggregation_strategy": strategy, "ignore_labels": []}] * len(texts)
+    answers = predict(here, {slot: task}, features, [slot] * len(texts), parameters)
+    tokenizer.model_max_length = 16
+    for text, answer in zip(texts, answers, strict=True):
+        if strategy == "none":  # the pipeline has no answer: here every piece of the text has one label
+            offsets = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+            assert [(piece["start"], piece["end"]) for piece in answer] == list(offsets)
+            assert len({piece["index"] for piece in answer}) == len(answer)
+        else:
+            wanted = theirs(text, aggregation_strategy=strategy, ignore_labels=[], stride=stride)
+            assert [{**part, "score": None} for part in answer] == [{**part, "score": None} for part in wanted]
+            scores = [float(part["score"]) for part in wanted]
+            assert [part["score"] for part in answer] == pytest.approx(scores, abs=1e-4)
+
+
+def strided_case(folder: Path) -> Case:
+    """The conformance case of words, its rows read in windows of four words."""
+    whole = tagged_case(folder)
+    spec = TokenClassificationSpec(labels=TAGS, max_length=6, stride=2)
+    task = build_task(spec, whole.open().processor)
+
+    def perfect(row: Row) -> Json:
+        pieces = task.encode([row])[0]["pieces"]
+        return [{"entity": tag, "index": at} for at, tag in zip(pieces, row["tags"], strict=True) if tag != "O"]
+
+    return replace(whole, spec=spec, perfect=perfect)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_windows_keep_the_rules(check: Callable[[Case, Path], None], tiny_bert_folder: Path, tmp_path: Path) -> None:
+    check(strided_case(tiny_bert_folder), tmp_path)
+
+
+def test_every_word_has_its_label_in_one_window(tiny_bert_folder: Path) -> None:
+    task = strided_case(tiny_bert_folder).task
+    words = sentences(1, seed=4, longest=12)[0].split() * 3
+    [features] = task.encode([{"tokens": words, "tags": ["B-sky"] * len(words)}])
+    assert None not in features["pieces"]
+    assert sum(label >= 0 for labels in features["labels"] for label in labels) == len(words)
+    assert "cut" not in features
+    with pytest.raises(RecipeError, match=r"task\.stride 6 must be less than the 4 tokens of a window"):
+        build_task(TokenClassificationSpec(labels=TAGS, max_length=6, stride=6), task._tokenizer)
 
 
 @pytest.mark.parametrize(
