@@ -213,10 +213,15 @@ def serve(lines: Sequence[Line], found: dict[str, dict[str, Any]], asked: Asked)
 
 def ask(url: str, model: str, value: Json) -> Json:
     """One input's answer over HTTP."""
+    answer: Json = request(url, model, value)["predictions"][0]
+    return answer
+
+
+def request(url: str, model: str, value: Json) -> dict[str, Any]:
+    """The endpoint's reply to one input: `{"model", "version", "predictions": [answer]}` and more."""
     body = json.dumps({"model": model, "inputs": [value]}).encode()
     with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
-        answer: Json = json.load(reply)["predictions"][0]
-        return answer
+        return json.load(reply)  # type: ignore[no-any-return]
 
 
 def finish(line: Line, found: dict[str, Any], served: dict[str, Json]) -> dict[str, Json]:
