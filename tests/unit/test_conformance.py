@@ -11,7 +11,17 @@ from transformers import ViTImageProcessor
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, question_case, tagged_case, text_case
+from tests.unit.cases import (
+    image_case,
+    multi_label_case,
+    paired_case,
+    question_case,
+    regression_case,
+    tagged_case,
+    text_case,
+)
+
+VARIANTS = ("pairs of texts", "several labels", "a number")  # of text-classification
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +30,9 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
     return {
         "text-classification": text_case(tiny_bert_folder),
+        "pairs of texts": paired_case(tiny_bert_folder),
+        "several labels": multi_label_case(tiny_bert_folder),
+        "a number": regression_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
@@ -27,11 +40,12 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def test_every_task_is_checked(cases: dict[str, Case]) -> None:
-    assert set(cases) == set(TASKS)
+    assert {case.spec.type for case in cases.values()} == set(TASKS)
+    assert {*TASKS, *VARIANTS} == set(cases)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*TASKS, *VARIANTS])
 def test_it_keeps_the_rules(
     cases: dict[str, Case], name: str, check: Callable[[Case, Path], None], tmp_path: Path
 ) -> None:
