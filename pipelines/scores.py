@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +47,15 @@ def score_adapters(
 
 @dataclass(frozen=True)
 class Rivals:
-    """Baselines of a line, each score kept in `file` as soon as it is known."""
+    """Baselines of a line, each score kept in `file` as soon as it is known.
+
+    Attributes:
+        here: score in this process; for a few rows a start of another costs more.
+    """
 
     data: Data
     file: Path
+    here: bool = False
 
     def scores(
         self, metric: str, mode: str, rates: Sequence[float], seeds: Sequence[int]
@@ -79,12 +84,20 @@ class Rivals:
 
     def _find(self, wanted: Sequence[str], known: dict[str, dict[str, float]]) -> None:
         """Score what is not known yet, as many at once as there are CPUs."""
+        missing = [what for what in wanted if what not in known]
+        for what, found in self._here(missing) if self.here else self._tasks(missing):
+            known[what] = found
+            replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
+
+    def _here(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+        return ((what, score(self.data, what)) for what in wanted)
+
+    def _tasks(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
         data = Data(self.data.recipe, self.data.test, self.data.most)  # without what it has read
-        left = {_task.remote(data, what, str(Path.cwd())): what for what in wanted if what not in known}
+        left = {_task.remote(data, what, str(Path.cwd())): what for what in wanted}
         while left:
             (done, *_), _ = ray.wait(list(left))
-            known[left.pop(done)] = ray.get(done)
-            replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
+            yield left.pop(done), ray.get(done)
 
 
 @ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}})

@@ -70,17 +70,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 def lines(given: Asked) -> list[Line]:
     """What is trained by seeds and compared."""
 
-    def recipe(domain: str) -> Recipe:
+    def recipe(domain: str, *overrides: str) -> Recipe:
         told = [f"{key}={path}" for key, path in files(domain).items()]
         once = ("base.dtype=float32", "training.num_train_epochs=2", "training.eval_steps=null")
-        return given.recipe(RECIPE, [*told, *once])
+        return given.recipe(RECIPE, [*told, *once, *overrides])
+
+    def tweets(name: str, *overrides: str) -> Line:
+        source = recipe("movies", *overrides)
+        return Line(name, recipe("tweets", *overrides), TWEETS, TEXTS["tweets"], "movies", source, "f1_macro")
 
     def mails(name: str) -> Recipe:
         told = [f"data.{split}=data/{name}/{split}.parquet" for split in ("train", "validation")]
         return given.recipe(RECIPE, [*told, *MAILS])
 
+    other = [] if given.smoke else [tweets("tweets-roberta", "base.model=minilm-roberta")]
     return [
-        Line("tweets", recipe("tweets"), TWEETS, TEXTS["tweets"], "movies", recipe("movies"), "f1_macro"),
+        tweets("tweets"),
+        *other,
         Line(
             "spam",
             mails("spam-hard"),

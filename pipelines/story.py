@@ -36,7 +36,7 @@ from ray_lora.serving.cluster.app import AppArgs, run
 from ray_lora.store import open_store, put_once
 from ray_lora.tasks import task_class
 
-SMOKE = {"training.max_steps": 2, "training.eval_steps": 2, "tracking.uri": None}
+SMOKE = {"training.max_steps": 2, "training.eval_steps": 2, "scaling.packs": 1, "tracking.uri": None}
 SMOKE_ROWS = 24  # of each split that baselines and scores see
 console = Console(width=None if sys.stdout.isatty() else 150)
 
@@ -180,7 +180,7 @@ def compare(line: Line, folders: dict[str, Path], seeds: Sequence[int], asked: A
     source = Adapter.load(folders[f"{line.name}-source"]) if line.before is not None else None
     before, after, best = score_adapters(data, adapters, source, line.metric_name, line.mode)
     rates = line.full_rates[:1] if asked.smoke else line.full_rates
-    rivals = Rivals(data, Path(line.recipe.output_dir) / "baselines" / f"{line.name}.json")
+    rivals = Rivals(data, Path(line.recipe.output_dir) / "baselines" / f"{line.name}.json", here=asked.smoke)
     head, full = rivals.scores(line.metric_name, line.mode, rates, seeds)
     store = open_store(line.recipe.store, line.recipe.tracking.uri)
     entry = put_once(store, adapters[best], line.name, aliases=("champion",))
