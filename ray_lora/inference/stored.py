@@ -27,7 +27,7 @@ from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
-from ray_lora.tasks.rows import answering, shown
+from ray_lora.tasks.rows import answering, may_have, shown
 
 _logger = logging.getLogger(__name__)
 
@@ -209,10 +209,14 @@ def local_row(task: Task, value: Json) -> Row:
 
 
 def _object(task: Task, value: Json) -> Json:
-    """The object in a text, where the task needs one and the text is one."""
-    if not isinstance(value, str) or len(answering(task)) == 1 or not value.lstrip().startswith("{"):
+    """The object in a text, where the task needs one and the text is one, or names a column that a row may have."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
+    bare = len(answering(task)) == 1
     try:
-        return json.loads(value)
-    except ValueError as error:
+        found = json.loads(value)
+        return value if bare and not set(found) & set(may_have(task)) else found
+    except (ValueError, RecursionError) as error:
+        if bare:
+            return value
         raise DataError(f"{shown(value)} is no JSON: {error}") from None

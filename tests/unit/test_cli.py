@@ -197,6 +197,11 @@ def test_pairs_of_several_labels_and_of_numbers(
     pair, alone = last(out)["predictions"]
     assert pair["label"] == alone["label"] or labels > 1
     assert pair["score"] != pytest.approx(alone["score"], abs=1e-6)
+    given = ('{"text": "a day", "text_pair": "so sad"}', "a day", '{"text": "a day"}', "{")
+    code, out, said = run("predict", "own", *given, *where)
+    assert code == 0, said
+    assert last(out)["predictions"][:2] == [pair, alone]
+    assert last(out)["predictions"][2] != alone  # a text, whatever is written in it
     code, out, said = run("evaluate", "own", "--data", tmp_path / "rows.csv", *where)
     assert code == 0, said
     assert set(last(out)["metrics"]) == metrics

@@ -73,9 +73,10 @@ def test_a_base_that_is_not_there_is_told_of_it() -> None:
 
 
 @pytest.mark.skipif(cached("minilm") is None, reason="the packaged base minilm is not in the cache of this machine")
-def test_its_hidden_states_are_minilm_s() -> None:
+def test_its_hidden_states_are_minilm_s(tmp_path: Path) -> None:
     texts = [*sentences(5), "An unrelated, rather long sentence about tokenizers, colours and the sea. " * 60]
-    folder, origin = locate(NAME), packaged.fetch("minilm")
+    folder, origin = tmp_path / "made", packaged.fetch("minilm")
+    bert_as_roberta(origin, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     theirs = transformers.AutoTokenizer.from_pretrained(origin)(texts, padding=True, truncation=True)
@@ -94,8 +95,8 @@ def test_its_hidden_states_are_minilm_s() -> None:
         assert (mine.pooler_output - wanted.pooler_output).abs().max() < 1e-5
     head = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     assert type(head).__name__ == "RobertaForSequenceClassification"
-    base = load_base(BaseSpec(model=NAME, dtype="float32"))
-    assert base.processor.positions == 512
+    base = load_base(BaseSpec(model=str(folder), dtype="float32"))
+    assert (base.processor.positions, base.processor.segments) == (512, 2)
 
 
 def test_a_gguf_file_becomes_a_folder_of_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
