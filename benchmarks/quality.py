@@ -134,12 +134,12 @@ def train_lora(
 ) -> tuple[list[float], float, list[Adapter]]:
     """Test scores, seconds for all seeds in one pack, the adapters."""
     engine = AdapterEngine(base, slots=len(seeds), max_rank=LORA.r, train=True)
-    split = Split(dict(enumerate(data["train"])), len(data["train"]))
+    train, validation = (Split(dict(enumerate(data[name])), len(data[name])) for name in ("train", "validation"))
     with tempfile.TemporaryDirectory() as folder:
-        pack = Pack(engine, {"data": Splits(split)}, output=Path(folder))
+        started = time.process_time()
+        pack = Pack(engine, {"data": Splits(train, validation)}, output=Path(folder))
         for seed in seeds:
             pack.join(Job(f"seed-{seed}", "data", spec, LORA, training(seed)))
-        started = time.process_time()
         while pack.members:
             pack.step()
         seconds = time.process_time() - started

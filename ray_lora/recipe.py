@@ -110,6 +110,8 @@ class TrainingSpec(Spec):
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0: no clipping
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: float = Field(default=0, ge=0)  # below 1: a share of all steps
+    head_start: Literal["auto", "fitted", "random"] = "auto"  # fitted on the frozen base, where validation rows like it
+    calibrate: bool = True  # scores by a temperature that is fitted on the validation rows
     seed: int = Field(default=0, ge=0, lt=2**32)
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
     logging_steps: int = Field(default=10, ge=1)

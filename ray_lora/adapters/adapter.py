@@ -61,6 +61,8 @@ class Card(Spec):
     base_revision: str | None = None  # of a hub id, where PEFT noted one
     architecture: str | None = None  # the plain class whose head this adapter carries
     metrics: dict[str, float] = Field(default_factory=dict)
+    # by which the head's outputs were divided so that scores are calibrated; None: they were not
+    temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     recipe: dict[str, Json] | None = None
     sha256: str | None = None
 

@@ -11,8 +11,18 @@ them.
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.dropout import draw_of, draw_of_window
 from ray_lora.engine.engine import AdapterEngine
-from ray_lora.engine.lone_head import LoneHead
+from ray_lora.engine.lone_head import LoneHead, last_layer
 from ray_lora.engine.optim import SlotOptimizer
-from ray_lora.engine.routing import take_rows
+from ray_lora.engine.routing import take_rows, tensors_in
 
-__all__ = ["AdapterEngine", "HeadSpec", "LoneHead", "SlotOptimizer", "draw_of", "draw_of_window", "take_rows"]
+__all__ = [
+    "AdapterEngine",
+    "HeadSpec",
+    "LoneHead",
+    "SlotOptimizer",
+    "draw_of",
+    "draw_of_window",
+    "last_layer",
+    "take_rows",
+    "tensors_in",
+]

@@ -17,13 +17,26 @@ from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.engine import AdapterEngine
 from ray_lora.engine.heads import Head
-from ray_lora.engine.routing import Routing
+from ray_lora.engine.routing import Routing, tensors_in
 from ray_lora.engine.slotted import SlotLinear
 
+_EXAMPLE = 5  # tokens of a row that tells how a head ends
+_TRIED = 0.3  # spread of the numbers with which it is asked
 _SEED = 0  # of where it begins: the same for whoever asks
 _CONSTANT = 1e-6  # a spread below it is an input that is the same for all rows
 _OWN = 1  # its row; row 0 is what a head class compares in
+
+
+def last_layer(engine: AdapterEngine, spec: HeadSpec) -> tuple[str, ...]:
+    """The tensors of the Linear layer that such a head ends in: all that it gives grows with them, so that half of
+    them is half of every output. None for a head that ends otherwise; by their names in the plain class."""
+    base = engine.base
+    engine.reserve_head(spec)
+    inputs = engine.cast(base.batch(base.examples([_EXAMPLE])))
+    with torch.no_grad():
+        return LoneHead(base, spec).ends_in(engine.hidden(inputs, torch.zeros(1, dtype=torch.long)), inputs)
 
 
 class LoneHead:
@@ -59,6 +72,34 @@ class LoneHead:
         """Take the values that `tensors` gave."""
         for name, view in self._head.views(self._flat, _OWN, self._labels).items():
             view.copy_(tensors[name])
+
+    def ends_in(self, hidden: Any, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The tensors of the Linear layer with which all that the head gives for these rows grows in proportion, by
+        their names in the plain class; none where no layer is the last of everything."""
+        kept = self.numbers.clone()
+        self.numbers.copy_(torch.empty(kept.shape).normal_(0, _TRIED, generator=torch.Generator().manual_seed(_SEED)))
+        views = self._head.views(self._flat, _OWN, self._labels)
+        layers = [module for module in self._head.of(self._labels).modules() if isinstance(module, SlotLinear)]
+        try:
+            before = self._numbers_of(hidden, inputs)
+            for layer in layers[::-1]:
+                names = tuple(f"{layer.name}.{part}" for part in layer.shapes)
+                for name in names:
+                    views[name] /= 2
+                after = self._numbers_of(hidden, inputs)
+                if all(
+                    torch.allclose(2 * new, old, rtol=1e-5, atol=1e-7) for old, new in zip(before, after, strict=True)
+                ):
+                    return names
+                for name in names:
+                    views[name] *= 2
+        finally:
+            self.numbers.copy_(kept)
+        return ()
+
+    def _numbers_of(self, hidden: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [given for given in tensors_in(self(hidden, inputs)) if given.is_floating_point()]
 
     def units(self, rows: Iterable[tuple[Any, Mapping[str, Tensor]]], add: Callable[[Tensor], None]) -> Tensor:
         """In what each number is measured, [numbers]: a Linear layer's weight by the spread of its input over these

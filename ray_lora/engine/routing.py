@@ -7,7 +7,7 @@ checkpointing, see the slots of their own forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -157,6 +157,20 @@ def take_rows(outputs: Any, index: Tensor) -> Any:
         taken = [take_rows(value, index) if _has_rows(value) else value for value in outputs]
         return type(outputs)(*taken) if hasattr(outputs, "_fields") else type(outputs)(taken)
     raise TypeError(f"outputs of type {type(outputs).__name__} have no rows")
+
+
+def tensors_in(outputs: Any) -> Iterator[Tensor]:
+    """Every tensor of a model's outputs, of whatever `take_rows` takes."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for value in outputs.values():
+            yield from tensors_in(value)
+    elif isinstance(outputs, (tuple, list)):
+        for value in outputs:
+            yield from tensors_in(value)
+    elif is_dataclass(outputs):
+        yield from tensors_in([getattr(outputs, field.name) for field in fields(outputs)])
 
 
 def _has_rows(value: Any) -> bool:

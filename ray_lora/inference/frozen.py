@@ -8,14 +8,14 @@ It knows bases and tasks, not how heads are fitted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_lora.engine import AdapterEngine, take_rows
+from ray_lora.engine import AdapterEngine, take_rows, tensors_in
 from ray_lora.inference.predict import cut_passes
 from ray_lora.tasks.task import Features, Task
 
@@ -39,7 +39,7 @@ class Kept:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in [*self.inputs.values(), *_tensors(self.hidden)])
+        return sum(tensor.nbytes for tensor in [*self.inputs.values(), *tensors_in(self.hidden)])
 
 
 def keep(
@@ -70,17 +70,3 @@ def _pass(engine: AdapterEngine, task: Task, rows: Sequence[int], features: Sequ
     with torch.no_grad():  # not in inference mode: a backward reads what is kept
         hidden = engine.hidden(inputs, torch.zeros(len(rows), dtype=torch.long), task.head)
     return Kept(tuple(rows), chosen, inputs, take_rows(hidden, torch.arange(len(rows))))
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    """Every tensor of a model's outputs."""
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value)
-    elif isinstance(outputs, (tuple, list)):
-        for value in outputs:
-            yield from _tensors(value)
-    elif hasattr(outputs, "__dataclass_fields__"):
-        yield from _tensors(vars(outputs))

@@ -9,6 +9,7 @@ scaler and a logistic regression); how small is chosen by the loss on validation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from ray_lora.engine import AdapterEngine, LoneHead
 from ray_lora.inference.frozen import Kept, keep
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json
+from ray_lora.tasks import scoring_of
 from ray_lora.tasks.task import Features, Task
 
-STRENGTHS = (10.0, 1.0, 0.1, 0.01, 0.001)  # of the penalty on weights, beside the mean loss
+# of the penalty on weights, beside the mean loss; the first leaves a head that tells no rows apart
+STRENGTHS = (1e6, 10.0, 1.0, 0.1, 0.01, 0.001)
 _STEPS = 100  # of L-BFGS
 Add = Callable[[Tensor], None]  # sums a tensor over all workers, in place
 
@@ -37,7 +40,7 @@ class Fitted:
 
     Attributes:
         tensors: by their names in the plain class.
-        strength: the penalty that held its weights.
+        strength: the penalty that held its weights; infinite where it was not fitted.
         loss: the mean over the rows that chose the strength.
     """
 
@@ -49,13 +52,13 @@ class Fitted:
 def head_alone(
     engine: AdapterEngine, task: Task, train: Sequence[Features], validation: Sequence[Features]
 ) -> Callable[[Sequence[Features]], list[Json]]:
-    """Fit the best head on frozen features; returns what answers rows with it, as `task.decode` does.
+    """Fit the best head on frozen features; returns what answers rows with it, as `task.score` takes answers.
 
     Args:
         engine: any engine on the base; its adapters are not used.
         train, validation: rows with targets.
     """
-    head, tasks = LoneHead(engine.base, task.head), {0: task}
+    head, tasks, options = LoneHead(engine.base, task.head), {0: task}, scoring_of(task)
     fitting, choosing = (
         keep(engine, task, spread_windows(tasks, rows, [0] * len(rows)).features) for rows in (train, validation)
     )
@@ -66,10 +69,10 @@ def head_alone(
         parts: list[Any] = [None] * len(spread.features)
         for kept in keep(engine, task, spread.features):
             with torch.no_grad():
-                decoded = task.decode(head(kept.hidden, kept.inputs), kept.features, {})
+                decoded = task.decode(head(kept.hidden, kept.inputs), kept.features, options)
             for row, part in zip(kept.rows, decoded, strict=True):
                 parts[row] = part
-        return spread.whole(tasks, parts, [{}] * len(rows))
+        return spread.whole(tasks, parts, [options] * len(rows))
 
     return answer
 
@@ -78,16 +81,20 @@ def fit_best(
     head: LoneHead, task: Task, train: Sequence[Kept], validation: Sequence[Kept], add: Add = alone
 ) -> list[Fitted]:
     """Fit the head at ever weaker strengths, for as long as the loss on validation rows falls; the head is left with
-    the best, which is the first of what is returned."""
+    the best, which is the first of what is returned. Where it was, the strength of which is infinite, is one of them.
+    """
     start = head.numbers.clone()
     units = head.units([(part.hidden, part.inputs) for part in train], add)
-    found: list[Fitted] = []
+    loss, _ = mean_loss(head, task, validation, add)
+    found = [Fitted(head.tensors(), math.inf, loss)]
     for strength in STRENGTHS:
         head.numbers.copy_(start)
         fit(head, task, train, units, strength, add)
         loss, _ = mean_loss(head, task, validation, add)
+        if not math.isfinite(loss):
+            break
         found.append(Fitted(head.tensors(), strength, loss))
-        if not loss <= found[max(0, len(found) - 2)].loss:
+        if len(found) > 2 and loss > found[-2].loss:
             break
     found.sort(key=lambda fitted: fitted.loss)
     head.set(found[0].tensors)
@@ -130,4 +137,4 @@ def mean_loss(
         sums += torch.stack([losses.detach().double().sum(), terms.double().sum()])
     add(sums)
     total, count = sums.tolist()
-    return total / count, count
+    return total / max(count, 1.0), count

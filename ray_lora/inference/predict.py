@@ -6,7 +6,7 @@ answers = predict(engine, {slot: task}, features, slots)
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,6 +24,9 @@ _OVERHEAD = 100  # what a padded pass costs beside its rows times its longest ro
 _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a processor's caches
 
 
+Watch = Callable[[Task, Sequence[int], Sequence[Features], Any], None]  # task, and of each row slot, features, outputs
+
+
 class NotFiniteError(AdapterError):
     """Answers are not finite numbers; `slots` says whose."""
 
@@ -38,6 +41,7 @@ def predict(
     parameters: Sequence[Mapping[str, Json]] | None = None,
     max_rows: int = 64,
     pieces: Collection[int] = (),
+    watch: Watch | None = None,
 ) -> list[Any]:
     """Each row's answer from its own slot's adapter, in the order given.
 
@@ -48,13 +52,14 @@ def predict(
         parameters: decoding parameters of each row.
         max_rows: rows in one pass; rows of like size share a pass.
         pieces: rows that are one window of a longer row, which have a part of an answer in its place.
+        watch: shown each window's outputs before they are decoded.
 
     Raises:
         NotFiniteError: an adapter's answer holds what is no finite number.
     """
     options = parameters or [{}] * len(features)
     spread = spread_windows(tasks, features, slots, pieces)
-    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows)
+    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows, watch)
     answers = spread.whole(tasks, parts, options)
     wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not _finite(answer))
     if wrong:
@@ -73,6 +78,7 @@ def _parts(
     spread: Spread,
     options: Sequence[Mapping[str, Json]],
     max_rows: int,
+    watch: Watch | None,
 ) -> list[Any]:
     """What each window's own task decodes of it."""
     features, slots = spread.features, spread.slots
@@ -80,6 +86,8 @@ def _parts(
     for chunk in passes(engine, tasks, features, slots, max_rows):
         with torch.inference_mode():
             for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
+                if watch is not None:
+                    watch(task, [slots[row] for row in rows], [features[row] for row in rows], outputs)
                 for same in _alike([options[row] for row in rows]):
                     mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
                     chosen = [rows[position] for position in same]

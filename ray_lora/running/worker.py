@@ -27,6 +27,7 @@ from ray_lora.errors import RayLoraError
 from ray_lora.recipe import BaseSpec
 from ray_lora.running.coordinator import Orders
 from ray_lora.running.sources import Source, load_splits
+from ray_lora.training.head_start import say_start
 from ray_lora.training.job import Job, Report
 from ray_lora.training.pack import Group, Pack, Splits
 
@@ -105,7 +106,7 @@ def _follow(told: PackConfig, pack: Pack, orders: Orders) -> list[Report]:
     for job in orders.join:
         assert isinstance(pack.data, _Lazy)
         try:
-            notes = pack.data.load(job, pack)
+            notes = pack.data.load(job, pack) + say_start(job, pack.data[job.data])
             if notes and pack.group.rank == 0:
                 ray.get(told.coordinator.note.remote(job.name, notes))
             pack.join(job, Path(told.output) / job.name / "state")

@@ -86,6 +86,7 @@ class Classification(Labelled, Scored):
     """
 
     weights: Sequence[float] | None = None
+    calibrates: ClassVar[bool] = True
     metric: ClassVar[str] = "accuracy"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
 

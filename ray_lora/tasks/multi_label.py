@@ -45,6 +45,7 @@ class MultiLabelTexts(Texts, Labelled, Scored):
     }
     function: ClassVar[str] = "sigmoid"
     scoring: ClassVar[Mapping[str, Json]] = Scored.full
+    calibrates: ClassVar[bool] = True
     metric: ClassVar[str] = "f1_macro"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(("f1_macro", "f1_micro", "accuracy"), "max")
 

@@ -65,6 +65,7 @@ class TokenClassification(TextRows, Labelled):
     input: ClassVar[str] = "tokens"
     pipeline: ClassVar[str] = "token-classification"
     full: ClassVar[Mapping[str, Json]] = {"ignore_labels": []}
+    calibrates: ClassVar[bool] = True
     metric: ClassVar[str] = "f1"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(
         ("f1", "precision", "recall", "accuracy"), "max"

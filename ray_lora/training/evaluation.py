@@ -11,6 +11,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import NotFiniteError, predict
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, scoring_of
+from ray_lora.training.calibration import Losses, calibrates
 from ray_lora.training.member import Member
 from ray_lora.training.shards import Group
 
@@ -20,7 +21,8 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], list[Member]]:
     """Each job's scores on its validation rows, of all workers; and the members whose answers are no numbers.
 
-    A member without validation rows answers its last batch, and has no scores. Every worker of the group calls it.
+    A member without validation rows answers its last batch, and has no scores and no temperature. Every worker of the
+    group calls it.
     """
     rows = {member.job.name: _asked(member) for member in due}
     features = [row for member in due for row in rows[member.job.name]]
@@ -28,24 +30,34 @@ def evaluate(
     answers: list[Json] = []
     wrong: frozenset[int] = frozenset()
     options = [scoring_of(member.task) for member in due for _ in rows[member.job.name]]
+    watched, losses = any(map(_calibrates, due)), Losses(engine)
     try:
-        answers = predict(engine, {m.slot: m.task for m in due}, features, slots, options, max_rows)
+        tasks, watch = {member.slot: member.task for member in due}, losses.watch if watched else None
+        answers = predict(engine, tasks, features, slots, options, max_rows, watch=watch)
     except NotFiniteError as error:
         wrong = error.slots
     wrong = frozenset().union(*group.gather(wrong))
     if wrong:
         scores, more = evaluate(engine, [member for member in due if member.slot not in wrong], group, max_rows)
         return scores, more + [member for member in due if member.slot in wrong]
+    if watched:
+        losses.reduce(group.all_reduce)
     found, at = {}, 0
     for member in due:
         mine = rows[member.job.name]
         answered, at = answers[at : at + len(mine)], at + len(mine)
+        member.temperature = losses.best(member.slot) if _calibrates(member) else None
         if member.splits.validation is not None:
             parts = group.gather((answered, mine))
             predictions = [answer for part, _ in parts for answer in part]
             member.answered = (predictions, [row for _, part in parts for row in part])
             found[member.job.name] = member.task.score(*member.answered)
     return found, []
+
+
+def _calibrates(member: Member) -> bool:
+    """Whether a temperature is fitted to the member's answers."""
+    return member.job.training.calibrate and member.splits.validation is not None and calibrates(member.task)
 
 
 def _asked(member: Member) -> list[Features]:

@@ -33,6 +33,7 @@ class Member:
     order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
     last_rows: list[int] = field(default_factory=list)  # of the last step's global batch
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
+    temperature: float | None = None  # that its validation rows asked for then
     answered: tuple[list[Json], list[Features]] | None = None  # its answers then, and the validation rows
 
     @property

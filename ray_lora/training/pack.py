@@ -23,19 +23,21 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card
-from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of, draw_of_window
+from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer, draw_of, draw_of_window, last_layer
 from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.calibration import calibrated
 from ray_lora.training.evaluation import evaluate
 from ray_lora.training.figures import FIGURES, write_figures
+from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, steps_of
 from ray_lora.training.shards import ALONE, Group, Split, Splits
-from ray_lora.training.state import load_state, save_state
+from ray_lora.training.state import has_state, load_state, save_state
 
 __all__ = ["Group", "Pack", "Split", "Splits", "steps_of"]
 
@@ -64,7 +66,9 @@ class Pack:
         self.optimizer = SlotOptimizer(engine)
         self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went
+        self.starts = HeadStarts(engine, group, max_rows)
         self._tasks: dict[TaskSpec, Task] = {}
+        self._last_layers: dict[HeadSpec, tuple[str, ...]] = {}
 
     def task(self, spec: TaskSpec) -> Task:
         """The task of a spec, one object for equal specs."""
@@ -95,12 +99,15 @@ class Pack:
         self.optimizer.join(slot, job.training, total)
         member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
-        if state is not None and state.exists():
-            try:
+        try:
+            if state is not None and has_state(state):
                 member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
-            except AdapterError:
-                self.leave(job.name)
-                raise
+            else:
+                with self._timed("head_start"):
+                    self.starts.begin(job, task, splits, slot)
+        except AdapterError:
+            self.leave(job.name)
+            raise
         return slot
 
     def _sizes(self, job: Job, task: Task) -> Sequence[int]:
@@ -249,7 +256,7 @@ class Pack:
             member.losses.clear()
         writes = self.output is not None and self.group.rank == 0
         if writes and (done or metrics is not None):
-            member.evaluated = self.export(member.job.name, metrics)
+            member.evaluated = self._calibrated(member, self.export(member.job.name, metrics))
         if logs and writes:
             assert self.output is not None
             write_history(self.output / member.job.name, member.step, shown.logged)
@@ -258,6 +265,12 @@ class Pack:
         if done:
             self.stop(member.job.name)
         return [shown]
+
+    def _calibrated(self, member: Member, adapter: Adapter) -> Adapter:
+        head = member.task.head
+        if member.temperature is not None and head not in self._last_layers:
+            self._last_layers[head] = last_layer(self.engine, head)
+        return calibrated(adapter, member.temperature, self._last_layers.get(head, ()))
 
     def _write(self, member: Member) -> None:
         """Write the adapter that the last evaluation found, replacing what a killed run left."""

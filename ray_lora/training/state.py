@@ -33,6 +33,11 @@ def save_state(
     fresh.replace(folder / _FILE)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a checkpoint was written into the folder."""
+    return (folder / _FILE).exists()
+
+
 def load_state(folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int) -> tuple[int, list[float]]:
     """Restore a slot; returns the step it had reached and the losses not yet reported.
 

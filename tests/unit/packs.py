@@ -83,8 +83,15 @@ def make_pack(
 
 
 def make_job(name: str, labels: int = 2, lora: LoraSpec | None = None, **training: Any) -> Job:
-    """A job that reports every step and never evaluates before its end, unless told otherwise."""
-    options = {"learning_rate": 1e-2, "logging_steps": 1, "eval_steps": 10_000} | training
+    """A job that reports every step, never evaluates before its end, begins random and is written as it was trained,
+    unless told otherwise."""
+    options = {
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "eval_steps": 10_000,
+        "head_start": "random",
+        "calibrate": False,
+    } | training
     return Job(name, str(labels), LABELS[labels], lora or LoraSpec(), TrainingSpec(**options))
 
 
