@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo demo-all test lint clean
 
 PYTHON ?= python3
 KEEP ?=
@@ -18,12 +18,16 @@ export PYTHONUNBUFFERED ?= 1
 help:
 	@echo "make demo         search, compare, register and serve adapters on real text"
 	@echo "make demo KEEP=1  the same, and the endpoint stays up"
+	@echo "make demo-all     every pipeline by three seeds, in one table (about 40 minutes on two cores; goes on if killed)"
 	@echo "make test         lint, types and tests"
 	@echo "make lint         lint and types"
 	@echo "make clean        remove .venv and everything that runs wrote"
 
 demo: .venv/installed
 	@$(BIN)/python -m pipelines.sentiment $(if $(KEEP),--keep)
+
+demo-all: .venv/installed
+	@$(BIN)/python -m benchmarks.tasks --seeds 3
 
 test: lint
 	@echo "== pytest"

@@ -21,24 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, get_scheduler
 
 from benchmarks.machine import RESULTS, write
+from pipelines.baselines import Data, answers_of, train_full
 from pipelines.rated_texts import prepare
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.bases.load import Base, load_base, locate
+from ray_lora.bases.load import Base, load_base
 from ray_lora.data.check import learn
 from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.baseline import head_only
-from ray_lora.inference.predict import chunks, predict
-from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.inference.predict import predict
+from ray_lora.recipe import BaseSpec, DataSpec, LoraSpec, Recipe, TaskSpec, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.tasks.text_classification import TextClassification, TextClassificationSpec
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack, Split, Splits
 
 DOMAINS = ("tweets", "movies", "products", "newspapers", "domains")
+FILES = {"train": "train-1024", "validation": "validation-512", "test": "test"}
 FULL_RATES = (1e-4, 3e-4)
 LORA = LoraSpec(r=8, lora_alpha=16)
 RATE, EPOCHS = 1e-3, 2
@@ -77,8 +78,9 @@ def measure(base: Base, domain: str, seeds: int, rows: int, rate: float | None) 
     probe.close()
     lora, lora_seconds, adapters = train_lora(base, spec, task, data, list(range(seeds)))
     _, alone_seconds, _ = train_lora(base, spec, task, data, [0])
-    best = rate or max(FULL_RATES, key=lambda rate: train_full(base, task, data, rate, 0, "validation")[0])
-    full = [train_full(base, task, data, best, seed, "test") for seed in range(seeds)]
+    settings = told(domain, spec, rows)
+    best = rate or max(FULL_RATES, key=lambda rate: full(settings, rate, 0, "validation")[0])
+    whole = [full(settings, best, seed, "test") for seed in range(seeds)]
     numbers = sum(p.numel() for p in base.backbone.parameters())
 
     answer: dict[str, Any] = {
@@ -88,8 +90,8 @@ def measure(base: Base, domain: str, seeds: int, rows: int, rate: float | None) 
             "seconds_for_all_seeds": lora_seconds, "seconds_alone": alone_seconds,
             "parameters": adapters[0].num_parameters, "bytes": 4 * adapters[0].num_parameters,
         },
-        "full": spread([score for score, _ in full]) | {
-            "learning_rate": best, "seconds_alone": statistics.mean(seconds for _, seconds in full),
+        "full": spread([score for score, _ in whole]) | {
+            "learning_rate": best, "seconds_alone": statistics.mean(seconds for _, seconds in whole),
             "parameters": numbers, "bytes": 4 * numbers,
         },
     }  # fmt: skip
@@ -118,9 +120,8 @@ def labels(domain: str) -> TaskSpec:
 
 
 def rows_of(domain: str, task: Task, rows: int) -> dict[str, list[Features]]:
-    names = {"train": "train-1024", "validation": "validation-512", "test": "test"}
     return {
-        split: task.encode(read(f"data/{domain}/{name}.parquet").to_pylist()[:rows]) for split, name in names.items()
+        split: task.encode(read(f"data/{domain}/{name}.parquet").to_pylist()[:rows]) for split, name in FILES.items()
     }
 
 
@@ -150,39 +151,23 @@ def train_lora(
     return scores, seconds, adapters
 
 
-def train_full(
-    base: Base, task: Task, data: dict[str, list[Features]], rate: float, seed: int, on: str
-) -> tuple[float, float]:
+def full(data: Data, rate: float, seed: int, on: str) -> tuple[float, float]:
     """Score on split `on` and seconds of training every weight, in the same row order as the adapters."""
-    torch.manual_seed(seed)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        locate("minilm"), num_labels=task.head.num_labels, attn_implementation="eager"
-    )
-    rows, batch = data["train"], 16
-    starts = range(0, len(rows), batch)
-    steps = EPOCHS * len(starts)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=-(-steps // 10), num_training_steps=steps)
-    draws = [torch.Generator().manual_seed(seed * 1_000_003 + epoch) for epoch in range(EPOCHS)]
-    orders = [torch.randperm(len(rows), generator=draw).tolist() for draw in draws]
-    model.train()
     started = time.process_time()
-    for order, at in ((order, at) for order in orders for at in starts):
-        chosen = [rows[row] for row in order[at : at + batch]]
-        losses, _ = task.loss(model(**task.collate(chosen)), chosen)
-        losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    model = train_full(data, rate, seed)
     seconds = time.process_time() - started
-    model.eval()
-    test, answers = data[on], {}
-    for chunk in chunks([task.size(row) for row in test], [1] * len(test), 64):
-        with torch.inference_mode():
-            outputs = model(**task.collate([test[row] for row in chunk]))
-        answers |= dict(zip(chunk, task.decode(outputs, [test[row] for row in chunk], {}), strict=True))
-    return task.score([answers[row] for row in range(len(test))], test)["accuracy"], seconds
+    rows = data.rows(on)
+    return data.task.score(answers_of(model, data.task, rows), rows)["accuracy"], seconds
+
+
+def told(domain: str, spec: TaskSpec, rows: int) -> Data:
+    """A domain's rows for training every weight, with the adapters' settings."""
+    files = {split: f"data/{domain}/{name}.parquet" for split, name in FILES.items()}
+    base = BaseSpec(model="minilm", dtype="float32")
+    recipe = Recipe(
+        base=base, task=spec, data=DataSpec(train=files["train"], validation=files["validation"]), training=training(0)
+    )
+    return Data(recipe, files["test"], rows)
 
 
 def spread(scores: Sequence[float]) -> dict[str, Any]:

@@ -18,24 +18,17 @@ words, go to the same split of whatever they appear in.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import html
-import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import CountVectorizer
 
+from pipelines.kept_rows import ALIKE, balanced, by_group, digest, joined, replace, sha256, write
 from ray_lora.bases.packaged import Archive, fetch_archive
 
 SOURCE = Archive(
@@ -50,7 +43,6 @@ FILES = {
 NEUTRAL = 0.5  # a mean this near to zero is within three standard errors (0.17) of it: its sign is not sure. Dropped.
 SHARES = {"train": 0.58, "validation": 0.27, "test": 0.15}  # validation holds 256 of the rarest label
 QUICK = {"train": 1024, "validation": 512}
-ALIKE = 0.7  # share of common words (Jaccard) from which two texts are copies of each other with a word changed
 SCHEMA = pa.schema([("text", pa.string()), ("label", pa.string()), ("rating", pa.float64())])
 
 
@@ -74,9 +66,9 @@ def prepare(out: str | Path = "data") -> dict[str, int]:
     record = out / "rated_texts.json"
     making = {"source": SOURCE.sha256, "neutral": NEUTRAL, "shares": SHARES, "quick": QUICK, "alike": ALIKE, "form": 1}
     known = json.loads(record.read_text()) if record.exists() else {}
-    if known.get("making") != making or any(_sha256(out / file) != sha for file, sha in known["sha256"].items()):
+    if known.get("making") != making or any(sha256(out / file) != sha for file, sha in known["sha256"].items()):
         known = {"making": making, **_make(out)}
-        _replace(record, json.dumps(known, indent=1).encode())
+        replace(record, json.dumps(known, indent=1).encode())
     _show(out, known["rows"], known["dropped"])
     return dict(known["rows"])
 
@@ -94,14 +86,14 @@ def _make(out: Path) -> dict[str, dict[str, int] | dict[str, str]]:
         for name in SHARES:
             part = [row for row in kept if split[row] == name]
             if folder == "domains":
-                table = balanced([(row, row.domain) for row in part])
+                table = balanced([(row, row.domain) for row in part], _label)
             else:
                 table = [(row, label) for row in part if row.domain == folder and (label := sentiment(row))]
             files = {f"{folder}/{name}.parquet": table}
             if name in QUICK:
-                files[f"{folder}/{name}-{QUICK[name]}.parquet"] = balanced(table, QUICK[name])
+                files[f"{folder}/{name}-{QUICK[name]}.parquet"] = balanced(table, _label, QUICK[name])
             for file, labelled in files.items():
-                hashes[file] = _write(out / file, labelled)
+                hashes[file] = write(out / file, _table(labelled))
                 rows.update({f"{file}/{k}": n for k, n in sorted(Counter(label for _, label in labelled).items())})
     return {"rows": rows, "dropped": dict(dropped), "sha256": hashes}
 
@@ -131,51 +123,21 @@ def without_duplicates(texts: Sequence[Rated]) -> list[Rated]:
     first: dict[str, Rated] = {}
     for row in texts:
         first.setdefault(normalised(row.text), row)
-    return sorted(first.values(), key=lambda row: _digest(row.text))
+    return sorted(first.values(), key=lambda row: digest(row.text))
 
 
 def splits(texts: Sequence[Rated]) -> list[str]:
     """For each text its split: a hash of the name of its group."""
-    bounds = np.cumsum(list(SHARES.values()))
-    names = list(SHARES)
-    places = (int(_digest(group)[:12], 16) / 16**12 for group in groups(texts))
-    return [names[min(int(np.searchsorted(bounds, place, side="right")), len(names) - 1)] for place in places]
+    return by_group(groups(texts), SHARES)
 
 
 def groups(texts: Sequence[Rated]) -> list[str]:
     """For each text the name of its group: connected by a shared document or by sharing most of their words."""
-    first: dict[str, int] = {}
-    edges = [(row, first.setdefault(text.document, row)) for row, text in enumerate(texts)]
-    edges += alike([text.text for text in texts])
-    ends = np.array(edges).T
-    graph = coo_matrix((np.ones(len(edges)), (ends[0], ends[1])), shape=(len(texts), len(texts)))
-    members = connected_components(graph, directed=False)[1].tolist()
+    members = joined([text.text for text in texts], [text.document for text in texts])
     name: dict[int, str] = {}
     for text, member in zip(texts, members, strict=True):
         name[member] = min(name.get(member, text.document), text.document)
     return [name[member] for member in members]
-
-
-def alike(texts: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of texts whose sets of words have a Jaccard index of at least `ALIKE`.
-
-    Such a pair shares a word among the rarest 1 - ALIKE of each, so only texts that do are compared (the prefix filter
-    of Chaudhuri, Ganti and Kaushik 2006).
-    """
-    words = CountVectorizer(binary=True, token_pattern=r"\w+", dtype=np.float32).fit_transform(texts)
-    words = words[:, np.argsort(np.asarray(words.sum(axis=0)).ravel(), kind="stable")]
-    words.sort_indices()  # rarest first
-    sizes = np.diff(words.indptr)
-    rare = words.copy()
-    rare.data = (
-        np.arange(words.nnz) - np.repeat(words.indptr[:-1], sizes) <= np.repeat((1 - ALIKE) * sizes, sizes) + 1e-6
-    )
-    rare.eliminate_zeros()
-    one, other = (rare.astype(np.float32) @ rare.T.astype(np.float32)).nonzero()
-    one, other = one[one < other], other[one < other]
-    common = np.asarray(words[one].multiply(words[other]).sum(axis=1)).ravel()
-    same = common >= ALIKE * (sizes[one] + sizes[other] - common) - 1e-6
-    return list(zip(one[same].tolist(), other[same].tolist(), strict=True))
 
 
 def sentiment(row: Rated) -> str | None:
@@ -185,41 +147,13 @@ def sentiment(row: Rated) -> str | None:
     return "positive" if row.rating > 0 else "negative"
 
 
-def balanced(rows: Sequence[tuple[Rated, str]], total: int | None = None) -> list[tuple[Rated, str]]:
-    """The first rows of every label, as many of each: `total` in all, or as many as the rarest has."""
-    counts = Counter(label for _, label in rows)
-    each = min(counts.values()) if total is None else total // len(counts)
-    taken: Counter[str] = Counter()
-    chosen = []
-    for row, label in rows:
-        if taken[label] < each:
-            taken[label] += 1
-            chosen.append((row, label))
-    return chosen
+def _label(row: tuple[Rated, str]) -> str:
+    return row[1]
 
 
-def _write(path: Path, rows: Sequence[tuple[Rated, str]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _table(rows: Sequence[tuple[Rated, str]]) -> pa.Table:
     table = [{"text": row.text, "label": label, "rating": row.rating} for row, label in rows]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(table, schema=SCHEMA), buffer)
-    _replace(path, buffer.getvalue())
-    return _sha256(path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write at once, so that whoever reads meanwhile sees the old file or the new one."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.replace(path)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    return pa.Table.from_pylist(table, schema=SCHEMA)
 
 
 def _show(out: Path, rows: dict[str, int], dropped: dict[str, int]) -> None:

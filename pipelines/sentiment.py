@@ -3,6 +3,7 @@
     python -m pipelines.sentiment            about five minutes on two cores
     python -m pipelines.sentiment --keep     the endpoint stays up
     python -m pipelines.sentiment --smoke    a minute: few rows, few configurations
+    python -m pipelines.sentiment --seeds 3  tweets and mails beside full training and the head alone, by seeds
 
 Tweets are searched for the best rank and learning rate; at that rank movies, products, newspapers and "which domain is
 this text from" are trained together in packs. All five live on one base and answer in one batch.
@@ -10,19 +11,17 @@ this text from" are trained together in packs. All five live on one base and ans
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-from urllib.request import Request, urlopen
 
-from rich.console import Console
 from rich.table import Table
 
+from pipelines import spam_mails
 from pipelines.rated_texts import prepare
+from pipelines.story import Asked, Line, asked, console, request, step, tell
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base
 from ray_lora.data.read import read
@@ -46,19 +45,63 @@ TEXTS = {
     "domains": "this camera takes sharp pictures, well worth the price",
 }
 RECIPE = Path(__file__).parents[1] / "examples/tweets.yaml"
+TWEETS = "data/tweets/test.parquet"
+SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here now, no obligation!"
+MAILS = (
+    "base.dtype=float32",
+    "task.labels=[ham, spam]",
+    "task.max_length=192",
+    "training.num_train_epochs=3",
+    "training.eval_steps=null",
+)
 SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
-console = Console(width=None if sys.stdout.isatty() else 130)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("--smoke", action="store_true", help="few rows and steps, to see that everything runs")
-    options.add_argument("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
-    options.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
-    asked = options.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    given = asked(__doc__, argv)
+    if given.seeds or given.json:
+        prepare("data")
+        spam_mails.prepare("data")
+        tell("sentiment", lines(given), given)
+    else:
+        demo(given)
+
+
+def lines(given: Asked) -> list[Line]:
+    """What is trained by seeds and compared."""
+
+    def recipe(domain: str, *overrides: str) -> Recipe:
+        told = [f"{key}={path}" for key, path in files(domain).items()]
+        once = ("base.dtype=float32", "training.num_train_epochs=2", "training.eval_steps=null")
+        return given.recipe(RECIPE, [*told, *once, *overrides])
+
+    def tweets(name: str, *overrides: str) -> Line:
+        source = recipe("movies", *overrides)
+        return Line(name, recipe("tweets", *overrides), TWEETS, TEXTS["tweets"], "movies", source, "f1_macro")
+
+    def mails(name: str) -> Recipe:
+        told = [f"data.{split}=data/{name}/{split}.parquet" for split in ("train", "validation")]
+        return given.recipe(RECIPE, [*told, *MAILS])
+
+    other = [] if given.smoke else [tweets("tweets-roberta", "base.model=minilm-roberta")]
+    return [
+        tweets("tweets"),
+        *other,
+        Line(
+            "spam",
+            mails("spam-hard"),
+            "data/spam-hard/test.parquet",
+            SPAM,
+            "easy mails",
+            mails("spam-easy"),
+            "f1_macro",
+        ),
+    ]
+
+
+def demo(asked: Asked) -> None:
+    """The whole way of five adapters, from a search to one endpoint."""
     started = time.time()
-
     step("1/5  rows: the four rated text domains of vaderSentiment")
     prepare(Path("data"))
     recipe = Recipe.load(RECIPE, [*(SMOKE if asked.smoke else []), *asked.overrides])
@@ -93,7 +136,7 @@ def main() -> None:
     step("5/5  one endpoint, one batch over all five adapters")
     url = run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
     with ThreadPoolExecutor(len(TEXTS)) as pool:  # all at once: the endpoint answers them in shared passes
-        replies = list(pool.map(lambda item: ask(url, *item), TEXTS.items()))
+        replies = list(pool.map(lambda item: request(url, *item), TEXTS.items()))
     answers = Table("adapter", "text", "answer", "score")
     for reply, text in zip(replies, TEXTS.values(), strict=True):
         answer = reply["predictions"][0]
@@ -108,10 +151,6 @@ def main() -> None:
         console.print(f"{url}/docs is up; press Ctrl-C to stop")
         while True:
             time.sleep(3600)
-
-
-def step(title: str) -> None:
-    console.rule(f"[bold]{title}", align="left")
 
 
 def files(domain: str) -> dict[str, str]:
@@ -142,12 +181,6 @@ def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> T
         )  # fmt: skip
     table.caption = f"{task.metric} on {rows} test rows each; base {first.base}"
     return table
-
-
-def ask(url: str, model: str, text: str) -> dict[str, Any]:
-    body = json.dumps({"model": model, "inputs": [text]}).encode()
-    with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
-        return json.load(reply)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

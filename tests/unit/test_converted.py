@@ -19,6 +19,7 @@ from ray_lora.bases.packaged import cached
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 from tests.conftest import sentences
+from tests.unit.test_gguf import write as write_gguf
 
 NAME = "minilm-roberta"
 
@@ -96,3 +97,21 @@ def test_its_hidden_states_are_minilm_s(tmp_path: Path) -> None:
     assert type(head).__name__ == "RobertaForSequenceClassification"
     base = load_base(BaseSpec(model=str(folder), dtype="float32"))
     assert (base.processor.positions, base.processor.segments) == (512, 2)
+
+
+def test_a_gguf_file_becomes_a_folder_of_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_gguf(source / "tiny.gguf", tokenizer=True)
+    monkeypatch.setenv("RAY_LORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "fetch_archive", lambda archive, folder, files: source)
+    base, of_file = load_base(BaseSpec(model="smollm2")), load_base(BaseSpec(model=str(source / "tiny.gguf")))
+    assert {path.name for path in base.folder.iterdir()} >= set(CONVERTED["smollm2"].files)
+    assert "tiny.gguf" in (base.folder / "README.md").read_text()
+    text = base.processor("w1 w2 w30", return_tensors="pt")
+    assert text["input_ids"].tolist() == of_file.processor("w1 w2 w30", return_tensors="pt")["input_ids"].tolist()
+    own, others = base.backbone.state_dict(), of_file.backbone.state_dict()
+    assert own.keys() == others.keys()
+    assert all(torch.equal(own[name], others[name]) for name in own)
+    monkeypatch.setattr(module, "fetch_archive", None)
+    assert convert("smollm2") == base.folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import rated_texts
+from pipelines import kept_rows, rated_texts
 from pipelines.rated_texts import FILES, SCHEMA, SHARES, Rated, prepare
 from ray_lora.errors import DataError
 
@@ -141,7 +141,7 @@ def test_alike_finds_what_comparing_all_pairs_finds() -> None:
         if len(words[one] & words[other]) >= 0.7 * len(words[one] | words[other]) - 1e-9
     }
     assert len(expected) > 100
-    assert set(rated_texts.alike([text.replace(" ", ", ") for text in texts])) == expected
+    assert set(kept_rows.alike([text.replace(" ", ", ") for text in texts])) == expected
 
 
 @pytest.mark.network

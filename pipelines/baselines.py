@@ -1,0 +1,171 @@
+"""What an adapter is compared with: the best head alone on the frozen base, and every weight trained.
+
+    data = Data(recipe, "data/tweets/test.parquet")
+    score_full(data, rate=3e-4, seed=0, on="test")["f1_macro"]
+
+Both are of any task: the plain class is the one that `task.head` names; loss, answers and scores are the task's. Rows,
+their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from transformers import get_scheduler
+
+from ray_lora.bases.load import Base, load_base, locate
+from ray_lora.data.check import learn
+from ray_lora.data.read import read
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.head_alone import head_alone
+from ray_lora.inference.predict import chunks, predict
+from ray_lora.inference.windows import spread_windows
+from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
+from ray_lora.tasks import Features, Task, build_task, task_class
+from ray_lora.training.member import steps_of
+
+_WINDOWS = 16  # in one pass of full training: a long row of many windows is several passes' worth of memory
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a recipe and its held-out ones, read and encoded.
+
+    Attributes:
+        test: the file of held-out rows.
+        most: of rows of each split; None for all.
+    """
+
+    recipe: Recipe
+    test: str
+    most: int | None = None
+
+    @cached_property
+    def base(self) -> Base:
+        return load_base(self.recipe.base)
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task, its options completed by the training rows."""
+        spec, data = self.recipe.task, self.recipe.data
+        assert data.train is not None
+        return build_task(learn(task_class(spec.type), spec, [read(data.train)]), self.base.processor)
+
+    def rows(self, split: str) -> list[Features]:
+        """Encoded rows of "train", "validation" or "test"."""
+        data = self.recipe.data
+        path = {"train": data.train, "validation": data.validation, "test": self.test}[split]
+        assert path is not None
+        return self.task.encode(read(path).to_pylist()[: self.most])
+
+
+def score_head(data: Data) -> dict[str, float]:
+    """Held-out scores of the best head alone on the frozen base."""
+    engine = AdapterEngine(data.base, slots=1, max_rank=1)
+    answer = head_alone(engine, data.task, data.rows("train"), data.rows("validation"))
+    test = data.rows("test")
+    scores = data.task.score(answer(test), test)
+    engine.close()
+    return scores
+
+
+def score_bare(data: Data) -> dict[str, float]:
+    """Held-out scores of the base before any training: a fresh head, or the base's own where it has this one."""
+    engine = AdapterEngine(data.base, slots=1, max_rank=1)
+    slot = engine.init(LoraSpec(r=1, target_modules=data.recipe.lora.target_modules), data.task.head, seed=0)
+    test = data.rows("test")
+    scores = data.task.score(predict(engine, {slot: data.task}, test, [slot] * len(test)), test)
+    engine.close()
+    return scores
+
+
+def score_full(data: Data, rate: float, seed: int, on: str) -> dict[str, float]:
+    """Scores on split `on` of every weight trained at `rate`."""
+    model, rows = train_full(data, rate, seed), data.rows(on)
+    return data.task.score(answers_of(model, data.task, rows), rows)
+
+
+def train_full(data: Data, rate: float, seed: int) -> Any:
+    """The plain class with every weight trained on the recipe's rows."""
+    torch.manual_seed(seed)
+    task, training = data.task, data.recipe.training
+    model = plain_model(data.recipe, task)
+    rows = data.rows("train")
+    batch = training.per_device_train_batch_size
+    steps = steps_of(training, math.ceil(len(rows) / batch))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=training.weight_decay)
+    warm = training.warmup_steps
+    schedule = get_scheduler(
+        training.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=math.ceil(steps * warm) if warm < 1 else int(warm),
+        num_training_steps=steps,
+    )
+    model.train()
+    for chosen in batches(len(rows), training, seed, steps):
+        step(model, task, [rows[row] for row in chosen])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf"))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def plain_model(recipe: Recipe, task: Task) -> Any:
+    """Transformers' class of the task's head on the recipe's base, in float32."""
+    from ray_lora.bases.transformers_base import is_gguf
+
+    path, head = locate(recipe.base.model), task.head
+    told: dict[str, Any] = {"num_labels": head.num_labels, "attn_implementation": "eager", "dtype": torch.float32}
+    if is_gguf(path):
+        told |= {"gguf_file": path.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
+        path = path.parent
+    if getattr(recipe.task, "attention", None) == "bidirectional":
+        told["is_causal"] = False
+    return getattr(transformers, head.architecture).from_pretrained(path, ignore_mismatched_sizes=True, **told)
+
+
+def batches(rows: int, training: TrainingSpec, seed: int, steps: int) -> list[list[int]]:
+    """Row numbers of each step: the order that a pack gives the adapter of this seed."""
+    size, found, epoch = training.per_device_train_batch_size, [], 0
+    while len(found) < steps:
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(rows, generator=draw).tolist()
+        found += [order[at : at + size] for at in range(0, rows, size)]
+        epoch += 1
+    return found[:steps]
+
+
+def step(model: Any, task: Task, rows: Sequence[Features]) -> None:
+    """The gradient of the rows' mean loss, summed over passes of some windows each."""
+    features = spread_windows({0: task}, rows, [0] * len(rows)).features
+    parts = [features[at : at + _WINDOWS] for at in range(0, len(features), _WINDOWS)]
+    terms = 0.0
+    for part in parts:
+        losses, counts = task.loss(model(**task.collate(part)), part)
+        losses.sum().backward()
+        terms += float(counts.sum())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= terms
+
+
+def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
+    """A plain model's answers, as the engine's `predict` gives an adapter's."""
+    tasks = {0: task}
+    spread = spread_windows(tasks, rows, [0] * len(rows))
+    parts: list[Any] = [None] * len(spread.features)
+    sizes = [task.size(feature) for feature in spread.features]
+    for chunk in chunks(sizes, [0] * len(sizes), 32):
+        mine = [spread.features[row] for row in chunk]
+        with torch.inference_mode():
+            decoded = task.decode(model(**task.collate(mine)), mine, {})
+        for row, part in zip(chunk, decoded, strict=True):
+            parts[row] = part
+    return spread.whole(tasks, parts, [{}] * len(rows))

@@ -1,0 +1,118 @@
+"""Held-out scores: of adapters on one engine, and of what they are compared with, which is trained once and kept.
+
+Baselines train in Ray tasks, one CPU each, so that as many run at once as the cluster has CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from pipelines.baselines import Data, score_bare, score_full, score_head
+from pipelines.kept_rows import digest, replace, sha256
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.predict import predict
+from ray_lora.running.allocator import WORKER_ENV
+from ray_lora.tasks import build_task
+
+
+def score_adapters(
+    data: Data, adapters: Sequence[Adapter], source: Adapter | None, metric: str, mode: str
+) -> tuple[float, list[float], int]:
+    """The source's held-out score (the bare base's where there is no source), each adapter's, and which of them is
+    best on validation rows."""
+    loaded = [*adapters, *([source] if source is not None else [])]
+    engine = AdapterEngine(data.base, slots=len(loaded), max_rank=max(adapter.config.r for adapter in loaded))
+    test, validation = data.rows("test"), data.rows("validation")
+    scores, chosen = [], []
+    for adapter in loaded:
+        assert adapter.card.task is not None
+        slot, own = engine.load(adapter), build_task(adapter.card.task, data.base.processor)
+        # rows of the target's task, answers of the adapter's own: a source may know other labels
+        scores.append(data.task.score(predict(engine, {slot: own}, test, [slot] * len(test)), test)[metric])
+        if adapter is not source:
+            answers = predict(engine, {slot: own}, validation, [slot] * len(validation))
+            chosen.append(data.task.score(answers, validation)[metric])
+    engine.close()
+    best = (max if mode == "max" else min)(range(len(chosen)), key=chosen.__getitem__)
+    before = scores.pop() if source is not None else score_bare(data)[metric]
+    return before, scores, best
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Baselines of a line, each score kept in `file` as soon as it is known.
+
+    Attributes:
+        here: score in this process; for a few rows a start of another costs more.
+    """
+
+    data: Data
+    file: Path
+    here: bool = False
+
+    def scores(
+        self, metric: str, mode: str, rates: Sequence[float], seeds: Sequence[int]
+    ) -> tuple[list[float], list[float]]:
+        """The head alone's held-out score, and every seed's of training all weights at the best of `rates`."""
+        known = self._known()
+        tried = {rate: f"full {rate:g} 0 validation" for rate in rates if len(rates) > 1}
+        self._find(["head", *tried.values()], known)
+        better = max if mode == "max" else min
+        rate = better(tried, key=lambda rate: known[tried[rate]][metric]) if tried else rates[0]
+        full = [f"full {rate:g} {seed} test" for seed in seeds]
+        self._find(full, known)
+        return [known["head"][metric]], [known[what][metric] for what in full]
+
+    def _known(self) -> dict[str, dict[str, float]]:
+        """What was found before for the same recipe and rows."""
+        kept = json.loads(self.file.read_text()) if self.file.exists() else {}
+        return dict(kept["scores"]) if kept.get("of") == self._mark() else {}
+
+    def _mark(self) -> str:
+        recipe = self.data.recipe
+        held = {"base", "task", "data", "training"}
+        files = [recipe.data.train, recipe.data.validation, self.data.test]
+        return digest(recipe.model_dump_json(include=held) + "".join(sha256(Path(str(file))) for file in files)
+                      + str(self.data.most))  # fmt: skip
+
+    def _find(self, wanted: Sequence[str], known: dict[str, dict[str, float]]) -> None:
+        """Score what is not known yet, as many at once as there are CPUs."""
+        missing = [what for what in wanted if what not in known]
+        for what, found in self._here(missing) if self.here else self._tasks(missing):
+            known[what] = found
+            replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
+
+    def _here(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+        return ((what, score(self.data, what)) for what in wanted)
+
+    def _tasks(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+        data = Data(self.data.recipe, self.data.test, self.data.most)  # without what it has read
+        left = {_task.remote(data, what, str(Path.cwd())): what for what in wanted}
+        while left:
+            (done, *_), _ = ray.wait(list(left))
+            yield left.pop(done), ray.get(done)
+
+
+@ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}})
+def _task(data: Data, what: str, folder: str) -> dict[str, float]:
+    import torch
+
+    os.chdir(folder)  # paths of a recipe may be relative
+    torch.set_num_threads(1)
+    return score(data, what)
+
+
+def score(data: Data, what: str) -> dict[str, float]:
+    """Scores of "head", or of "full RATE SEED SPLIT"."""
+    kind, *told = what.split()
+    if kind == "head":
+        return score_head(data)
+    rate, seed, split = told
+    return score_full(data, float(rate), int(seed), split)
