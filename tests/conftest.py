@@ -79,6 +79,7 @@ def save_tiny_bert(folder: Path, seed: int) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ray_lora.bases.converted import CONVERTED, converted
 from ray_lora.bases.packaged import PACKAGED, cached
 
 _QUANTISED = re.compile(r"(?:bnb|gptq|awq|nf4|fp8|fp4|gguf|hqq|eetq|[48]-?bit|int-?[48])", re.IGNORECASE)
@@ -17,8 +18,8 @@ _QUANTISED = re.compile(r"(?:bnb|gptq|awq|nf4|fp8|fp4|gguf|hqq|eetq|[48]-?bit|in
 def place(model: str) -> str:
     """One spelling of a base's name: the resolved path of what lies here under it; else a hub id, whose case does not
     count; else a path without what does not count in it."""
-    if model in PACKAGED:
-        held = cached(model)
+    if model in PACKAGED or model in CONVERTED:
+        held = cached(model) if model in PACKAGED else converted(model)
         return str(held.resolve()) if held is not None else model
     path = Path(model).expanduser()
     try:

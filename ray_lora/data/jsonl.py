@@ -71,12 +71,22 @@ def _column(name: str, cells: list[Json], lines: list[int], roles: Mapping[str, 
         if roles and name not in roles:
             return pa.nulls(len(cells))
         _check_types(name, cells, lines, where)
-        for number, cell in zip(lines, cells, strict=True):
-            try:
-                pa.array([cell])
-            except (pa.ArrowException, ValueError, TypeError, OverflowError) as wrong:
-                raise DataError(f"{where}, line {number}: {name!r} cannot be kept as it is: {wrong}") from None
-        raise DataError(f"{where}: column {name!r} is not of one type: {error}") from None
+        at, wrong = _first_that_fails(cells)
+        raise DataError(f"{where}, line {lines[at]}: {name!r} cannot be kept as it is: {wrong}") from None
+
+
+def _first_that_fails(cells: list[Json]) -> tuple[int, Exception]:
+    """The first cell that makes no column with those before it, and why; there is one."""
+    right, wrong = 0, len(cells)  # the first so many make a column, the first so many do not
+    why: Exception = ValueError()
+    while wrong - right > 1 or not why.args:
+        middle = (right + wrong) // 2 if wrong - right > 1 else wrong
+        try:
+            pa.array(cells[:middle])
+            right = middle
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            wrong, why = middle, error
+    return wrong - 1, why
 
 
 def _check_types(name: str, cells: list[Json], lines: list[int], where: str) -> None:

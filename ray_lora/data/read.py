@@ -16,9 +16,10 @@ import pyarrow.parquet
 
 from ray_lora.data.csv_file import read_csv
 from ray_lora.data.jsonl import read_jsonl, values
-from ray_lora.errors import DataError, did_you_mean
+from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import DataSpec, Json
 from ray_lora.tasks import Column
+from ray_lora.tasks.rows import check_spelling
 
 _FORMATS = "parquet, csv, jsonl"
 
@@ -80,7 +81,7 @@ def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
     Raises:
         DataError: as `read`, or a column that an answer needs is missing.
     """
-    asked = {name: column for name, column in columns.items() if column.required == "always"}
+    asked = {name: column for name, column in columns.items() if column.required != "training"}
     if _kind(path) in ("parquet", "pq", "csv"):
         rows: list[Json] = canonical(read(path, asked), DataSpec(), asked, path).to_pylist()
         return rows
@@ -102,7 +103,7 @@ def roles(data: DataSpec, columns: Mapping[str, Column]) -> dict[str, Column]:
 
 
 def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], where: str) -> pa.Table:
-    """The task's columns of a table, under the task's names.
+    """The task's columns of a table, under the task's names; an optional one only where the table has it.
 
     Raises:
         DataError: a column is missing, or the map names one that the task does not have.
@@ -110,9 +111,15 @@ def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], wh
     unknown = sorted(set(data.columns) - set(columns))
     if unknown:
         raise DataError(f"data.columns names {unknown}; this task's columns are {', '.join(columns)}")
+    try:
+        check_spelling(columns, [name for name in table.column_names if name not in data.columns.values()])
+    except RecipeError as error:
+        raise DataError(f"{where}: {error}; rename it, or map it with data.columns") from None
     picked = {}
-    for column in columns:
+    for column, role in columns.items():
         name = data.columns.get(column, column)
+        if role.required == "optional" and column not in data.columns and name not in table.column_names:
+            continue
         if name not in table.column_names:
             raise DataError(
                 f"{where} has no column {name!r}; it has {', '.join(table.column_names)}"

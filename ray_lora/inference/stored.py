@@ -8,6 +8,7 @@ The answers come from the engine, the task and `infer`, as the endpoint's do.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
-from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, task_class
+from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
+from ray_lora.tasks.rows import answering, may_have, shown
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def evaluate_ref(
         "sha256": opened.entry.sha256,
         "data": data_path,
         "rows": len(features),
-        "metrics": task.score(opened.predict(features), features),
+        "metrics": task.score(opened.predict(features, scoring_of(task)), features),
     }
 
 
@@ -118,7 +120,7 @@ def file_inputs(ref: str, path: str, store: str = "./store", *, tracking_uri: st
         RayLoraError: the ref or the file is wrong.
     """
     spec = open_store(store, tracking_uri).resolve(ref).task
-    return read_inputs(path, {} if spec is None else task_class(spec.type).columns)
+    return read_inputs(path, {} if spec is None else task_of(spec).columns)
 
 
 def _encode_inputs(task: Task, inputs: Sequence[Json]) -> list[Features]:
@@ -189,12 +191,13 @@ def _named(model: str | None, ref: str) -> str:
 
 
 def local_row(task: Task, value: Json) -> Row:
-    """A row to be answered from what a person of this machine writes: as `row_of`, images also by path.
+    """A row to be answered from what a person of this machine writes: as `row_of`, images also by path, and a row of
+    several columns as JSON.
 
     Raises:
         RecipeError: a column is missing. DataError: there is no such file.
     """
-    row = dict(row_of(task, value))
+    row = dict(row_of(task, _object(task, value)))
     for column, given in row.items():
         if "image" in task.columns[column].kinds and isinstance(given, str):
             try:
@@ -203,3 +206,17 @@ def local_row(task: Task, value: Json) -> Row:
                 if len(given) < 256:  # longer ones are base64 text, which the task reads
                     raise DataError(f"image {given!r} cannot be read: {error.strerror}") from None
     return row
+
+
+def _object(task: Task, value: Json) -> Json:
+    """The object in a text, where the task needs one and the text is one, or names a column that a row may have."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    bare = len(answering(task)) == 1
+    try:
+        found = json.loads(value)
+        return value if bare and not set(found) & set(may_have(task)) else found
+    except (ValueError, RecursionError) as error:
+        if bare:
+            return value
+        raise DataError(f"{shown(value)} is no JSON: {error}") from None

@@ -31,7 +31,7 @@ from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.worker import PackConfig, run_worker
-from ray_lora.tasks import task_class
+from ray_lora.tasks import task_of
 from ray_lora.training.figures import FIGURES
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
@@ -153,7 +153,7 @@ class PackRun:
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
         self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
-        self.progress = Progress(title, task_class(prepared.recipe.task.type).metric, quiet)
+        self.progress = Progress(title, task_of(prepared.recipe.task).metric, quiet)
         self.records: list[Record] = []
         self.seconds: dict[str, float] = {}
         self.error: BaseException | None = None

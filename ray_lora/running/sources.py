@@ -17,7 +17,7 @@ from ray_lora.data.check import check_table, learn
 from ray_lora.data.read import canonical, read, roles
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe, TaskSpec
-from ray_lora.tasks import Features, Task, task_class
+from ray_lora.tasks import Features, Task, task_of
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Split, Splits
 
@@ -81,17 +81,29 @@ def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None)
         if given is None and path is None:
             continue
         where = path or f"the {split} dataset"
-        columns = task_class(recipe.task.type).columns
+        columns = task_of(recipe.task).columns
         table = read(path, roles(recipe.data, columns)) if path is not None else _whole(given, where)
         tables[split] = (where, canonical(table, recipe.data, columns, where))
     if "train" not in tables:
         raise DataError("no training rows are given; set data.train to a parquet, csv or jsonl file")
+    _check_alike(tables)
     return tables
+
+
+def _check_alike(tables: Mapping[str, tuple[str, pa.Table]]) -> None:
+    """DataError where one file has an optional column that another one lacks."""
+    source, train = tables["train"]
+    for where, table in tables.values():
+        for column in sorted(set(train.column_names) ^ set(table.column_names)):
+            has, lacks = (source, where) if column in train.column_names else (where, source)
+            raise DataError(
+                f"{lacks} has no column {column!r}, which {has} has; rows that train and rows that score are alike"
+            )
 
 
 def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
-    task = task_class(recipe.task.type)
+    task = task_of(recipe.task)
     source, rows = tables["train"]
     try:
         spec = learn(task, recipe.task, [rows])

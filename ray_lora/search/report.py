@@ -215,7 +215,7 @@ def _standard_error(score: float, rows: int) -> float:
 
 def _smallest(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> Trial:
     best = scored[0].metrics[metric]
-    slack = _standard_error(best, rows)
+    slack = _standard_error(best, rows) if mode == "max" else 0.0  # an error that is to be small is no share of rows
     close = [t for t in scored if abs(t.metrics[metric] - best) <= slack and _RANK in t.config]
     return min(close, key=lambda t: t.config[_RANK], default=scored[0])
 

@@ -13,7 +13,7 @@ from ray.tune import TuneConfig
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json, Recipe, check_key
 from ray_lora.search.trial import job_of
-from ray_lora.tasks import task_class
+from ray_lora.tasks import task_of
 
 _SAMPLERS = {
     "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
@@ -84,7 +84,7 @@ def configured(recipe: Recipe) -> TuneConfig:
 
 def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
     """The metric that decides, and whether more is better."""
-    task = task_class(recipe.task.type)
+    task = task_of(recipe.task)
     metrics = dict(task.metrics) | {"loss": "min"}
     metric = config.metric or recipe.search.metric or task.metric
     if metric not in metrics:

@@ -40,7 +40,7 @@ from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task, row_of
-from ray_lora.tasks.rows import answering, is_text, say_text
+from ray_lora.tasks.rows import answering, is_text, may_have, say_text
 
 _logger = logging.getLogger(__name__)
 _LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
@@ -267,8 +267,8 @@ class Endpoint:
         return vectors, sum(len(feature["input_ids"]) for feature in features)
 
     async def _encode(self, task: Task, inputs: Sequence[Json]) -> list[Features]:
-        """Model inputs of each input: the bare value of a task of one column, a row of a task of more."""
-        bare = answering(task) == (task.input,)
+        """Model inputs of each input: the bare value of a task of one column, a row too of a task of more."""
+        bare = (*answering(task), *may_have(task)) == (task.input,)
         rows = [{task.input: value} if bare else row_of(task, value) for value in inputs]
         size = 0
         for value in (value for row in rows for value in row.values()):

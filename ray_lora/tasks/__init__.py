@@ -8,10 +8,10 @@ A new task is one file here and one line in `TASKS`, or a class in a package of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ray_lora.recipe import TaskSpec
+from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks import table
 from ray_lora.tasks.classification import ClassificationSpec
 from ray_lora.tasks.labels import plain_labels
@@ -29,9 +29,23 @@ def task_class(name: str) -> type[Task]:
     return found
 
 
+def task_of(spec: TaskSpec) -> type[Task]:
+    """The class that does what these options ask for: the one of their type, or what its `of` chooses of several."""
+    found = task_class(spec.type)
+    choose = getattr(found, "of", None)
+    chosen: type[Task] = found if choose is None else choose(spec)
+    return chosen
+
+
 def build_task(spec: TaskSpec, processor: Any) -> Task:
     """The task of a spec on a base with this processor; RecipeError when the two do not fit."""
-    return task_class(spec.type)(spec, processor)
+    return task_of(spec)(spec, processor)
+
+
+def scoring_of(task: Task) -> Mapping[str, Json]:
+    """The parameters of answers that `task.score` takes: its `scoring`, or none."""
+    told: Mapping[str, Json] = getattr(task, "scoring", {})
+    return told
 
 
 def plain_spec(head: HeadSpec | None, labels: Sequence[str] | None = None) -> TaskSpec | None:
@@ -47,7 +61,7 @@ def plain_spec(head: HeadSpec | None, labels: Sequence[str] | None = None) -> Ta
 
 def complete(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None = None) -> TaskSpec:
     """Options whose labels are left open, with the base's, or LABEL_0, LABEL_1, … as transformers names them."""
-    if not isinstance(spec, ClassificationSpec) or spec.labels is not None or head is None:
+    if not isinstance(spec, ClassificationSpec) or spec.outputs is not None or head is None:
         return spec
     plain = type(spec).model_validate(spec.model_dump() | {"labels": plain_labels(head.num_labels)})
     return _named(plain, head, labels)
@@ -56,7 +70,8 @@ def complete(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None
 def _named(spec: TaskSpec, head: HeadSpec | None, labels: Sequence[str] | None) -> TaskSpec:
     """The options with the base's labels, if there are as many as the head has outputs."""
     fits = labels is not None and head is not None and len(labels) == head.num_labels
-    return spec.model_copy(update={"labels": tuple(labels or ())}) if fits and hasattr(spec, "labels") else spec
+    named = getattr(spec, "labels", None) is not None
+    return spec.model_copy(update={"labels": tuple(labels or ())}) if fits and named else spec
 
 
 __all__ = [
@@ -69,5 +84,7 @@ __all__ = [
     "complete",
     "plain_spec",
     "row_of",
+    "scoring_of",
     "task_class",
+    "task_of",
 ]

@@ -1,4 +1,4 @@
-"""What all classification tasks share: labels, the loss, the answer, the metrics and the picture."""
+"""What tasks of one label a row share: labels, the loss, the metrics and the picture. Answers are `Scored`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.labels import label_index
 from ray_lora.tasks.pictures import confusion
+from ray_lora.tasks.scored import Scored
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 METRICS: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "f1_macro": "max"}
 LABEL = Column(("label",), "training", "a label, or its index among labels that are no numbers")
-_FUNCTIONS = ("softmax", "sigmoid", "none")
 _TARGET = "labels"  # the class index in a row's features
 
 
@@ -78,10 +78,14 @@ def taught(spec: TaskSpec, values: Iterable[tuple[int, Any]]) -> Taught:
     return NOTHING if cast(ClassificationSpec, spec).labels is not None else teach(values)
 
 
-class Classification(Labelled):
-    """One label a row, from logits [rows, labels]."""
+class Classification(Labelled, Scored):
+    """One label a row, from logits [rows, labels].
 
-    full: ClassVar[Mapping[str, Json]] = {"top_k": 1_000_000}
+    Attributes:
+        weights: how much a row of each label weighs in the loss; None: all alike.
+    """
+
+    weights: Sequence[float] | None = None
     metric: ClassVar[str] = "accuracy"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = METRICS
 
@@ -104,37 +108,16 @@ class Classification(Labelled):
         """The answers that would be sure of these class indices."""
         return [{"label": self.labels[target], "score": 1.0} for target in targets]
 
-    def probabilities(self, answer: Json) -> list[float]:
-        """The scores of an answer with parameters `full`, in the order of the labels."""
-        scores = {item["label"]: item["score"] for item in answer}
-        return [scores[label] for label in self.labels]
-
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         import torch
         import torch.nn.functional as F
 
         targets = torch.tensor(self.targets(features), device=outputs.logits.device)
         losses = F.cross_entropy(outputs.logits, targets, reduction="none")
-        return losses, torch.ones_like(losses)
-
-    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        _options(parameters)
-
-    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
-        function, top_k = _options(parameters)
-        logits = outputs.logits.float()
-        if function == "softmax":
-            scores = logits.softmax(-1)
-        else:
-            scores = logits.sigmoid() if function == "sigmoid" else logits
-        ranked = [
-            sorted(
-                ({"label": label, "score": score} for label, score in zip(self.labels, row, strict=True)),
-                key=lambda answer: -answer["score"],
-            )
-            for row in scores.tolist()
-        ]
-        return [row[0] if top_k is None else row[:top_k] for row in ranked]
+        if self.weights is None:
+            return losses, torch.ones_like(losses)
+        terms = torch.tensor(self.weights).to(losses)[targets]  # as torch's CrossEntropyLoss(weight=...) takes the mean
+        return losses * terms, terms
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
         from sklearn.metrics import accuracy_score, f1_score
@@ -160,18 +143,3 @@ class Classification(Labelled):
             feature if row.get("label") is None else feature | {_TARGET: label_index(row["label"], self.labels)}
             for feature, row in zip(features, rows, strict=True)
         ]
-
-
-def _options(parameters: Mapping[str, Json]) -> tuple[str, int | None]:
-    """`function_to_apply` and `top_k`, as in the Hugging Face pipeline."""
-    unknown = sorted(set(parameters) - {"function_to_apply", "top_k"})
-    if unknown:
-        raise RecipeError(f"parameters {unknown} are not known to this task; it takes function_to_apply and top_k")
-    function = parameters.get("function_to_apply")
-    function = "softmax" if function is None else function
-    if function not in _FUNCTIONS:
-        raise RecipeError(f"function_to_apply {function!r} must be one of {', '.join(_FUNCTIONS)}")
-    top_k = parameters.get("top_k")
-    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-        raise RecipeError(f"top_k {top_k!r} must be a whole number of at least 1")
-    return function, top_k

@@ -31,3 +31,29 @@ def confusion(labels: Sequence[str], truth: Sequence[str], guess: Sequence[str])
             if count:
                 axis.text(column, row, str(count), ha="center", va="center", color=colour)
     return {"confusion_matrix": figure}
+
+
+def bars(name: str, labels: Sequence[str], values: Sequence[float]) -> Mapping[str, Figure]:
+    """One bar from 0 to 1 for each label; nothing of too many."""
+    if len(labels) > _MOST_SHOWN:
+        return {}
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 1 + 0.3 * len(labels)), layout="tight")
+    axis = figure.subplots()
+    axis.barh(list(labels), list(values))
+    axis.set(xlabel=name, xlim=(0, 1))
+    axis.invert_yaxis()
+    return {name: figure}
+
+
+def scatter(name: str, truth: Sequence[float], guess: Sequence[float]) -> Mapping[str, Figure]:
+    """A point for each row, and the line on which they would lie if every answer were right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="tight")
+    axis = figure.subplots()
+    axis.scatter(list(truth), list(guess), s=8)
+    axis.axline((truth[0], truth[0]), slope=1, color="black", linewidth=0.5)
+    axis.set(xlabel="truth", ylabel="answer")
+    return {name: figure}

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from ray_lora.tasks.span_answers import Options
 
 _PLAIN = "AutoModelForQuestionAnswering"
-_LENGTH = 384  # tokens of a window, as in Hugging Face's pipeline
+# tokens of a window, of what two windows share, and of a question, as in Hugging Face's pipeline; on a base of fewer
+# positions these give way, any other number is refused
+_LENGTH, _STRIDE, _QUESTION = 384, 128, 64
 _NONE = 0  # the place of the CLS token, which stands for no answer
 
 
@@ -39,7 +41,7 @@ class QuestionAnsweringSpec(TaskSpec):
     """How long contexts are read, and which answers there may be; names and defaults are Hugging Face's.
 
     Attributes:
-        max_length: tokens of a window, question included; the default gives way to a base of fewer positions.
+        max_length: tokens of a window, question included.
         doc_stride: tokens by which windows overlap.
         max_question_len: tokens of a question; longer ones are cut.
         max_answer_len: tokens of the longest answer.
@@ -48,8 +50,8 @@ class QuestionAnsweringSpec(TaskSpec):
 
     type: Literal["question-answering"] = "question-answering"
     max_length: int = Field(default=_LENGTH, ge=16)
-    doc_stride: int = Field(default=128, ge=0)
-    max_question_len: int = Field(default=64, ge=1)
+    doc_stride: int = Field(default=_STRIDE, ge=0)
+    max_question_len: int = Field(default=_QUESTION, ge=1)
     max_answer_len: int = Field(default=30, ge=1, le=1000)
     handle_impossible_answer: bool | None = None
 
@@ -88,12 +90,14 @@ class QuestionAnswering(TextRows):
         self.head = HeadSpec(_PLAIN, 2)
         self._options, self._tokenizer = options, processor
         self._length = Length.of(options.max_length, processor, default=_LENGTH)
-        special = processor.num_special_tokens_to_add(pair=True)
-        room = self.longest - special - options.max_question_len
-        if room <= options.doc_stride:
+        asked, stride = options.max_question_len, options.doc_stride
+        self._asked_len = min(asked, self.longest // 4) if asked == _QUESTION else asked
+        room = self.longest - processor.num_special_tokens_to_add(pair=True) - self._asked_len
+        self._stride = max(0, min(stride, room // 2)) if stride == _STRIDE else stride
+        if room <= self._stride:
             raise RecipeError(
                 f"task.max_length {self.longest} leaves {room} tokens to the context beside a question of "
-                f"task.max_question_len {options.max_question_len}; task.doc_stride {options.doc_stride} must be less"
+                f"task.max_question_len {self._asked_len}; task.doc_stride {self._stride} must be less"
             )
         self._typed = "token_type_ids" in processor.model_input_names
 
@@ -147,7 +151,7 @@ class QuestionAnswering(TextRows):
             asked = self._question(question)
             found: Features = {"windows": self._read(asked, context), "context": context}
             if asked != question:
-                found["cut"] = f"questions longer than task.max_question_len, {self._options.max_question_len} tokens,"
+                found["cut"] = f"questions longer than task.max_question_len, {self._asked_len} tokens,"
             if row.get("answers") is not None:
                 golds = answers_of(row["answers"], context)
                 found["answers"] = [gold.text for gold in golds]
@@ -161,7 +165,7 @@ class QuestionAnswering(TextRows):
             question,
             add_special_tokens=False,
             truncation=True,
-            max_length=self._options.max_question_len,
+            max_length=self._asked_len,
             return_offsets_mapping=True,
         )
         whole = not asked.encodings[0].overflowing
@@ -174,7 +178,7 @@ class QuestionAnswering(TextRows):
             context,
             truncation="only_second",
             max_length=self.longest,
-            stride=self._options.doc_stride,
+            stride=self._stride,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             return_token_type_ids=self._typed,
@@ -224,13 +228,13 @@ class QuestionAnswering(TextRows):
     # ------------------------------------------------------------ answers
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        self._asked(parameters)
+        self._chosen(parameters)
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Any]:
         """Of each window its likeliest spans, for `whole`."""
         from ray_lora.tasks.span_answers import spans_of
 
-        options = self._asked(parameters)
+        options = self._chosen(parameters)
         starts, ends = outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy()
         counts = [len(window["input_ids"]) for window in features]
         return [
@@ -242,9 +246,9 @@ class QuestionAnswering(TextRows):
         """`{"score", "start", "end", "answer"}`, or with `top_k` a list of them, best first."""
         from ray_lora.tasks.span_answers import whole_answer
 
-        return whole_answer(parts, features["context"], self._asked(parameters))
+        return whole_answer(parts, features["context"], self._chosen(parameters))
 
-    def _asked(self, parameters: Mapping[str, Json]) -> Options:
+    def _chosen(self, parameters: Mapping[str, Json]) -> Options:
         from ray_lora.tasks.span_answers import Options
 
         return Options.of(parameters, bool(self._options.handle_impossible_answer), self._options.max_answer_len)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
-from ray_lora.tasks.task import Row, Task
+from ray_lora.tasks.task import Column, Row, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +17,7 @@ BLANKS = (  # what Unicode calls white space, and what has no width at all
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad"
 )
+_MISSPELT = 0.85  # difflib's ratio of two spellings of one word: "textpair" and "text_pair" have 0.94
 _MOST_SHOWN = 80  # characters of a text in a message
 
 
@@ -24,11 +26,17 @@ def answering(task: Task | type[Task]) -> tuple[str, ...]:
     return tuple(name for name, column in task.columns.items() if column.required == "always")
 
 
+def may_have(task: Task | type[Task]) -> tuple[str, ...]:
+    """The columns that a row to be answered may have beside those that it needs."""
+    return tuple(name for name, column in task.columns.items() if column.required == "optional")
+
+
 def row_of(task: Task | type[Task], value: Json) -> Row:
-    """A row to be answered, from a row or from the bare value of the task's `input`; other columns are left out.
+    """A row to be answered, from a row or from the bare value of the task's `input`. It has the columns that it needs
+    and those that it may have; others are left out.
 
     Raises:
-        RecipeError: a column is missing.
+        RecipeError: a column is missing, or one that may be there is misspelt.
     """
     bare = not isinstance(value, Mapping) or _is_image(task, value)
     given = {task.input: value} if bare else value
@@ -38,7 +46,17 @@ def row_of(task: Task | type[Task], value: Json) -> Row:
             shape = "{" + ", ".join(f"{name!r}: ..." for name in needed) + "}"
             alone = "write the value alone or " if needed == (task.input,) else "write "
             raise RecipeError(f"input {value!r} has no {column!r}; {alone}{shape}")
-    return {column: given[column] for column in needed}
+    check_spelling(task.columns, given)
+    return {column: given[column] for column in (*needed, *may_have(task)) if column in given}
+
+
+def check_spelling(columns: Mapping[str, Column], given: Collection[str]) -> None:
+    """RecipeError where a name can only be meant for a column that may be missing: nobody else would notice."""
+    absent = [name for name, column in columns.items() if column.required == "optional" and name not in given]
+    for name in given:
+        meant = get_close_matches(str(name), absent, n=1, cutoff=_MISSPELT) if name not in columns else []
+        if meant:
+            raise RecipeError(f"{name!r} is no column of this task; did you mean {meant[0]!r}?")
 
 
 def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
@@ -46,9 +64,9 @@ def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
     return "image" in task.columns[task.input].kinds and "bytes" in value and task.input not in value
 
 
-def bad_texts(column: pa.ChunkedArray) -> Iterator[tuple[int, str]]:
+def bad_texts(column: pa.ChunkedArray, name: str = "text") -> Iterator[tuple[int, str]]:
     """The rows of a column, from 0, that are no text or a blank one."""
-    return ((row, say_text(value)) for row, value in enumerate(column.to_pylist()) if not is_text(value))
+    return ((row, say_text(value, name)) for row, value in enumerate(column.to_pylist()) if not is_text(value))
 
 
 def is_text(value: object) -> bool:
@@ -56,10 +74,14 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip(BLANKS)) and unreadable(value) is None
 
 
-def say_text(value: object) -> str:
-    """What to say of a value that is no text."""
+def say_text(value: object, name: str = "text") -> str:
+    """What to say of a value that is no text.
+
+    Args:
+        name: its column.
+    """
     why = unreadable(value) if isinstance(value, str) else None
-    return f"text {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
+    return f"{name} {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
 
 
 def shown(value: object) -> str:

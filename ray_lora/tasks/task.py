@@ -30,12 +30,13 @@ class Column:
     Attributes:
         kinds: the kinds of value that may stand in it. A file's "text", "label" and "labels" are read as written; a
             value of kind "image" may be given as a file's path; other words ("integer", "boxes") are for people.
-        required: always, or only in the rows that train and score.
+        required: always, or only in the rows that train and score. An optional one may be missing, in a file for all
+            of its rows; then rows do not have it.
         about: what it is, for people.
     """
 
     kinds: tuple[str, ...]
-    required: Literal["always", "training"] = "always"
+    required: Literal["always", "training", "optional"] = "always"
     about: str = ""
 
 

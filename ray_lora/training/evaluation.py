@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import NotFiniteError, predict
 from ray_lora.recipe import Json
-from ray_lora.tasks import Features
+from ray_lora.tasks import Features, scoring_of
 from ray_lora.training.member import Member
 from ray_lora.training.shards import Group
 
@@ -27,8 +27,9 @@ def evaluate(
     slots = [member.slot for member in due for _ in rows[member.job.name]]
     answers: list[Json] = []
     wrong: frozenset[int] = frozenset()
+    options = [scoring_of(member.task) for member in due for _ in rows[member.job.name]]
     try:
-        answers = predict(engine, {m.slot: m.task for m in due}, features, slots, max_rows=max_rows)
+        answers = predict(engine, {m.slot: m.task for m in due}, features, slots, options, max_rows)
     except NotFiniteError as error:
         wrong = error.slots
     wrong = frozenset().union(*group.gather(wrong))

@@ -103,6 +103,8 @@ def found_there(case: Case, model: Any) -> Found:
     parts: list[Any] = []
     losses = []
     tasks = {0: case.task}
+    if isinstance(model, PeftModel):  # whose class for questions takes token types and does not hand them on
+        model = model.base_model
     spread = spread_windows(tasks, case.features, [0] * len(case.features))
     for feature in spread.features:
         inputs = {name: t.double() if t.is_floating_point() else t for name, t in case.task.collate([feature]).items()}

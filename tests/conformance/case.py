@@ -22,7 +22,7 @@ class Case:
     Attributes:
         spec: the task's options, complete.
         rows: training rows as a file would hold them; at least five, not all of one size and not all of one target.
-        perfect: the best prediction that a row can have.
+        perfect: the best prediction that a row can have, as `task.score` takes it.
         open: the base, freshly loaded, in float64.
         plain: the plain class on that base's weights, as it is without this library, in float32.
         targets: layers of the base, by PEFT's `target_modules`.

@@ -14,7 +14,7 @@ from ray_lora.data.check import check_table
 from ray_lora.data.read import canonical, read, roles
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec
-from ray_lora.tasks import Row, task_class
+from ray_lora.tasks import Row, task_of
 from tests.conformance.case import Case
 
 
@@ -37,6 +37,6 @@ def check_wrong_rows(case: Case, tmp_path: Path) -> None:
 def read_and_check(case: Case, file: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
     """As a recipe's files are read, before any base is loaded."""
     pa.parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), file)
-    task, data = task_class(case.spec.type), DataSpec()
+    task, data = task_of(case.spec), DataSpec()
     table = canonical(read(str(file), roles(data, task.columns)), data, task.columns, str(file))
     check_table(task, case.spec, table, str(file))

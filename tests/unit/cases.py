@@ -125,6 +125,60 @@ def perfect_tags(row: Row) -> Json:
     return [{"entity": tag, "index": at} for at, tag in enumerate(row["tags"], start=1) if tag != "O"]
 
 
+def paired_case(folder: Path) -> Case:
+    """Two texts a row, on a folder of BERT's; one label weighs more."""
+    firsts, seconds = sentences(7, seed=1), sentences(7, seed=2)
+    rows = [
+        {"text": text, "text_pair": pair, "label": LABELS[number % 3]}
+        for number, (text, pair) in enumerate(zip(firsts, seconds, strict=True))
+    ]
+    return replace(
+        text_case(folder),
+        spec=TextClassificationSpec(labels=LABELS, class_weights={"yes": 2.5, "no": 0.5}),
+        rows=rows,
+        wrong=[
+            ({"text_pair": " "}, "text_pair ' ' is empty or not a string"),
+            ({"text": ""}, "text '' is empty or not a string"),
+            ({"label": "yess"}, "did you mean 'yes'"),
+        ],
+    )
+
+
+def multi_label_case(folder: Path) -> Case:
+    """Any number of labels a row, on a folder of BERT's."""
+    held = (["no"], ["no", "yes"], [], ["perhaps"], ["yes"], ["yes", "perhaps", "no"], ["perhaps"])
+    rows = [{"text": text, "label": labels} for text, labels in zip(sentences(7, seed=1), held, strict=True)]
+    return replace(
+        text_case(folder),
+        spec=TextClassificationSpec(labels=LABELS, problem_type="multi_label_classification"),
+        rows=rows,
+        perfect=lambda row: [{"label": label, "score": float(label in row["label"])} for label in LABELS],
+        wrong=[
+            ({"text": " "}, "text ' ' is empty or not a string"),
+            ({"label": ["no", "yess"]}, "did you mean 'yes'"),
+            ({"label": ["no", "no"]}, "label 'no' comes twice"),
+            ({"label": ["no", None]}, "the label is empty"),
+        ],
+    )
+
+
+def regression_case(folder: Path) -> Case:
+    """A number a row, on a folder of BERT's."""
+    rows = [{"text": text, "label": number / 4 - 1} for number, text in enumerate(sentences(7, seed=1))]
+    return replace(
+        text_case(folder),
+        spec=TextClassificationSpec(problem_type="regression"),
+        rows=rows,
+        perfect=lambda row: {"label": "LABEL_0", "score": row["label"]},
+        plain=lambda: plain(folder, 1),
+        wrong=[
+            ({"text": " "}, "text ' ' is empty or not a string"),
+            ({"label": float("nan")}, "label nan is no finite number"),
+            ({"label": float("inf")}, "label inf is no finite number"),
+        ],
+    )
+
+
 def perfect(row: Row) -> Json:
     return {"label": row["label"], "score": 1.0}
 

@@ -120,13 +120,16 @@ def _make(root: Path, name: str, kind: Any, peft_type: str, spec: TaskSpec, labe
     return root
 
 
-def card(folder: Path, base: Path, labels: Sequence[str], fingerprint: str | None = None) -> Path:
-    """Put our card beside a plain PEFT folder."""
+def card(
+    folder: Path, base: Path, labels: Sequence[str] | None, fingerprint: str | None = None, **options: Any
+) -> Path:
+    """Put our card beside a plain PEFT folder; `options` are more of its task's."""
     from ray_lora.adapters.adapter import Adapter, Card
     from ray_lora.tasks.text_classification import TextClassificationSpec
 
     plain = Adapter.load(folder)
-    task = TextClassificationSpec(labels=tuple(labels), max_length=16)
+    known = None if labels is None else tuple(labels)
+    task = TextClassificationSpec(labels=known, max_length=16, **options)
     written = Card(task=task, base=str(base), base_fingerprint=fingerprint, architecture=ARCHITECTURE)
     whole = replace(plain, card=written)
     shutil.rmtree(folder)

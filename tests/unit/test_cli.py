@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.bases.load import load_base
@@ -19,6 +20,7 @@ from ray_lora.cli import main
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conftest import rated
 
@@ -147,6 +149,67 @@ def test_predict_and_evaluate_agree(run: Run, store: Path, recipe: Path) -> None
     assert last(out)["rows"] == 32
 
 
+@pytest.mark.parametrize(
+    ("task", "labels", "train", "metrics"),
+    [
+        (
+            {"labels": ["bad", "good"], "problem_type": "multi_label_classification"},
+            2,
+            "text,text_pair,label\na good film,a day,good\na day,so sad,bad|good\n",
+            {"f1_macro", "f1_micro", "accuracy"},
+        ),
+        (
+            {"problem_type": "regression"},
+            1,
+            "text,text_pair,label\na good film,a day,1\na day,so sad,-0.5\n",
+            {"mse", "mae", "pearson"},
+        ),
+    ],
+)
+def test_pairs_of_several_labels_and_of_numbers(
+    run: Run,
+    recipe: Path,
+    tmp_path: Path,
+    task: dict[str, Any],
+    labels: int,
+    train: str,
+    metrics: set[str],
+) -> None:
+    (tmp_path / "rows.csv").write_text(train)
+    (tmp_path / "asked.jsonl").write_text('{"text": "a day", "text_pair": "so sad", "label": 7}\n"a day"\n')
+    where = ("--store", tmp_path / "store", "--json")
+    tree = json.loads(recipe.read_text()) | {"task": task, "data": {"train": str(tmp_path / "rows.csv")}}
+    recipe.write_text(json.dumps(tree))
+    code, out, said = run("plan", recipe, "--json")
+    assert code == 0, said
+    assert last(out)["task"] == {"type": "text-classification", **task}
+    base = load_base(BaseSpec(model=tree["base"]["model"], dtype="float32"))
+    engine = AdapterEngine(base, slots=1, max_rank=4)
+    torch.manual_seed(0)
+    slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForSequenceClassification", labels), 0, peft_type="SEQ_CLS")
+    engine.write(slot, {key: value + 0.5 * torch.randn(value.shape) for key, value in engine.read(slot).items()})
+    engine.export(slot, Card(base=tree["base"]["model"])).save(tmp_path / "theirs")
+    told = json.dumps({"type": "text-classification", **task})
+    code, _, said = run("adapters", "import", tmp_path / "theirs", "own", "--task", told, *where)
+    assert code == 0, said
+    code, out, said = run("predict", "own", "--input-file", tmp_path / "asked.jsonl", *where)
+    assert code == 0, said
+    pair, alone = last(out)["predictions"]
+    assert pair["label"] == alone["label"] or labels > 1
+    assert pair["score"] != pytest.approx(alone["score"], abs=1e-6)
+    given = ('{"text": "a day", "text_pair": "so sad"}', "a day", '{"text": "a day"}', "{")
+    code, out, said = run("predict", "own", *given, *where)
+    assert code == 0, said
+    assert last(out)["predictions"][:2] == [pair, alone]
+    assert last(out)["predictions"][2] != alone  # a text, whatever is written in it
+    code, out, said = run("evaluate", "own", "--data", tmp_path / "rows.csv", *where)
+    assert code == 0, said
+    assert set(last(out)["metrics"]) == metrics
+    (tmp_path / "rows.csv").write_text(train + "a day,,zzz\n")
+    said = refused(run, "evaluate", "own", "--data", tmp_path / "rows.csv", *where)
+    assert "rows.csv, row 3: text_pair '' is empty" in said
+
+
 def test_inputs_of_a_file_are_those_of_a_table(run: Run, store: Path, tmp_path: Path) -> None:
     where = ("--store", store, "--json", "--parameters", '{"top_k": 2}')
     asked = ["good\u2028film", "007", "bad\x85day"]
@@ -172,6 +235,23 @@ def test_texts_that_are_cut_are_counted(
     assert caplog.messages == [
         f"{tmp_path}/long.parquet: 2 of 4 rows are longer than what the base takes, 64 tokens, and are cut"
     ]
+
+
+def test_a_question_is_a_row(run: Run, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """On the command line as JSON, and as a file's row; a bare text lacks its context."""
+    engine = AdapterEngine(load_base(BaseSpec(model=str(tiny_bert_folder), dtype="float32")), slots=1, max_rank=4)
+    slot = engine.init(LoraSpec(r=4), HeadSpec("AutoModelForQuestionAnswering", 2), seed=0, peft_type="QUESTION_ANS")
+    engine.export(slot, Card(task=QuestionAnsweringSpec(max_question_len=8))).save(tmp_path / "asked")
+    where = ("--store", tmp_path / "store", "--json")
+    assert run("adapters", "import", tmp_path / "asked", "asked", "--store", tmp_path / "store")[0] == 0
+    row = {"question": "rain ?", "context": "the quiet rain and the snow"}
+    [answer] = last(run("predict", "asked", "--input", json.dumps(row), *where)[1])["predictions"]
+    assert row["context"][answer["start"] : answer["end"]] == answer["answer"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"answers": "rain"}))
+    data = ("--data", tmp_path / "rows.jsonl")
+    assert last(run("evaluate", "asked", *data, *where)[1])["metrics"].keys() == {"f1", "exact_match"}
+    assert "has no 'context'; write" in refused(run, "predict", "asked", "--input", "rain ?", *where)
+    assert "is no JSON" in refused(run, "predict", "asked", "--input", "{rain", *where)
 
 
 def test_predict_takes_texts_and_parameters(run: Run, store: Path) -> None:

@@ -11,9 +11,18 @@ from transformers import AutoTokenizer, ViTImageProcessor
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit.bases import save_base
-from tests.unit.cases import image_case, question_case, tagged_both_ways_case, tagged_case, text_case
+from tests.unit.cases import (
+    image_case,
+    multi_label_case,
+    paired_case,
+    question_case,
+    regression_case,
+    tagged_both_ways_case,
+    tagged_case,
+    text_case,
+)
 
-BOTH_WAYS = "token-classification, read both ways"
+VARIANTS = ("pairs of texts", "several labels", "a number", "read both ways")  # of tasks of texts
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +33,23 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
     return {
         "text-classification": text_case(tiny_bert_folder),
+        "pairs of texts": paired_case(tiny_bert_folder),
+        "several labels": multi_label_case(tiny_bert_folder),
+        "a number": regression_case(tiny_bert_folder),
         "token-classification": tagged_case(tiny_bert_folder),
-        BOTH_WAYS: tagged_both_ways_case(gpt2),
+        "read both ways": tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
     }
 
 
 def test_every_task_is_checked(cases: dict[str, Case]) -> None:
-    assert set(cases) == {*TASKS, BOTH_WAYS}
+    assert {case.spec.type for case in cases.values()} == set(TASKS)
+    assert {*TASKS, *VARIANTS} == set(cases)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", [*TASKS, BOTH_WAYS])
+@pytest.mark.parametrize("name", [*TASKS, *VARIANTS])
 def test_it_keeps_the_rules(
     cases: dict[str, Case], name: str, check: Callable[[Case, Path], None], tmp_path: Path
 ) -> None:

@@ -32,11 +32,14 @@ TEXT = "a lovely day but the film was very dull"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tweets` classifies, `tagger` tags words, `plain` has no card."""
+    """`tweets` classifies, `topics` gives labels, `stars` a number, `tagger` tags words, `plain` has no card."""
     root = tmp_path_factory.mktemp("hub")
     base = make_base(root / "base")
     card(make_adapter(base, root / "store" / "tweets", seed=0, labels=3), base, LABELS)
     make_adapter(base, root / "store" / "plain", seed=1, labels=3)
+    topics = {"problem_type": "multi_label_classification"}
+    card(make_adapter(base, root / "store" / "topics", seed=2, labels=3), base, LABELS, **topics)
+    card(make_adapter(base, root / "store" / "stars", seed=3, labels=1), base, None, problem_type="regression")
     make_tagger(root)
     (root / "keys.yaml").write_text("[{key: secret, adapters: [tweets]}]")
     return root
@@ -79,6 +82,33 @@ def test_text_classification(address: str, world: Path) -> None:
         (element["label"], element["score"]) for element in wanted
     ]
     assert client(address, "plain").text_classification(TEXT)[0].label.startswith("LABEL_")
+
+
+@pytest.mark.parametrize(
+    ("ref", "problem", "labels"),
+    [("topics", "multi_label_classification", LABELS), ("stars", "regression", ["LABEL_0"])],
+)
+def test_several_labels_and_numbers(address: str, world: Path, ref: str, problem: str, labels: list[str]) -> None:
+    model = merged(world, world / "store" / ref, AutoModelForSequenceClassification, labels)
+    model.config.problem_type = problem
+    theirs = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(world / "base"))
+    pair = {"text": "a lovely day", "text_pair": "the film was dull"}
+    for given in (TEXT, pair):
+        for options in ({}, {"top_k": 1}, {"function_to_apply": "none"}):
+            wanted: Any = theirs(given, **{"top_k": None, **options})
+            answer = httpx.post(f"{address}/models/{ref}", json={"inputs": given, "parameters": options}).json()[0]
+            ours = answer if given is pair else client(address, ref).text_classification(TEXT, **options)  # type: ignore[arg-type]
+            found = [(item["label"], item["score"]) for item in ours]
+            assert found == [(item["label"], pytest.approx(item["score"], abs=1e-5)) for item in wanted]
+    both = httpx.post(f"{address}/v1/predict", json={"model": ref, "inputs": [TEXT, pair]}).json()["predictions"]
+    for given, mine in zip((TEXT, pair), both, strict=True):
+        best: Any = theirs(given, top_k=1)
+        assert mine == {"label": best[0]["label"], "score": pytest.approx(best[0]["score"], abs=1e-5)}
+    [data] = httpx.post(f"{address}/classify", json={"model": ref, "input": TEXT}).json()["data"]
+    every: Any = theirs(TEXT, top_k=None)
+    scores = {item["label"]: item["score"] for item in every}
+    assert data["probs"] == pytest.approx([scores[label] for label in labels], abs=1e-5)
+    assert (data["label"], data["num_classes"]) == (every[0]["label"], len(labels))
 
 
 @pytest.mark.parametrize("strategy", [None, "simple", "first", "max"])

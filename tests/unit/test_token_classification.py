@@ -54,6 +54,8 @@ def word_pieces() -> PreTrainedTokenizerFast:
     made.train_from_iterator(
         sentences(50, seed=0), trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special)
     )
+    pieces = [*special, *sorted(set(made.get_vocab()) - set(special))]  # the trainer's own order is chance
+    made.model = models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]")
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

@@ -18,8 +18,8 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import schemas
 from ray_lora.serving.http.asking import chosen, headers_of, ref_of, user_of
 from ray_lora.serving.http.relay import ElsewhereError
-from ray_lora.tasks import task_class
-from ray_lora.tasks.classification import Classification
+from ray_lora.tasks import task_of
+from ray_lora.tasks.scored import Scored
 
 
 def add_hub(app: FastAPI, endpoint: Endpoint) -> None:
@@ -38,11 +38,11 @@ def add_hub(app: FastAPI, endpoint: Endpoint) -> None:
         several = isinstance(body.inputs, list)
         inputs = body.inputs if several else [body.inputs]
         told = choice.entry.task
-        if told is not None and issubclass(task_class(told.type), Classification):
-            parameters = {**Classification.full, **parameters}  # every label unless it is said how many
+        if told is not None and issubclass(task_of(told), Scored):
+            parameters = {**Scored.full, **parameters}  # every label unless it is said how many
         answer = await endpoint.predict(choice, inputs, parameters, request.state.request_id)
         content = answer.predictions
-        if isinstance(answer.task, Classification):  # a list of labels for each input, also for one
+        if isinstance(answer.task, Scored):  # a list of labels for each input, also for one
             content = [ranked if isinstance(ranked, list) else [ranked] for ranked in content]
         elif not several:
             [content] = content

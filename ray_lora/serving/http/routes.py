@@ -26,9 +26,9 @@ from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
-from ray_lora.tasks import task_class
-from ray_lora.tasks.classification import Classification
+from ray_lora.tasks import task_of
 from ray_lora.tasks.rows import answering
+from ray_lora.tasks.scored import Scored
 
 
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
@@ -91,10 +91,10 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
         ref = ref_of(endpoint, body.model, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         entry = choice.entry
-        if entry.task is not None and not issubclass(task_class(entry.task.type), Classification):
+        if entry.task is not None and not issubclass(task_of(entry.task), Scored):
             raise DataError(f"{entry.ref} does {entry.task.type}; /classify is for classification, use /v1/predict")
-        answer = await endpoint.predict(choice, inputs, Classification.full, request.state.request_id)
-        assert isinstance(answer.task, Classification)  # the only kind that a folder without a card may stand for
+        answer = await endpoint.predict(choice, inputs, Scored.full, request.state.request_id)
+        assert isinstance(answer.task, Scored)  # the only kind that a folder without a card may stand for
         data = [_class(index, ranked, answer.task) for index, ranked in enumerate(answer.predictions)]
         content = {
             "id": f"classify-{uuid.uuid4().hex}",
@@ -140,7 +140,7 @@ def _add_feedback(app: FastAPI, endpoint: Endpoint) -> None:
 def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
     def card(entry: Entry, name: str, versions: Sequence[int], home: str | None) -> schemas.ModelCard:
         shown = entry.task.describe() if entry.task else {}
-        task = task_class(entry.task.type) if entry.task else None
+        task = task_of(entry.task) if entry.task else None
         known = {
             "id": name,
             "created": endpoint.created,
@@ -230,7 +230,7 @@ def _usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
 
-def _class(index: int, ranked: Json, task: Classification) -> dict[str, Json]:
+def _class(index: int, ranked: Json, task: Scored) -> dict[str, Json]:
     probs = task.probabilities(ranked)
     return {"index": index, "label": ranked[0]["label"], "probs": probs, "num_classes": len(probs)}
 
