@@ -13,7 +13,10 @@ import httpx
 import pytest
 
 from ray_lora.engine import AdapterEngine
-from ray_lora.inference.stored import predict_ref
+from ray_lora.inference import stored
+from ray_lora.inference.predict import predict
+from ray_lora.store import open_store
+from ray_lora.tasks import row_of
 from tests.unit.http_server import serving
 from tests.unit.serving_world import card, make_adapter, make_answerer, make_tagger
 
@@ -42,6 +45,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def answer_of(world: Path, name: str, value: Any) -> Any:
+    """Of the adapter alone, on a base of its own."""
+    _, adapter = open_store(str(world / "store")).load(name)
+    engine, slot, task = stored.alone(adapter, name, str(world / "base"), "float32")
+    [answer] = predict(engine, {slot: task}, task.encode([row_of(task, value)]), [slot])
+    engine.close()
+    return answer
+
+
 @contextmanager
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """The slots of each pass."""
@@ -58,11 +70,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
 
 
 def test_all_tasks_of_texts_share_one_pass(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = {
-        name: predict_ref(name, [value], str(world / "store"), base=str(world / "base"))["predictions"][0]
-        for name, value in ASKED.items()
-    }
-    with serving(world, num_replicas=1) as address, ThreadPoolExecutor(len(ASKED) + 1) as pool:
+    alone = {name: answer_of(world, name, value) for name, value in ASKED.items()}
+    with serving(world, slots=len(ASKED)) as address, ThreadPoolExecutor(len(ASKED) + 1) as pool:
 
         def ask(name: str) -> Any:
             reply = httpx.post(f"{address}/v1/predict", json={"model": name, "inputs": ASKED[name]}, timeout=None)
@@ -96,15 +105,13 @@ def test_all_tasks_of_texts_share_one_pass(world: Path, monkeypatch: pytest.Monk
 
 
 def test_a_long_context_takes_turns(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its windows are rows of batches; a text that comes meanwhile is answered before it."""
+    """Its windows are rows of batches as any other's, so that others wait for one batch and not for a whole text."""
     question = {"question": "not bad ?", "context": " . ".join([CONTEXT] * 20)}
-    alone = predict_ref("answerer", [question], str(world / "store"), base=str(world / "base"))["predictions"][0]
-    with serving(world, max_batch_rows=4) as address, held(monkeypatch) as seen, ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(
-            httpx.post, f"{address}/v1/predict", json={"model": "answerer", "inputs": question}, timeout=None
-        )
-        reply = asked.result()
-        assert near(reply.json()["predictions"][0], alone)
+    alone = answer_of(world, "answerer", question)
+    with serving(world, max_batch_rows=4) as address, held(monkeypatch) as seen:
+        body = {"model": "answerer", "inputs": question}
+        reply = httpx.post(f"{address}/v1/predict", json=body, timeout=None).json()
+        assert near(reply["predictions"][0], alone)
         assert len(seen) > 10
         assert max(map(len, seen)) == 4
 
