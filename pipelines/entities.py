@@ -32,7 +32,7 @@ def lines(given: Asked) -> list[Line]:
         files = [f"data.{split}=data/tagged-{rows}/{split}.parquet" for split in ("train", "validation")]
         return given.recipe(RECIPE, [*files, *overrides])
 
-    speech = ("training.num_train_epochs=2", "training.learning_rate=2e-3")
+    speech = ("training.num_train_epochs=2", "training.learning_rate=1e-3")
     return [
         Line(
             "tweet-entities",

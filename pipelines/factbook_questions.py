@@ -31,7 +31,7 @@ from pipelines.kept_rows import digest, keep, mixed
 from ray_lora.errors import DataError
 
 HELD = {"test": 40, "validation": 20}  # countries
-SIZES = {"train": 900, "validation": 200, "test": 400}  # rows at most
+SIZES = {"train": 500, "validation": 150, "test": 240}  # rows at most
 WHOLE, NOWHERE = 0.15, 0.2  # shares of texts that are a whole section, and of questions without an answer
 SHORT = 450  # letters of a stretch
 LONG = 4000  # letters of a whole section at most

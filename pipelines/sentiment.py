@@ -48,9 +48,8 @@ RECIPE = Path(__file__).parents[1] / "examples/tweets.yaml"
 TWEETS = "data/tweets/test.parquet"
 SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here now, no obligation!"
 MAILS = (
-    "base.dtype=float32",
     "task.labels=[ham, spam]",
-    "task.max_length=192",
+    "task.max_length=128",
     "training.num_train_epochs=3",
     "training.eval_steps=null",
 )
@@ -72,7 +71,7 @@ def lines(given: Asked) -> list[Line]:
 
     def recipe(domain: str, *overrides: str) -> Recipe:
         told = [f"{key}={path}" for key, path in files(domain).items()]
-        once = ("base.dtype=float32", "training.num_train_epochs=2", "training.eval_steps=null")
+        once = ("training.num_train_epochs=2", "training.eval_steps=null")
         return given.recipe(RECIPE, [*told, *once, *overrides])
 
     def tweets(name: str, *overrides: str) -> Line:

@@ -29,7 +29,7 @@ from ray_lora.training.shards import Group, Split, Splits
 # layer points the same way and leaves them all of the loss.
 SHARE = 0.1
 GAIN = 0.12  # of the loss of a head that tells no rows apart; one that gains less points nowhere
-_MOST = 2**28  # bytes a worker keeps of the base's outputs; a sample of the rows where there are more
+_MOST = 2**26  # bytes a worker keeps of the base's outputs; a sample of the rows where there are more
 _HELD_OUT = 5  # of so many training rows one chooses the strength where there are no validation rows
 
 
