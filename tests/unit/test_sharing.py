@@ -13,6 +13,7 @@ import transformers
 
 from benchmarks import model_types
 from ray_lora.bases.load import describe_base, load_base
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine, probe, sharing
 from ray_lora.engine.sharing import Sharing
 from ray_lora.errors import AdapterError, CapacityError
@@ -188,6 +189,6 @@ def test_a_plan_refuses_a_base_that_cannot_be_used(tmp_path: Path, tiny_bert_fol
     task = TextClassificationSpec(labels=("no", "yes"))
     for known in (False, True):
         base = describe_base(recipe.base)
-        assert probe.is_known(base, TEXT) == known
+        assert probe.is_known(base, HeadSpec(TEXT, 2)) == known
         with pytest.raises(AdapterError, match="hands its backbone global_attention_mask"):
             make_plan(recipe, task, base)
