@@ -2,7 +2,8 @@
 
     python -m pipelines.entities [--smoke] [--seeds N] [--json] [--keep] [key=value ...]
 
-One base carries all of them, and one endpoint answers for all. Tweets are compared with an adapter that learnt from
+MiniLM carries all of them, SmolLM2 (a decoder, read from left to right and both ways) tweets once more, and one
+endpoint answers for all. Tweets are compared with an adapter that learnt from
 the Factbook's silver labels (rules made them, not people; it knows persons and places, and dates beside), adventures
 with one that learnt from news, Japanese with a base whose head is untrained: no source has its labels.
 """
@@ -16,6 +17,9 @@ from pipelines.story import Asked, Line, asked, tell
 from pipelines.tagged_texts import prepare
 from ray_lora.recipe import Recipe
 
+BOTH_WAYS = "task.attention=bidirectional"
+TWEETS = "data/tagged-tweets/test.parquet"
+ASKED = "Empire State Building tonight with Ada Lovelace, then back to Paris"
 RECIPE = Path(__file__).parents[1] / "examples/entities.yaml"
 
 
@@ -32,13 +36,18 @@ def lines(given: Asked) -> list[Line]:
         files = [f"data.{split}=data/tagged-{rows}/{split}.parquet" for split in ("train", "validation")]
         return given.recipe(RECIPE, [*files, *overrides])
 
+    def tweets(name: str, *overrides: str) -> Line:
+        """The same tweets by a decoder, which reads from left to right or both ways."""
+        decoder = ("base.model=smollm2", "training.num_train_epochs=2", *overrides)
+        return Line(name, recipe("tweets", *decoder), TWEETS, ASKED, "untrained head", None, None, (1e-4,), 1)
+
     speech = ("training.num_train_epochs=2", "training.learning_rate=1e-3")
     return [
         Line(
             "tweet-entities",
             recipe("tweets"),
-            "data/tagged-tweets/test.parquet",
-            "Empire State Building tonight with Ada Lovelace, then back to Paris",
+            TWEETS,
+            ASKED,
             "Factbook, silver",
             recipe("factbook", "training.num_train_epochs=2"),
         ),
@@ -58,6 +67,7 @@ def lines(given: Asked) -> list[Line]:
             recipe("news", *speech),
             "accuracy",
         ),
+        *([] if given.smoke else [tweets("tweets-causal", "task.piece=last"), tweets("tweets-both-ways", BOTH_WAYS)]),
     ]
 
 

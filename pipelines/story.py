@@ -54,6 +54,7 @@ class Line:
         before: the recipe of the adapter that the source trains; None: nothing is trained, the bare base is scored.
         metric: what is shown; None for the task's own.
         full_rates: of training every weight; the better one by validation rows with seed 0 is taken.
+        full_seeds: so many seeds at most train every weight of a base for which that takes long; None for all.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Line:
     before: Recipe | None = None
     metric: str | None = None
     full_rates: tuple[float, ...] = (1e-4, 3e-4)
+    full_seeds: int | None = None
 
     @property
     def metric_name(self) -> str:
@@ -181,7 +183,7 @@ def compare(line: Line, folders: dict[str, Path], seeds: Sequence[int], asked: A
     before, after, best = score_adapters(data, adapters, source, line.metric_name, line.mode)
     rates = line.full_rates[:1] if asked.smoke else line.full_rates
     rivals = Rivals(data, Path(line.recipe.output_dir) / "baselines" / f"{line.name}.json", here=asked.smoke)
-    head, full = rivals.scores(line.metric_name, line.mode, rates, seeds)
+    head, full = rivals.scores(line.metric_name, line.mode, rates, seeds[: line.full_seeds])
     store = open_store(line.recipe.store, line.recipe.tracking.uri)
     entry = put_once(store, adapters[best], line.name, aliases=("champion",))
     parameters = sum(parameter.numel() for parameter in data.base.backbone.parameters())
