@@ -122,13 +122,17 @@ def plain_model(recipe: Recipe, task: Task) -> Any:
     from ray_lora.bases.transformers_base import is_gguf
 
     path, head = locate(recipe.base.model), task.head
-    told: dict[str, Any] = {"num_labels": head.num_labels, "attn_implementation": "eager", "dtype": torch.float32}
-    if is_gguf(path):
-        told |= {"gguf_file": path.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    told: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+    within = {"gguf_file": path.name} if is_gguf(path) else {}
+    if within:
+        told |= within | {"quantization_config": transformers.GgufConfig(dequantize=True)}
         path = path.parent
-    if getattr(recipe.task, "attention", None) == "bidirectional":
-        told["is_causal"] = False
-    return getattr(transformers, head.architecture).from_pretrained(path, ignore_mismatched_sizes=True, **told)
+    config = transformers.AutoConfig.from_pretrained(path, num_labels=head.num_labels, **within)
+    if head.attention is not None:  # a decoder's mask, as transformers' own config says it
+        config.is_causal = head.attention == "causal"
+    return getattr(transformers, head.architecture).from_pretrained(
+        path, config=config, ignore_mismatched_sizes=True, **told
+    )
 
 
 def batches(rows: int, training: TrainingSpec, seed: int, steps: int) -> list[list[int]]:

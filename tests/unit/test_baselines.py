@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 from pipelines.baselines import Data, answers_of, batches, plain_model, score_bare, score_full, score_head, train_full
 from ray_lora.recipe import Recipe, TrainingSpec
@@ -90,3 +91,27 @@ def test_rows_come_in_the_order_of_an_adapters_steps() -> None:
     assert sorted(row for rows in found[:3] for row in rows) == list(range(10))
     first = torch.randperm(10, generator=torch.Generator().manual_seed(3 * 1_000_003)).tolist()
     assert found[0] == first[:4]
+
+
+@pytest.mark.parametrize("attention", [None, "causal", "bidirectional"])
+def test_a_decoders_plain_class_reads_as_its_task_says(
+    attention: str | None, tiny_bert_folder: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "llama"
+    transformers.AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(base)
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    transformers.LlamaModel(config).save_pretrained(base)
+    table = [{"tokens": ["w1", "w2", "w3"], "tags": ["O", "B-x", "O"]}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
+    task = {"type": "token-classification", "piece": "last"} | ({"attention": attention} if attention else {})
+    data = told(base, tmp_path, task)
+    model = plain_model(data.recipe, data.task).eval()
+    assert model.config.num_labels == 2
+    batch = data.task.collate(data.rows("train"))
+    other = {name: tensor.clone() for name, tensor in batch.items()}
+    other["input_ids"][0, -1] += 1
+    with torch.no_grad():
+        first, changed = (model(**inputs).logits[0, 0] for inputs in (batch, other))
+    assert torch.equal(first, changed) == (attention != "bidirectional"), "whether the first token sees the last"
