@@ -142,6 +142,17 @@ def test_answers_are_the_pipelines(strategy: str, engine: tuple[AdapterEngine, T
         assert [part["score"] for part in answer] == pytest.approx([float(part["score"]) for part in wanted], abs=1e-4)
 
 
+def test_a_text_of_any_length_is_cut_as_the_pipeline_cuts_it(engine: tuple[AdapterEngine, Task, int, Any]) -> None:
+    here, task, slot, theirs = engine
+    text = " ".join(sentences(4000, seed=5))
+    assert len(text) > 100_000
+    [features] = task.encode([{"tokens": text}])
+    assert features["cut"] == "longer than task.max_length, 40 tokens,"
+    [answer] = predict(here, {slot: task}, [features], [slot], [{"ignore_labels": []}])
+    wanted = theirs(text, ignore_labels=[])
+    assert [(part["start"], part["entity"]) for part in answer] == [(part["start"], part["entity"]) for part in wanted]
+
+
 @pytest.fixture(params=["bert", "llama", "gpt2"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     kind: str = request.param
