@@ -26,7 +26,7 @@ help:
 demo: .venv/installed
 	@$(BIN)/python -m pipelines.sentiment $(if $(KEEP),--keep)
 
-demo-all: .venv/installed
+demo-all: .venv/installed-gguf
 	@$(BIN)/python -m benchmarks.tasks --seeds 3
 
 test: lint
@@ -54,6 +54,9 @@ endef
 
 .venv/installed: .venv/made pyproject.toml constraints.txt
 	$(call install)
+
+.venv/installed-gguf: .venv/installed
+	$(call install,[gguf])
 
 .venv/installed-test: .venv/installed
 	$(call install,[test])

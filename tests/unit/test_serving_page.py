@@ -115,6 +115,25 @@ def test_labels_of_words_are_marked_in_the_text(tab: Any, tmp_path: Path) -> Non
     assert tab.wrong == []
 
 
+def test_a_second_text_may_be_given(world: Path, tab: Any) -> None:
+    from playwright.sync_api import expect
+
+    with serving(world) as address:
+        tab.goto(address)
+        choose(tab, "moods")
+        tab.get_by_label("Inputs, one in each line").fill(TEXTS[0])
+        tab.get_by_text("with text_pair").click()
+        tab.get_by_label("text_pair, the same for all of them").fill(TEXTS[1])
+        tab.get_by_role("button", name="Predict").click()
+        row = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+        body = {"model": "moods", "inputs": row, "parameters": {"top_k": 9}}
+        reply = httpx.post(f"{address}/v1/predict", json=body)
+        [found] = reply.json()["predictions"]
+        table = tab.get_by_role("table", name=f"Scores of {TEXTS[0]} · {TEXTS[1]}")
+        expect(table.get_by_role("rowheader")).to_have_text([one["label"] for one in found])
+    assert tab.wrong == []
+
+
 def test_an_answer_is_marked_in_its_context(tab: Any, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
@@ -234,10 +253,11 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(world: Path, 
         tab.goto(address)
         expect(tab.locator("#adapters option")).to_have_count(3)
         reached = []
-        for _ in range(8):
+        first = ["key-button", "API docs", "filter", "adapters", "version", "inputs", "with text_pair", "ask"]
+        for _ in range(9):
             tab.keyboard.press("Tab")
             reached.append(tab.evaluate("document.activeElement.id || document.activeElement.textContent"))
-        assert reached[:7] == ["key-button", "API docs", "filter", "adapters", "version", "inputs", "ask"]
+        assert reached[: len(first)] == first
         for role in ("button", "textbox", "combobox", "listbox", "searchbox", "link"):
             for element in tab.get_by_role(role).all():
                 expect(element).to_have_accessible_name(re.compile(r"\S"))

@@ -27,7 +27,7 @@ from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
 from ray_lora.tasks import task_of
-from ray_lora.tasks.rows import answering
+from ray_lora.tasks.rows import answering, may_have
 from ray_lora.tasks.scored import Scored
 
 
@@ -149,6 +149,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             "task": entry.task.type if entry.task else None,
             "input": list(task.columns[task.input].kinds) if task else [],
             "columns": list(answering(task)) if task else [],
+            "optional": list(may_have(task)) if task else [],
             "full": dict(task.full) if task else {},
             "shown": list(shown),
             "version": entry.version,

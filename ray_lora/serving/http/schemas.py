@@ -146,6 +146,7 @@ class ModelCard(BaseModel):
     task: str | None = None
     input: list[str] = []  # kinds of value that `inputs` holds: text, image
     columns: list[str] = []  # what one input has; where it is more than one, an input is an object of these
+    optional: list[str] = []  # what it may have beside
     full: dict[str, Json] = {}  # parameters that leave nothing of an answer out
     shown: list[str] = []  # the keys of this object that the task adds
     version: int | None = None
