@@ -36,7 +36,13 @@ from ray_lora.serving.cluster.app import AppArgs, run
 from ray_lora.store import open_store, put_once
 from ray_lora.tasks import task_class
 
-SMOKE = {"training.max_steps": 2, "training.eval_steps": 2, "scaling.packs": 1, "tracking.uri": None}
+SMOKE = {
+    "training.max_steps": 2,
+    "training.eval_steps": 2,
+    "training.head_start": "random",
+    "scaling.packs": 1,
+    "tracking.uri": None,
+}
 SMOKE_ROWS = 24  # of each split that baselines and scores see
 console = Console(width=None if sys.stdout.isatty() else 150)
 
