@@ -22,7 +22,7 @@ from ray_lora.tasks.gold_answers import Gold, answers_of
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
-from ray_lora.tasks.text_rows import TextRows
+from ray_lora.tasks.text_rows import LongTextRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class QuestionAnsweringSpec(TaskSpec):
         return {"handle_impossible_answer": bool(self.handle_impossible_answer)}
 
 
-class QuestionAnswering(TextRows):
+class QuestionAnswering(LongTextRows):
     """Spans of a context, from the plain class AutoModelForQuestionAnswering."""
 
     spec_type: ClassVar[type[TaskSpec]] = QuestionAnsweringSpec
@@ -79,6 +79,7 @@ class QuestionAnswering(TextRows):
     metric: ClassVar[str] = "f1"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = dict.fromkeys(("f1", "exact_match"), "max")
     peft_type: ClassVar[str | None] = "QUESTION_ANS"
+    truths: ClassVar[tuple[str, str]] = ("targets", "target")
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
         options = cast(QuestionAnsweringSpec, spec)
@@ -201,17 +202,6 @@ class QuestionAnswering(TextRows):
                 window["token_type_ids"] = encoded["token_type_ids"][number]
             windows.append(window | {"offsets": encoded["offset_mapping"][number], "words": encoded.word_ids(number)})
         return windows
-
-    def windows(self, features: Features) -> Sequence[Features]:
-        """The windows of a row; with answers each with its `target`."""
-        if "targets" not in features:
-            return cast(Sequence[Features], features["windows"])
-        pairs = zip(features["windows"], features["targets"], strict=True)
-        return [window | {"target": target} for window, target in pairs]
-
-    def size(self, features: Features) -> int:
-        """Tokens, of a row those of its windows."""
-        return sum(map(super().size, features.get("windows", [features])))
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """The mean of two cross entropies, of the answer's first and last token among those that can be in an answer;

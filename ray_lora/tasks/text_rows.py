@@ -7,7 +7,7 @@ only where one `collate` makes their tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.bases.padding import pad
 from ray_lora.tasks.lengths import Length
@@ -35,3 +35,27 @@ class TextRows:
         """input_ids, attention_mask and, where a row has them, token_type_ids, [rows, longest]."""
         types = [row.get("token_type_ids") for row in features]
         return pad([row["input_ids"] for row in features], self._tokenizer, types if any(types) else None)
+
+
+class LongTextRows(TextRows):
+    """Rows of which long ones are read in `windows`, as `inference.windows.Windowed` has it.
+
+    Attributes:
+        truths: what a row calls the list of its windows' targets, and what a window calls its own.
+    """
+
+    truths: ClassVar[tuple[str, str]]
+
+    def windows(self, features: Features) -> Sequence[Features]:
+        """The windows of a row, each with its target where the row has them; a row without windows itself."""
+        if "windows" not in features:
+            return (features,)
+        of_row, of_window = self.truths
+        windows: Sequence[Features] = features["windows"]
+        if of_row not in features:
+            return windows
+        return [window | {of_window: truth} for window, truth in zip(windows, features[of_row], strict=True)]
+
+    def size(self, features: Features) -> int:
+        """Tokens, of a row those of its windows."""
+        return sum(map(super().size, features.get("windows", [features])))

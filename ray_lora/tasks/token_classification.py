@@ -27,7 +27,7 @@ from ray_lora.tasks.rows import is_text, say_text, shown
 from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
-from ray_lora.tasks.text_rows import TextRows
+from ray_lora.tasks.text_rows import LongTextRows
 from ray_lora.tasks.words import listed, numbered, pieces_in, text_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TokenClassificationSpec(ClassificationSpec):
         return self.attention
 
 
-class TokenClassification(TextRows, Labelled):
+class TokenClassification(LongTextRows, Labelled):
     """One label a word, from the plain class AutoModelForTokenClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TokenClassificationSpec
@@ -78,6 +78,7 @@ class TokenClassification(TextRows, Labelled):
         ("f1", "precision", "recall", "accuracy"), "max"
     )
     peft_type: ClassVar[str | None] = "TOKEN_CLS"
+    truths: ClassVar[tuple[str, str]] = ("labels", "labels")
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
         super().__init__(spec)
@@ -172,19 +173,6 @@ class TokenClassification(TextRows, Labelled):
         firsts = numbered(windows)
         pieces = [None if place is None else firsts[place[0]] + place[1] for place in places]
         return found | {"labels": labels if several else labels[0], "tags": classes, "pieces": pieces}
-
-    def windows(self, features: Features) -> Sequence[Features]:
-        """The windows of a row; with tags each with its `labels`."""
-        if "windows" not in features:
-            return (features,)
-        if "labels" not in features:
-            return cast(Sequence[Features], features["windows"])
-        pairs = zip(features["windows"], features["labels"], strict=True)
-        return [window | {"labels": labels} for window, labels in pairs]
-
-    def size(self, features: Features) -> int:
-        """Tokens, of a row those of its windows."""
-        return sum(map(super().size, features.get("windows", [features])))
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """The sum over a row's labelled words, and their number."""
