@@ -9,9 +9,10 @@ It knows modules and tokenizers, no files and no tasks.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def segments_of(backbone: nn.Module, config: Any) -> int | None:

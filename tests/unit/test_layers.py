@@ -27,7 +27,8 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "recipe": {"errors", "task_spec"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
-    "tasks": {"bases.plain", "bases.padding"},  # the kind of head a task asks for, how texts are padded
+    # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
+    "tasks": {"bases.plain", "bases.padding", "bases.segments"},
     "inference": {"data"},
     "training": {"inference"},
     "running": {"tracking"},
