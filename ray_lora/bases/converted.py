@@ -125,6 +125,10 @@ def gguf_as_safetensors(source: Path, into: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file.name, dtype="float32", quantization_config=GgufConfig(dequantize=True)
         )
+        model.tie_weights()  # now and then the loader, which works in threads, leaves the tied head without numbers
+        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if empty:
+            raise BaseModelError(f"{file.name}: transformers read no numbers for {', '.join(empty[:3])}; try again")
         model.save_pretrained(into)
         AutoTokenizer.from_pretrained(source, gguf_file=file.name).save_pretrained(into)
     (into / "README.md").write_text(_GGUF_CARD.format(file=file.name))

@@ -10,7 +10,7 @@ whose label is a word or its index. With another `problem_type` a row has severa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import RecipeError
@@ -43,9 +43,10 @@ class TextClassification(Texts, Classification):
         Classification.__init__(self, spec)
         Texts.__init__(self, options.max_length, processor)
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
-        if options.class_weights == "balanced":
+        weights = _weights(spec)
+        if weights == "balanced":
             raise RecipeError("task.class_weights are not known; let the training data give them, or write them")
-        self.weights = None if options.class_weights is None else in_order(options.class_weights, self.labels)
+        self.weights = None if weights is None else in_order(weights, self.labels)
 
     @classmethod
     def of(cls, spec: TaskSpec) -> type[Task]:
@@ -55,19 +56,20 @@ class TextClassification(Texts, Classification):
             "multi_label_classification": MultiLabelTexts,
             "regression": RegressionTexts,
         }
-        return kinds[cast(TextClassificationSpec, spec).problem_type]
+        problem = getattr(spec, "problem_type", None)
+        return cls if problem is None else kinds[problem]  # somebody's own task has options of its own
 
     @classmethod
     def learn(cls, spec: TaskSpec, block: pa.Table) -> Any:
         """What `Classification` learns; where weights are to be balanced, beside it rows of each label."""
         options, taught = cast(TextClassificationSpec, spec), super().learn(spec, block)
-        if options.class_weights != "balanced":
+        if _weights(spec) != "balanced":
             return taught
         return taught, count(block.column("label").to_pylist(), options.labels)
 
     @classmethod
     def merge(cls, spec: TaskSpec, learned: Iterable[Any]) -> TaskSpec:
-        weights = cast(TextClassificationSpec, spec).class_weights
+        weights = _weights(spec)
         if weights != "balanced":
             known = cast(TextClassificationSpec, super().merge(spec, learned))
             if weights is not None:
@@ -95,6 +97,12 @@ class TextClassification(Texts, Classification):
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         return self._with_targets(self.encode_texts(rows), rows)
+
+
+def _weights(spec: TaskSpec) -> Mapping[str, float] | Literal["balanced"] | None:
+    """The options' `class_weights`; somebody's own task, which is this one under other options, may have none."""
+    weights: Mapping[str, float] | Literal["balanced"] | None = getattr(spec, "class_weights", None)
+    return weights
 
 
 def _check(weights: Mapping[str, float], labels: Sequence[str]) -> None:

@@ -26,9 +26,11 @@ from ray_lora.training.job import Job
 from ray_lora.training.shards import Group, Split, Splits
 
 # A fitted head is sure of the rows it was fitted on, and so teaches the layers below little. A tenth of its last
-# layer points the same way and leaves them all of the loss.
+# layer points the same way and leaves them all of the loss. One of large weights reads what the base hardly says: the
+# least that changes below it changes its answers, so that training is thrown out of its way.
 SHARE = 0.1
 GAIN = 0.12  # of the loss of a head that tells no rows apart; one that gains less points nowhere
+STEEP = 1.0  # root mean square of the last layer's weights where it begins; MiniLM's tasks have 0.01 to 0.12
 _MOST = 2**26  # bytes a worker keeps of the base's outputs; a sample of the rows where there are more
 _HELD_OUT = 5  # of so many training rows one chooses the strength where there are no validation rows
 
@@ -52,8 +54,9 @@ class HeadStarts:
             self._engine.write(slot, self._engine.read(slot) | named)
 
     def _fit(self, task: Task, splits: Splits) -> tuple[dict[str, Tensor], bool]:
-        """The fitted head, its last layer at `SHARE`; and whether `auto` begins with it: it takes at least `GAIN` of
-        the validation rows' loss away, and does better than where it came from, which may be the base's own head."""
+        """The fitted head, its last layer at `SHARE`, or at less where it would be steeper than `STEEP`; and whether
+        `auto` begins with it: it is not so steep, takes at least `GAIN` of the validation rows' loss away, and does
+        better than where it came from, which may be the base's own head."""
         head = LoneHead(self._engine.base, task.head)
         parted = splits.validation is None and splits.train.total >= 2 * _HELD_OUT
         train = self._keep(task, splits.train, holds=False if parted else None)
@@ -62,8 +65,10 @@ class HeadStarts:
         fitted = [one for one in found if math.isfinite(one.strength)] or found
         best, blind = fitted[0], max(fitted, key=lambda one: one.strength)
         last = last_layer(self._engine, task.head)
-        tensors = {name: tensor * SHARE if name in last else tensor for name, tensor in best.tensors.items()}
-        return tensors, best is found[0] and best.loss < (1 - GAIN) * blind.loss
+        steep = max((_spread(best.tensors[name]) for name in last if best.tensors[name].dim() > 1), default=0.0)
+        share = min(SHARE, STEEP / max(steep, STEEP))
+        tensors = {name: tensor * share if name in last else tensor for name, tensor in best.tensors.items()}
+        return tensors, share == SHARE and best is found[0] and best.loss < (1 - GAIN) * blind.loss
 
     def _keep(self, task: Task, split: Split, holds: bool | None = None) -> list[Kept]:
         """What the base gives for this worker's rows, in an order that does not follow the file's.
@@ -76,6 +81,11 @@ class HeadStarts:
         rows: Sequence[Features] = [split.rows[row] for row in chosen if row in split.rows]
         windows = spread_windows({0: task}, rows, [0] * len(rows)).features
         return keep(self._engine, task, windows, max_rows=self._max_rows, most=_MOST)
+
+
+def _spread(tensor: Tensor) -> float:
+    """Root mean square."""
+    return float(tensor.double().square().mean().sqrt())
 
 
 def fits(job: Job, splits: Splits) -> bool:

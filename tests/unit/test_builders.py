@@ -97,7 +97,8 @@ def test_ours_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(builders.BUILDERS, "shelf", shelf.NAME)
     assert load_base(BaseSpec(model="shelf", dtype="float32")).id == "shelf"
     with pytest.raises(
-        BaseModelError, match=r"a packaged base \(minilm, minilm-roberta, shelf\) or a builder \(package.module"
+        BaseModelError,
+        match=r"packaged base \(minilm, minilm-roberta, shelf, smollm2\) or a builder \(package.module",
     ):
         load_base(BaseSpec(model="no-such-base"))
 
