@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED ?= 1
 help:
 	@echo "make demo         search, compare, register and serve adapters on real text"
 	@echo "make demo KEEP=1  the same, and the endpoint stays up"
-	@echo "make demo-all     every pipeline by three seeds, in one table (about 40 minutes on two cores; goes on if killed)"
+	@echo "make demo-all     every pipeline by three seeds, in one table (an hour or more on two cores; goes on if killed)"
 	@echo "make test         lint, types and tests"
 	@echo "make lint         lint and types"
 	@echo "make clean        remove .venv and everything that runs wrote"

@@ -6,7 +6,9 @@ A pipeline runs as a program of its own and gives one object (`pipelines.story`)
 and seeds is not run again unless `--again` names it; a killed run goes on with the pipelines that are missing.
 `before` is what the source's adapter (or the bare base) scores on the target's held-out rows; `adapter`, `head only`
 and `full` learnt from the target's training rows, mean ± standard deviation over seeds; `seconds` are the wall-clock of
-the one training call in which all adapters of a pipeline on that base trained, those for the sources included.
+the one training call in which all adapters of a pipeline on that base trained, those for the sources included. Adapters
+train and answer on the base in its recipe's dtype (bfloat16 where the processor multiplies it natively), every weight
+trains in float32; a decoder's weights are trained by one seed, at one rate.
 """
 
 from __future__ import annotations

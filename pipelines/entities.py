@@ -3,9 +3,9 @@
     python -m pipelines.entities [--smoke] [--seeds N] [--json] [--keep] [key=value ...]
 
 MiniLM carries all of them, SmolLM2 (a decoder, read from left to right and both ways) tweets once more, and one
-endpoint answers for all. Tweets are compared with an adapter that learnt from
-the Factbook's silver labels (rules made them, not people; it knows persons and places, and dates beside), adventures
-with one that learnt from news, Japanese with a base whose head is untrained: no source has its labels.
+endpoint answers for all. Tweets are compared with an adapter that learnt from the Factbook's silver labels (rules made
+them, not people; it knows persons and places, and dates beside), adventures with one that learnt from news, Japanese
+with a base whose head is untrained: no source has its labels.
 """
 
 from __future__ import annotations
