@@ -125,10 +125,13 @@ def gguf_as_safetensors(source: Path, into: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file.name, dtype="float32", quantization_config=GgufConfig(dequantize=True)
         )
-        model.tie_weights()  # now and then the loader, which works in threads, leaves the tied head without numbers
+        output = model.get_output_embeddings()
+        if output.weight.is_meta:  # a GGUF file without output numbers means those of its input; the loader may not tie
+            output.weight = model.get_input_embeddings().weight
+            model.config.tie_word_embeddings = True
         empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if empty:
-            raise BaseModelError(f"{file.name}: transformers read no numbers for {', '.join(empty[:3])}; try again")
+            raise BaseModelError(f"{file.name}: transformers read no numbers for {', '.join(empty[:3])}")
         model.save_pretrained(into)
         AutoTokenizer.from_pretrained(source, gguf_file=file.name).save_pretrained(into)
     (into / "README.md").write_text(_GGUF_CARD.format(file=file.name))

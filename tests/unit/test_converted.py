@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,20 @@ def test_its_hidden_states_are_minilm_s(tmp_path: Path) -> None:
     assert (base.processor.positions, base.processor.segments) == (512, 2)
 
 
-def test_a_gguf_file_becomes_a_folder_of_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_becomes_a_folder_of_the_same_numbers(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the loader leaves the output, of which the file has no numbers, untied and without any."""
+    if not tied:
+        load = transformers.AutoModelForCausalLM.from_pretrained
+
+        def untied(*given: Any, **told: Any) -> Any:
+            model = load(*given, **told)
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to("meta"))
+            return model
+
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", untied)
     source = tmp_path / "source"
     source.mkdir()
     write_gguf(source / "tiny.gguf", tokenizer=True)
@@ -113,5 +127,9 @@ def test_a_gguf_file_becomes_a_folder_of_the_same_numbers(tmp_path: Path, monkey
     own, others = base.backbone.state_dict(), of_file.backbone.state_dict()
     assert own.keys() == others.keys()
     assert all(torch.equal(own[name], others[name]) for name in own)
+    monkeypatch.undo()
+    monkeypatch.setenv("RAY_LORA_CACHE", str(tmp_path / "cache"))
+    whole = transformers.AutoModelForCausalLM.from_pretrained(base.folder)
+    assert torch.equal(whole.lm_head.weight, whole.model.embed_tokens.weight)
     monkeypatch.setattr(module, "fetch_archive", None)
     assert convert("smollm2") == base.folder
