@@ -9,6 +9,7 @@ import copy
 import importlib.util
 import re
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ _WRONG = (
     RuntimeError,
     struct.error,
 )  # what transformers raises for files it cannot use
+
+_LOADING = threading.RLock()
 
 
 def is_gguf(path: Path) -> bool:
@@ -136,16 +139,18 @@ def _within(path: Path) -> dict[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keys of another head are left out on purpose; and no progress bars."""
+    """Keys of another head are left out on purpose; and no progress bars. One thread at a time: loudness is the whole
+    process's, and so is transformers' switch for tied weights, which two that load at once would leave off for good."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+    with _LOADING:
+        level = logging.get_verbosity()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
 
 
 def plain(config: Any, spec: HeadSpec) -> nn.Module:
