@@ -89,11 +89,12 @@ class Away:
 
 
 class Outcome(NamedTuple):
-    """What a request may get: a status, and for 200 a version and the hash of what it holds ("": nobody knows)."""
+    """What a request may get: a status, and for 200 a version and the hash of what it holds, or else its files."""
 
     status: int
     version: int = 0
     sha256: str = ""
+    files: tuple[bytes | None, ...] = ()  # of two contents: what they make together is found out later
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ class Reply:
     body: Any
 
 
+class Mixed(NamedTuple):
+    """An answer by files of two contents that were left so for long: of one of these, each in the order of PARTS."""
+
+    reply: Reply
+    files: list[tuple[bytes | None, ...]]
+
+
 @dataclass
 class Ledger:
     """One thread writes, any thread asks."""
@@ -113,6 +121,7 @@ class Ledger:
     contents: Mapping[tuple[bytes | None, ...], Content]
     moments: dict[str, list[Moment]] = field(default_factory=dict)
     aways: list[Away] = field(default_factory=list)
+    mixed: list[Mixed] = field(default_factory=list)
 
     def now(self, name: str) -> Moment:
         """How a name was left."""
@@ -154,9 +163,12 @@ class Ledger:
         got = Outcome(200, int(version) if version.isdigit() else 0, sha256)
         if name != ref.partition("@")[0] or reply.body["version"] != got.version:
             return f"it is of {adapter!r}, and version {reply.body['version']}"
-        if got not in allowed:
-            return None if Outcome(200, got.version) in allowed else f"{_shown([got])}; allowed: {_shown(allowed)}"
-        return self._scores(reply, sha256)
+        if got in allowed:
+            return complaint_of(reply, next(one for one in self.contents.values() if one.sha256 == sha256))
+        mixed = [one.files for one in allowed if one.files and one.version == got.version]
+        if mixed:
+            self.mixed.append(Mixed(reply, mixed))
+        return None if mixed else f"{_shown([got])}; allowed: {_shown(allowed)}"
 
     def allowed(self, ref: str, sent: float, received: float) -> set[Outcome]:
         """All that a request on its way between these two times may have got."""
@@ -215,7 +227,8 @@ class Ledger:
             return refused | {Outcome(404)}  # it is not there yet
         content = self._content(held)
         if content is None:
-            return refused | ({Outcome(200, version)} if oldest > _EARLIEST_S and held.readable else set())
+            mixed = Outcome(200, version, files=_parts(held))
+            return refused | ({mixed} if oldest > _EARLIEST_S and held.readable else set())
         if not content.finite:
             return refused
         whole = {Outcome(200, version, content.sha256)}
@@ -230,20 +243,7 @@ class Ledger:
         return 0.0 if held is None else held.times.get(part, held.changed)
 
     def _content(self, held: Held) -> Content | None:
-        return self.contents.get(tuple(held.files.get(part) for part in PARTS))
-
-    def _scores(self, reply: Reply, sha256: str) -> str | None:
-        content = next(one for one in self.contents.values() if one.sha256 == sha256)
-        if len(reply.body["predictions"]) != len(reply.asked):
-            return f"{len(reply.body['predictions'])} answers to {len(reply.asked)} texts"
-        for text, ranked in zip(reply.asked, reply.body["predictions"], strict=True):
-            scores = {answer["label"]: answer["score"] for answer in ranked}
-            if tuple(sorted(scores)) != tuple(sorted(content.labels)):
-                return f"labels {sorted(scores)}, not {sorted(content.labels)}"
-            for label, expected in zip(content.labels, content.scores[text], strict=True):
-                if not abs(scores[label] - expected) <= _NEAR:
-                    return f"{label} of text {text} is {scores[label]}, PEFT says {expected}"
-        return None
+        return self.contents.get(_parts(held))
 
     def _refused(self, reply: Reply, allowed: Iterable[Outcome]) -> str | None:
         if Outcome(reply.status) not in allowed:
@@ -252,6 +252,24 @@ class Ledger:
         if set(error) != {"message", "type", "param", "code"} or error["code"] != _CODES[reply.status]:
             return f"{reply.status} of another shape: {reply.body}"
         return "503 without Retry-After" if reply.status == 503 and "retry-after" not in reply.headers else None
+
+
+def complaint_of(reply: Reply, content: Content) -> str | None:
+    """Why an answer is not what PEFT makes of a content; None: it is."""
+    if len(reply.body["predictions"]) != len(reply.asked):
+        return f"{len(reply.body['predictions'])} answers to {len(reply.asked)} texts"
+    for text, ranked in zip(reply.asked, reply.body["predictions"], strict=True):
+        scores = {answer["label"]: answer["score"] for answer in ranked}
+        if tuple(sorted(scores)) != tuple(sorted(content.labels)):
+            return f"labels {sorted(scores)}, not {sorted(content.labels)}"
+        for label, expected in zip(content.labels, content.scores[text], strict=True):
+            if not abs(scores[label] - expected) <= _NEAR:
+                return f"{label} of text {text} is {scores[label]}, PEFT says {expected}"
+    return None
+
+
+def _parts(held: Held) -> tuple[bytes | None, ...]:
+    return tuple(held.files.get(part) for part in PARTS)
 
 
 def _shown(outcomes: Iterable[Outcome]) -> str:
