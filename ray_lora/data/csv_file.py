@@ -1,4 +1,4 @@
-"""Csv files as tables. Texts and labels are what is written ("007", "true"), but for labels that are all whole numbers.
+"""Csv files as tables. Texts and labels are what is written: "007", "true", "3".
 
     table = read_csv(buffer, {"mood": Column(("label",))}, "train.csv")
 
@@ -26,7 +26,8 @@ _MOST_NAMED = 10  # wrong lines in one message
 
 
 def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
-    """A csv file's bytes as a table.
+    """A csv file's bytes as a table. A label that is empty is null; one that is a whole number is still a text, because
+    only all files together say whether labels are numbers.
 
     Args:
         roles: what the file's columns are to the task.
@@ -51,16 +52,18 @@ def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
         raise
     for at, name in enumerate(table.column_names):
         if name in roles and "label" in roles[name].kinds:
-            table = table.set_column(at, name, _whole_numbers(table.column(at)))
+            table = table.set_column(at, name, _filled(table.column(at)))
     return table
 
 
-def _whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Labels, as numbers where all of them are written as whole numbers. An empty one is none."""
-    filled = pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
-    known = filled.drop_null()
-    whole = len(known) > 0 and pc.all(pc.match_substring_regex(known, "^(0|-?[1-9][0-9]{0,17})$")).as_py()
-    return filled.cast(pa.int64()) if whole else filled
+def _filled(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
+
+
+def are_whole_numbers(labels: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether labels are all written as whole numbers, and there is one. An empty one is none."""
+    known = labels.drop_null()
+    return len(known) > 0 and bool(pc.all(pc.match_substring_regex(known, "^(0|-?[1-9][0-9]{0,17})$")).as_py())
 
 
 def _check_records(buffer: Any, where: str) -> None:

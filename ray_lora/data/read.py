@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet
+from pyarrow.fs import FileType
 
-from ray_lora.data.csv_file import read_csv
-from ray_lora.data.jsonl import read_jsonl, values
+from ray_lora.data.files import FORMATS, find_files
+from ray_lora.data.jsonl import values
+from ray_lora.data.pieces import Piece, read_piece
+from ray_lora.data.places import Place
 from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import DataSpec, Json
 from ray_lora.tasks import Column
@@ -36,43 +37,21 @@ def read(path: str, roles: Mapping[str, Column] = MappingProxyType({})) -> pa.Ta
     Raises:
         DataError: it is missing, empty, broken (with the row or the line) or of another kind.
     """
-    filesystem, inner = _found(path)
-    kind = _kind(path)
-    try:
-        with filesystem.open_input_file(inner) as file:
-            if kind in ("parquet", "pq"):
-                table = pa.parquet.ParquetFile(file).read()
-            elif kind == "csv":
-                table = read_csv(file.read_buffer(), roles, path)
-            elif kind in ("jsonl", "ndjson", "json"):
-                table = read_jsonl(file.read_buffer(), roles, path)
-            else:
-                raise DataError(f"data file {path!r} ends in {kind!r}; give a {_FORMATS} file")
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"data file {path!r} is broken: {str(error).splitlines()[0]}") from None
-    if table.num_rows == 0:
-        raise DataError(f"data file {path!r} has no rows; it needs at least one")
-    return table
+    _existing(path)
+    return read_piece(Piece(find_files(path)[0], 0), roles)
 
 
-def _kind(path: str) -> str:
-    return path.rsplit(".", 1)[-1].lower()
-
-
-def _found(path: str) -> tuple[pa.fs.FileSystem, str]:
-    """The file system of a path and the path in it; DataError unless a file with something in it is there."""
-    try:
-        filesystem, inner = pa.fs.FileSystem.from_uri(path) if "://" in path else (pa.fs.LocalFileSystem(), path)
-        info = filesystem.get_file_info(inner)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"data file {path!r} cannot be reached: {error}") from None
-    if info.type == pa.fs.FileType.NotFound:
-        raise DataError(f"data file {path!r} does not exist; give a {_FORMATS} file")
-    if info.type != pa.fs.FileType.File:
-        raise DataError(f"data path {path!r} is a folder; give one {_FORMATS} file")
+def _existing(path: str) -> Place:
+    """The place of a path; DataError unless a file with something in it is there."""
+    place = Place.of(path)
+    info = place.info()
+    if info.type == FileType.NotFound:
+        raise DataError(f"data file {place.name!r} does not exist; give a {_FORMATS} file")
+    if info.type != FileType.File:
+        raise DataError(f"data path {place.name!r} is a folder; give one {_FORMATS} file")
     if info.size == 0:
-        raise DataError(f"data file {path!r} is empty; it needs at least one row")
-    return filesystem, inner
+        raise DataError(f"data file {place.name!r} is empty; it needs at least one row")
+    return place
 
 
 def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
@@ -82,13 +61,12 @@ def read_inputs(path: str, columns: Mapping[str, Column]) -> list[Json]:
         DataError: as `read`, or a column that an answer needs is missing.
     """
     asked = {name: column for name, column in columns.items() if column.required != "training"}
-    if _kind(path) in ("parquet", "pq", "csv"):
+    if FORMATS.get(path.rsplit(".", 1)[-1].lower(), "jsonl") != "jsonl":
         rows: list[Json] = canonical(read(path, asked), DataSpec(), asked, path).to_pylist()
         return rows
     try:
-        filesystem, inner = _found(path)
-        with filesystem.open_input_file(inner) as file:
-            buffer = file.read_buffer()
+        with _existing(path).open() as opened:
+            buffer = opened.read_buffer()
     except (DataError, OSError) as error:
         raise DataError(f"input file {path!r} cannot be read: {error}") from None
     found = values(buffer, path)

@@ -1,0 +1,199 @@
+"""Which files a person means: a file, a folder, a glob, a place in a bucket, a Hugging Face dataset's folder.
+
+    find_files("rows/customer=*/part-*.parquet")   # (File("rows/customer=17/part-0.parquet", ...), ...)
+
+It knows file systems and names; it knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import unquote
+
+from pyarrow.fs import FileInfo, FileType
+
+from ray_lora.data.places import Place
+from ray_lora.data.splits import of_split, saved
+from ray_lora.errors import DataError
+
+FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
+FORMATS |= {"arrow": "arrow"}  # the end of a name: the format
+_NAMES = "parquet, csv, jsonl"
+_ABOUT = re.compile(  # what lies beside data and is none
+    r"(readme|license|licence|notice|changelog|citation|contributing)(\..*)?|.*\.(md|crc)|.*_\$folder\$"
+    r"|(dataset_infos?|dataset_dict|state|croissant)\.json",
+    re.IGNORECASE,
+)
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of rows.
+
+    Attributes:
+        path: the path as messages name it.
+        size: in bytes.
+        stamp: another one whenever the file was written anew.
+        partitions: the columns that its folders name: ("customer", "17") of customer=17/part-0.parquet.
+        address: what opens it from any folder, keys and options of a bucket included; "": the path itself.
+    """
+
+    path: str
+    size: int
+    stamp: str
+    partitions: tuple[tuple[str, str], ...] = ()
+    address: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.path, self.address) if self.address else Place.of(self.path)
+
+    @property
+    def format(self) -> str:
+        """parquet, csv, jsonl or arrow. DataError for another."""
+        end = _end(self.path)
+        if end not in FORMATS:
+            raise DataError(f"data file {self.path!r} ends in {end!r}; give a {_NAMES} file")
+        return FORMATS[end]
+
+
+def find_files(given: str | Sequence[str], split: str = "train") -> tuple[File, ...]:
+    """The files that paths mean, in their order; a folder's and a glob's by path.
+
+    Args:
+        given: a path or several. A folder is all data files below it. Where a folder's names tell splits apart, those
+            of `split` are taken.
+        split: "train", "validation" or another split's name.
+
+    Raises:
+        DataError: a path leads nowhere, or to no data file; a file is empty, of another kind or given twice.
+    """
+    paths = [given] if isinstance(given, str) else list(given)
+    if not paths:
+        raise DataError(f"no path is given for the {split} rows; give a {_NAMES} file, a folder or a glob")
+    found = [file for path in paths for file in _files(path, split)]
+    seen: dict[str, str] = {}
+    for file in found:
+        if (identity := file.place.identity) in seen:
+            also = f", as {seen[identity]!r} too" if seen[identity] != file.path else ""
+            raise DataError(f"data file {file.path!r} is given twice{also}; its rows would count twice")
+        seen[identity] = file.path
+    return tuple(found)
+
+
+def _files(path: str, split: str) -> list[File]:
+    if not path:
+        raise DataError(f"a path of the {split} rows is empty; give a {_NAMES} file, a folder or a glob")
+    place = Place.of(path)
+    # a "?" in an address begins its options, and is no part of a name
+    info = place.info() if not ("://" in path and _MAGIC.search(place.name)) else None
+    if info is not None and info.type == FileType.File:
+        return [_file(place, info)]
+    if info is not None and info.type == FileType.Directory:
+        return _folder(place, split)
+    if _MAGIC.search(place.name):
+        return _glob(path, split)
+    raise DataError(f"data file {path!r} does not exist; give a {_NAMES} file, a folder or a glob")
+
+
+def _folder(place: Place, split: str) -> list[File]:
+    """A folder's data files; those of a split, where names tell splits apart."""
+    if (names := saved(place, split)) is not None:  # what `datasets` saved names its own files
+        return [_file(place.below(name), place.below(name).info()) for name in names]
+    found = {name: info for name, info in place.list() if info.type != FileType.Directory and not _beside(name)}
+    return _of_one_format(place.name, place, found, split)
+
+
+def _glob(path: str, split: str) -> list[File]:
+    """The data files that a pattern matches, and those in folders that it matches."""
+    place, steps = _fixed(path)
+    said = Place.of(path).name
+    if place.info().type != FileType.Directory:
+        raise DataError(f"{said!r} matches nothing: the folder {place.name!r} does not exist")
+    found: dict[str, FileInfo] = {}
+    for name, info in place.list(recursive=len(steps) > 1 or "**" in steps):
+        if not _matches(name.split("/"), steps) or _beside(name):
+            continue
+        if info.type == FileType.Directory:
+            inner = place.below(name).list()
+            found |= {f"{name}/{rest}": one for rest, one in inner if one.type != FileType.Directory}
+        else:
+            found[name] = info
+    found = {name: info for name, info in sorted(found.items()) if not _beside(name)}
+    return _of_one_format(said, place, found, split, "/".join(steps))
+
+
+def _of_one_format(said: str, place: Place, found: dict[str, FileInfo], split: str, pattern: str = "") -> list[File]:
+    taken = of_split(said, list(found), split, pattern)
+    formats: dict[str, str] = {}
+    for name in taken:
+        below = place.below(name).name
+        if (end := _end(name)) not in FORMATS:
+            raise DataError(f"{said!r} holds {below!r}, which ends in {end!r}; only {_NAMES} and arrow files are rows")
+        formats.setdefault(FORMATS[end], below)
+    if len(formats) > 1:
+        kinds = ", ".join(f"{kind} ({name})" for kind, name in formats.items())
+        raise DataError(f"{said!r} holds files of several formats: {kinds}; give the files of one")
+    if not taken:
+        raise DataError(f"{said!r} holds no data files; give a {_NAMES} file, a folder or a glob")
+    return [_file(place.below(name), found[name]) for name in taken]
+
+
+def _file(place: Place, info: FileInfo) -> File:
+    """A file that is there, of a kind that is read, with something in it."""
+    if info.type != FileType.File:
+        raise DataError(f"data file {place.name!r} does not exist (is it a link that leads nowhere?)")
+    size, stamp = info.size, f"{info.size}-{info.mtime_ns}"
+    if (local := place.local) is not None:
+        try:
+            seen = local.stat()
+        except OSError as error:
+            raise place.away(error) from None
+        size, stamp = seen.st_size, f"{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}-{seen.st_ino}"
+    file = File(place.name, size, stamp, tuple(_partitions(place.name)), place.address)
+    if file.format and not size:
+        raise DataError(f"data file {place.name!r} is empty; it needs at least one row")
+    return file
+
+
+def _partitions(name: str) -> Iterator[tuple[str, str]]:
+    """(column, value) of each folder that is named `column=value`."""
+    for folder in name.split("/")[:-1]:
+        column, equals, value = folder.partition("=")
+        if equals and column:
+            yield unquote(column), unquote(value)
+
+
+def _fixed(path: str) -> tuple[Place, list[str]]:
+    """The folder before a pattern's first wild name, and the names from there on."""
+    head, scheme, rest = path.rpartition("://")
+    rest, mark, options = rest.partition("?") if scheme else (rest, "", "")
+    names = rest.rstrip("/").split("/")
+    first = next(at for at, name in enumerate(names) if _MAGIC.search(name))
+    before = "/".join(names[:first]) or ("/" if first else ".")
+    return Place.of(head + scheme + before + mark + options), names[first:]
+
+
+def _matches(names: Sequence[str], steps: Sequence[str]) -> bool:
+    """Whether a path's names match a pattern's; `**` is any number of folders."""
+    if not steps:
+        return not names
+    if steps[0] == "**":
+        return any(_matches(names[at:], steps[1:]) for at in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], steps[0]) and _matches(names[1:], steps[1:])
+
+
+def _beside(name: str) -> bool:
+    """Whether a path below what was given is hidden, or about data and none itself."""
+    *folders, last = name.split("/")
+    hidden = any(step.startswith((".", "_")) for step in [*folders, last])
+    return hidden or bool(_ABOUT.fullmatch(last))
+
+
+def _end(name: str) -> str:
+    return name.rsplit(".", 1)[-1].lower()

@@ -1,0 +1,324 @@
+"""Files' rows in pieces, each of which is read, checked and encoded by itself.
+
+    pieces = settle(cut(find_files("rows/")), roles)       # DataError where files differ
+    table = read_piece(pieces[0], roles)
+
+It knows files, formats and columns; it knows nothing of what rows mean, of encodings, engines or Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import repeat
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet
+
+from ray_lora.data.alike import WRITTEN, agree
+from ray_lora.data.csv_file import are_whole_numbers, read_csv
+from ray_lora.data.files import File
+from ray_lora.data.jsonl import read_jsonl
+from ray_lora.errors import DataError
+from ray_lora.tasks import Column
+
+_THREADS = 8  # for what waits for a disk or a bucket
+_BYTES = 1 << 22  # hashed at once
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one file's rows.
+
+    Attributes:
+        file: where they are.
+        number: of the file among the split's files.
+        groups: parquet's row groups [begin, end); None: the whole file.
+        first: number, in its file, of the piece's first row.
+        rows: how many, where that is known before they are read.
+        schema: the types that columns have in all files (`settle`); None: as this file has them.
+    """
+
+    file: File
+    number: int
+    groups: tuple[int, int] | None = None
+    first: int = 0
+    rows: int | None = None
+    schema: pa.Schema | None = None
+
+
+def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
+    """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, others whole.
+
+    Raises:
+        DataError: a parquet file is broken or has no rows.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        parts = threads.map(_cut, range(len(files)), files, repeat(most_rows))
+        return [piece for part in parts for piece in part]
+
+
+def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
+    if file.format != "parquet":
+        return [Piece(file, number)]
+    with _reading(file), file.place.open() as opened:
+        footer = pa.parquet.read_metadata(opened)
+        sizes = [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
+    pieces: list[Piece] = []
+    begin = first = rows = 0
+    for at, size in enumerate(sizes):
+        if rows and rows + size > most_rows:
+            pieces.append(Piece(file, number, (begin, at), first, rows))
+            begin, first, rows = at, first + rows, 0
+        rows += size
+    if not rows:
+        raise _no_rows(file)
+    return [*pieces, Piece(file, number, (begin, len(sizes)), first, rows)]
+
+
+def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
+    """A piece's rows, under the file's names; partition columns come last.
+
+    Args:
+        roles: what the file's columns are to the task. A text file does not say of what type a value is: a text or a
+            label stays as it is written, but for labels that are all whole numbers.
+        columns: only these, where the file has them; None: all.
+
+    Raises:
+        DataError: the file is broken (with the row or the line), has no rows, or a column is not of the type that the
+            other files have.
+    """
+    table = read_written(piece, roles, columns)
+    return as_types(piece, table, piece.schema or look_at(piece, table, roles))
+
+
+def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
+    """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
+    with _reading(piece.file):
+        table = _READERS[piece.file.format](piece, roles, columns)
+        rows = table.num_rows
+        if columns is not None:
+            table = table.select([at for at, name in enumerate(table.column_names) if name in columns])
+        for name, value in piece.file.partitions:
+            if columns is None or name in columns:
+                table = _add_partition(piece, table, rows, name, value)
+    if rows == 0:
+        raise _no_rows(piece.file)
+    return table
+
+
+def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
+    """The columns of a piece that the roles name, and their types. Parquet's and arrow's are read from what describes
+    them, other files are read.
+
+    Raises:
+        DataError: as `read_piece`.
+    """
+    if piece.file.format != "parquet":
+        return look_at(piece, read_written(piece, roles, roles), roles)
+    with _reading(piece.file), piece.file.place.open() as opened:
+        table = pa.parquet.read_schema(opened).empty_table()
+    for name in dict(piece.file.partitions):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([], pa.string()))
+    return look_at(piece, table, roles)
+
+
+def look_at(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Schema:
+    """`look`, from what `read_written` gave."""
+    fields = []
+    for field in table.schema:
+        if field.name not in roles:
+            continue
+        if "label" in roles[field.name].kinds and (words := _written(piece, table, field.name)) is not None:
+            field = _field_of(field.name, words)
+        fields.append(field.remove_metadata() if field.metadata != WRITTEN else field)
+    return pa.schema(fields)
+
+
+def _written(piece: Piece, table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray | None:
+    """What a text file or a folder's name holds as labels, as it is written; None for columns that have a type."""
+    if table.column_names.count(name) > 1:
+        return None
+    if piece.file.format == "csv" and name not in dict(piece.file.partitions):
+        return table.column(name)
+    value = dict(piece.file.partitions).get(name)
+    return None if value is None or not pa.types.is_string(table.schema.field(name).type) else _value(value)
+
+
+def _field_of(name: str, words: pa.Array | pa.ChunkedArray) -> pa.Field:
+    if words.null_count == len(words):
+        return pa.field(name, pa.null())
+    return pa.field(name, pa.int64(), metadata=WRITTEN) if are_whole_numbers(words) else pa.field(name, pa.string())
+
+
+def settle(pieces: Sequence[Piece], roles: Mapping[str, Column], looks: Sequence[pa.Schema] = ()) -> list[Piece]:
+    """Pieces that know the types which the columns have in all of their files.
+
+    Args:
+        looks: `look` of the first piece of each file, in the files' order; without, they are taken here.
+
+    Raises:
+        DataError: files have other types, or one lacks a column that others have.
+    """
+    firsts = list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
+    if not looks:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            looks = list(threads.map(lambda piece: look(piece, roles), firsts))
+    found = {piece.file.path: schema for piece, schema in zip(firsts, looks, strict=True)}
+    schema = agree(found, roles)
+    return [replace(piece, schema=schema) for piece in pieces]
+
+
+def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of `read_written`, its columns of the types that all files have.
+
+    Raises:
+        DataError: a value cannot be of that type; the message says which.
+    """
+    for field in schema:
+        for at in [at for at, name in enumerate(table.column_names) if name == field.name]:
+            column = table.column(at)
+            if pa.types.is_null(field.type) or column.type == field.type:
+                continue
+            try:
+                if pa.types.is_dictionary(column.type):
+                    column = column.cast(column.type.value_type)
+                table = table.set_column(at, field.name, column.cast(field.type))
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{piece.file.path}: column {field.name!r} is {column.type} and cannot be {field.type}, as it is "
+                    f"in other files: {error}"
+                ) from None
+    return table
+
+
+def read_files(
+    files: Sequence[File], roles: Mapping[str, Column], columns: Collection[str] | None = None
+) -> list[pa.Table]:
+    """All rows of each file, of one type in all files; each file is read once.
+
+    Raises:
+        DataError: as `read_piece` and `settle`.
+    """
+    pieces = [Piece(file, number) for number, file in enumerate(files)]
+    tables = [read_written(piece, roles, columns) for piece in pieces]
+    looks = [look_at(piece, table, roles) for piece, table in zip(pieces, tables, strict=True)]
+    settled = settle(pieces, roles, looks)
+    return [as_types(piece, table, piece.schema) for piece, table in zip(settled, tables, strict=True)]
+
+
+def digest(files: Sequence[File]) -> str:
+    """sha256 of a file's bytes; of several files, of their digests in order, as hexadecimal digits.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        digests = list(threads.map(_digest, files))
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(file: File) -> str:
+    found = hashlib.sha256()
+    with _reading(file), file.place.open() as opened:
+        while block := opened.read(_BYTES):
+            found.update(block)
+    return found.hexdigest()
+
+
+# -------------------------------------------------------------------- formats
+
+
+def _read_parquet(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
+    with piece.file.place.open() as opened:
+        file = pa.parquet.ParquetFile(opened, pre_buffer=piece.file.place.local is None)
+        groups = range(*piece.groups) if piece.groups else range(file.num_row_groups)
+        names = file.schema_arrow.names
+        if columns is not None and not any(name in columns for name in names):
+            return _bare(sum(file.metadata.row_group(at).num_rows for at in groups))
+        return file.read_row_groups(list(groups), None if columns is None else [n for n in names if n in columns])
+
+
+def _read_csv(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
+    with piece.file.place.open() as opened:
+        return read_csv(opened.read_buffer(), roles, piece.file.path)
+
+
+def _read_jsonl(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
+    with piece.file.place.open() as opened:
+        return read_jsonl(opened.read_buffer(), roles, piece.file.path)
+
+
+def _read_arrow(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
+    """Arrow's file format, or its stream, as `datasets` writes it."""
+    with piece.file.place.open() as opened:
+        buffer = opened.read_buffer()
+    whole = buffer[:6].to_pybytes() == b"ARROW1"
+    reader = pa.ipc.open_file(buffer) if whole else pa.ipc.open_stream(buffer)
+    names = reader.schema.names
+    if columns is None or not any(name in columns for name in names):
+        table = reader.read_all()
+        table.validate(full=True)
+        return table
+    options = pa.ipc.IpcReadOptions(included_fields=[at for at, name in enumerate(names) if name in columns])
+    reader = (pa.ipc.open_file if whole else pa.ipc.open_stream)(buffer, options=options)
+    table = reader.read_all()
+    table.validate(full=True)  # what is broken is no longer seen later
+    return table
+
+
+_READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl, "arrow": _read_arrow}
+
+
+def _bare(rows: int) -> pa.Table:
+    """A table of so many rows, whose only column nobody asks for."""
+    return pa.table({"": pa.nulls(rows)})
+
+
+def _add_partition(piece: Piece, table: pa.Table, rows: int, name: str, value: str) -> pa.Table:
+    """A table with the column that a folder names, unless the file has it too and says the same."""
+    if name not in table.column_names:
+        column = pa.repeat(_value(value)[0], rows)
+        return table.append_column(name, column) if table.num_columns else pa.table({name: column})
+    held = table.column(table.column_names.index(name))
+    words = held.cast(held.type.value_type) if pa.types.is_dictionary(held.type) else held
+    try:
+        same = _value(value).cast(words.type)[0]
+        alike = (
+            words.null_count == rows if not same.is_valid else pc.all(pc.equal(words, same), skip_nulls=False).as_py()
+        )
+    except pa.ArrowException:
+        alike = False
+    if not alike:
+        raise DataError(
+            f"{piece.file.path}: column {name!r} is not {value!r} in all rows, which its folder's name says; "
+            "rename the folder or the column"
+        )
+    return table
+
+
+def _value(written: str) -> pa.Array:
+    return pa.array([None if written == _NO_VALUE else written], pa.string())
+
+
+def _no_rows(file: File) -> DataError:
+    return DataError(f"data file {file.path!r} has no rows; it needs at least one")
+
+
+@contextmanager
+def _reading(file: File) -> Iterator[None]:
+    """Whatever a broken file makes its reader say, as a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        why = str(error).replace(file.address or file.path, file.path).splitlines() or [type(error).__name__]
+        raise DataError(f"data file {file.path!r} is broken: {why[0]}") from None
