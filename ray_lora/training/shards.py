@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ray_lora.tasks import Features
+from ray_lora.data.check import count_cut
+from ray_lora.data.stored_rows import StoredRows
+from ray_lora.tasks import Features, Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,22 @@ class Split:
 
     rows: Mapping[int, Features]
     total: int
+
+    def sizes(self, task: Task) -> list[int]:
+        """What `task.size` gives for each of these rows, in their order."""
+        if isinstance(self.rows, StoredRows):
+            return list(map(int, self.rows.sizes))
+        return [task.size(features) for features in self.rows.values()]
+
+    @property
+    def cut(self) -> Counter[str]:
+        """How many of these rows are cut, by why."""
+        return self.rows.cut if isinstance(self.rows, StoredRows) else count_cut(self.rows.values())
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Begin to read rows that will be asked for next, where they are on a disk."""
+        if isinstance(self.rows, StoredRows):
+            self.rows.prefetch(rows)
 
 
 @dataclass(frozen=True)
