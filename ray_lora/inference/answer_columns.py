@@ -1,9 +1,9 @@
-"""Answers as columns of a table, of types that do not change from one part of a job to the next.
+"""Answers as columns of a table, of types that do not change from one part of a run to the next.
 
     columns = AnswerColumns(pinned.pipelines, {"top_k": 2}, prefix="")
     columns.of(answers)      # prediction, adapter, version, sha256, error
 
-A job of one pipeline's adapters has that pipeline's answer as `prediction`; of several, a struct with a field for each
+A run of one pipeline's adapters has that pipeline's answer as `prediction`; of several, a struct with a field for each
 (`text_classification`, `token_classification`), of which one is set. It knows answers and Arrow, no adapters.
 """
 
@@ -34,7 +34,7 @@ class AnswerColumns:
     """See the module.
 
     Args:
-        pipelines: those of the job's adapters.
+        pipelines: those of the run's adapters.
         parameters: of all answers.
         prefix: of the columns' names.
     """
@@ -83,7 +83,7 @@ class AnswerColumns:
             return answer
         return Answer(
             answer.entry,
-            error=f"the adapter's answers are of {answer.pipeline}, which none were when this job began; begin anew",
+            error=f"the adapter's answers are of {answer.pipeline}, which none were when this run began; begin anew",
         )
 
     def _value(self, answer: Answer) -> Json:

@@ -35,9 +35,14 @@ class Fetched:
         self._held: OrderedDict[str, tuple[Adapter, int]] = OrderedDict()
         self._reading: dict[str, tuple[Future[Adapter], int]] = {}
         self._coming: deque[Entry] = deque()
+        self._given: dict[str, Adapter] = {}
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry.sha256 in self._held
+        return entry.sha256 in self._held or entry.sha256 in self._given
+
+    def give(self, entry: Entry, adapter: Adapter) -> None:
+        """An adapter that is in no store, kept until the end."""
+        self._given[entry.sha256] = adapter
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Begin to read what will be taken; what was expected before is no longer."""
@@ -52,6 +57,8 @@ class Fetched:
             StoreAwayError: the store does not answer, for twenty seconds.
         """
         key = entry.sha256
+        if key in self._given:
+            return self._given[key]
         if key in self._held:
             self._held.move_to_end(key)
         else:
@@ -73,7 +80,7 @@ class Fetched:
         ahead = sum(size for _, size in self._reading.values())
         while self._coming and (not self._reading or ahead + self._coming[0].bytes <= _AHEAD * self._budget):
             entry = self._coming.popleft()
-            if entry.sha256 not in self._held and entry.sha256 not in self._reading:
+            if entry not in self and entry.sha256 not in self._reading:
                 self._reading[entry.sha256] = (self._thread.submit(self._read, entry), entry.bytes)
                 ahead += entry.bytes
 
@@ -88,7 +95,7 @@ class Fetched:
                 time.sleep(wait)
         if adapter.sha256 != entry.sha256:
             raise AdapterError(
-                f"{entry.ref} is no longer what it was when this job began ({entry.sha256[:12]}…); put what is there "
+                f"{entry.ref} is no longer what it was when this run began ({entry.sha256[:12]}…); put what is there "
                 "now into the store as a new version"
             )
         return adapter

@@ -50,6 +50,11 @@ class Mounts:
         self.tasks: dict[str, Task] = {}
 
     @property
+    def labels(self) -> tuple[str, ...] | None:
+        """What the base's files call their own head's outputs."""
+        return self._base.labels
+
+    @property
     def engine(self) -> AdapterEngine:
         """What computes; it is there once something was mounted."""
         assert self._engine is not None

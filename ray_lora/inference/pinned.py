@@ -1,4 +1,4 @@
-"""Which version each ref means, decided once for a whole job: it answers with one version of each name.
+"""Which version each ref means, decided once for a whole run: it answers with one version of each name.
 
     pinned = pin(open_store("./store"), ["tweets", "moveis@champion"])
     pinned.entries["tweets"].ref          # "tweets@3"
@@ -22,7 +22,7 @@ _AT_ONCE = 4  # versions that are read for their hash at a time
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a job's refs mean.
+    """What a run's refs mean.
 
     Attributes:
         entries: the version of each ref, its content read and hashed.

@@ -70,11 +70,13 @@ def asked(task: type[Task], training: bool = False) -> dict[str, Column]:
     return {name: column for name, column in task.columns.items() if training or column.required != "training"}
 
 
-def view(table: pa.Table, task: type[Task], columns: Mapping[str, str], *, training: bool = False) -> pa.Table:
+def view(
+    table: pa.Table, task: type[Task], columns: Mapping[str, str], *, training: bool = False, where: str = "the table"
+) -> pa.Table:
     """The task's columns of a table under the task's names; DataError where one is missing."""
     wanted = asked(task, training)
     mapped = {name: column for name, column in columns.items() if name in wanted}
-    return canonical(table, DataSpec(columns=mapped), wanted, "the table")
+    return canonical(table, DataSpec(columns=mapped), wanted, where)
 
 
 def encode_each(task: Task, rows: Sequence[Row]) -> list[Features | str]:

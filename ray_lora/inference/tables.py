@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.identity import place
-from ray_lora.errors import BaseModelError, RecipeError
+from ray_lora.errors import AdapterError, BaseModelError, RecipeError
 from ray_lora.inference.fetched import Fetched
 from ray_lora.inference.mounts import Mounts
 from ray_lora.inference.pinned import Pinned
@@ -88,13 +89,16 @@ class TableAnswers:
         self._unusable: dict[str, str] = {}  # adapters, by content hash
 
     def answer(
-        self, table: pa.Table, refs: Sequence[str | None], told: Callable[[int, int], None] = lambda rows, errors: None
+        self,
+        table: pa.Table,
+        refs: Sequence[str | None],
+        told: Callable[[Sequence[int], Sequence[Answer]], None] = lambda rows, answers: None,
     ) -> list[Answer]:
         """Each row's answer, in the table's order.
 
         Args:
             refs: each row's adapter.
-            told: called now and then with rows that are answered and how many of them have errors, since the last call.
+            told: called with rows, by number, and their answers, some hundred at a time.
 
         Raises:
             StoreAwayError: the store does not answer.
@@ -107,7 +111,7 @@ class TableAnswers:
         for _, rows, found in self.each(TableRows(table, self.columns, training=self._scoring), of_ref):
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
-            told(len(rows), sum(answer.error is not None for answer in found))
+            told(rows, found)
         assert all(answer is not None for answer in answers)
         return answers  # type: ignore[return-value]  # every ref's rows were answered
 
@@ -128,12 +132,34 @@ class TableAnswers:
         for model, asked in by_base.items():
             yield from self._on_base(model, rows, asked)
 
-    def tasks(self, ref: str) -> Task:
-        """What a ref's adapter does; it has answered a moment ago."""
+    def task(self, ref: str) -> Task:
+        """What a ref's adapter does; it is mounted for that.
+
+        Raises:
+            AdapterError, BaseModelError: it cannot be used.
+        """
         entry = self.pinned.entries[ref]
-        mounts = self._mounts_of(self._named(entry))
-        assert isinstance(mounts, Mounts)
+        mounts = self._mounts_of(self.base_of(ref))
+        if isinstance(mounts, str):
+            raise BaseModelError(mounts)
+        refused = mounts.mount([entry], self._fetched.take)
+        if refused:
+            raise AdapterError(f"{ref}: {refused[entry.sha256]}")
         return mounts.tasks[entry.sha256]
+
+    def add(self, ref: str, entry: Entry, adapter: Adapter) -> None:
+        """One more adapter, which is in no store; its entry's `sha256` may be any text that no other has."""
+        self.pinned = self.pinned.more(Pinned({ref: entry}, {}, ()))
+        self._fetched.give(entry, adapter)
+
+    def base_of(self, ref: str) -> str:
+        """The base that answers a ref's rows. BaseModelError where none is named."""
+        return self._named(self.pinned.entries[ref])
+
+    def labels(self, ref: str) -> tuple[str, ...] | None:
+        """What the files of a ref's base call their own head's outputs."""
+        mounts = self._mounts_of(self.base_of(ref))
+        return mounts.labels if isinstance(mounts, Mounts) else None
 
     def close(self) -> None:
         """Stop reading adapters, and give the bases back."""
@@ -145,7 +171,7 @@ class TableAnswers:
     def _missing(self, ref: str | None) -> str:
         if ref is None:
             return "the row names no adapter"
-        return self.pinned.missing.get(ref, f"adapter {ref!r} was not known when this job began")
+        return self.pinned.missing.get(ref, f"adapter {ref!r} was not known when this run began")
 
     def _named(self, entry: Entry) -> str:
         return self._base or named_base(entry.base, entry.ref)

@@ -171,7 +171,7 @@ def test_a_version_that_changes_is_not_answered_with(world: Path, tmp_path: Path
     [answer] = tables.answer(pa.table({"text": ["a day"]}), ["moving"])
     tables.close()
     assert answer.error is not None
-    assert "no longer what it was when this job began" in answer.error or "written" in answer.error
+    assert "no longer what it was when this run began" in answer.error or "written" in answer.error
 
 
 def test_columns_have_one_type_whatever_a_part_holds(world: Path) -> None:
