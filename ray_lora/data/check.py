@@ -17,7 +17,7 @@ from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task
 
-_MOST_NAMED = 10  # wrong rows in one message
+MOST_NAMED = 10  # wrong rows in one message
 
 
 def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -> TaskSpec:
@@ -47,7 +47,7 @@ def wrong_rows(task: Task | type[Task], spec: TaskSpec, block: pa.Table, first: 
 def raise_wrong(where: str, wrong: Sequence[tuple[int, str]]) -> None:
     """DataError that names the wrong rows of a file, counted from 1, if there are any."""
     if wrong:
-        lines = [f"{where}, row {row + 1}: {why}" for row, why in wrong[:_MOST_NAMED]]
+        lines = [f"{where}, row {row + 1}: {why}" for row, why in wrong[:MOST_NAMED]]
         more = len(wrong) - len(lines)
         raise DataError("\n".join(lines + ([f"and {more} more wrong rows in {where}"] if more else [])))
 
