@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -124,29 +125,34 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
 
 
 def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
-    """The columns of a piece that the roles name, and their types. Parquet's and arrow's are read from what describes
-    them, other files are read.
+    """The columns of a piece's file and their types. Parquet's and arrow's are read from what describes them, other
+    files are read.
 
     Raises:
         DataError: as `read_piece`.
     """
-    if piece.file.format != "parquet":
-        return look_at(piece, read_written(piece, roles, roles), roles)
+    return first_look(piece, roles)[0]
+
+
+def first_look(piece: Piece, roles: Mapping[str, Column]) -> tuple[pa.Schema, pa.Table | None]:
+    """`look`, and what was read for it: a table of `read_written`, or None where rows were not read."""
+    if piece.file.format not in _DESCRIBED:
+        table = read_written(piece, roles)
+        return look_at(piece, table, roles), table
     with _reading(piece.file), piece.file.place.open() as opened:
-        table = pa.parquet.read_schema(opened).empty_table()
+        table = _DESCRIBED[piece.file.format](opened).empty_table()
     for name in dict(piece.file.partitions):
         if name not in table.column_names:
             table = table.append_column(name, pa.array([], pa.string()))
-    return look_at(piece, table, roles)
+    return look_at(piece, table, roles), None
 
 
 def look_at(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Schema:
     """`look`, from what `read_written` gave."""
     fields = []
     for field in table.schema:
-        if field.name not in roles:
-            continue
-        if "label" in roles[field.name].kinds and (words := _written(piece, table, field.name)) is not None:
+        role = roles.get(field.name)
+        if role is not None and "label" in role.kinds and (words := _written(piece, table, field.name)) is not None:
             field = _field_of(field.name, words)
         fields.append(field.remove_metadata() if field.metadata != WRITTEN else field)
     return pa.schema(fields)
@@ -209,21 +215,6 @@ def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def read_files(
-    files: Sequence[File], roles: Mapping[str, Column], columns: Collection[str] | None = None
-) -> list[pa.Table]:
-    """All rows of each file, of one type in all files; each file is read once.
-
-    Raises:
-        DataError: as `read_piece` and `settle`.
-    """
-    pieces = [Piece(file, number) for number, file in enumerate(files)]
-    tables = [read_written(piece, roles, columns) for piece in pieces]
-    looks = [look_at(piece, table, roles) for piece, table in zip(pieces, tables, strict=True)]
-    settled = settle(pieces, roles, looks)
-    return [as_types(piece, table, piece.schema) for piece, table in zip(settled, tables, strict=True)]
-
-
 def digest(files: Sequence[File]) -> str:
     """sha256 of a file's bytes; of several files, of their digests in order, as hexadecimal digits.
 
@@ -268,23 +259,25 @@ def _read_jsonl(piece: Piece, roles: Mapping[str, Column], columns: Collection[s
 
 
 def _read_arrow(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
-    """Arrow's file format, or its stream, as `datasets` writes it."""
     with piece.file.place.open() as opened:
-        buffer = opened.read_buffer()
-    whole = buffer[:6].to_pybytes() == b"ARROW1"
-    reader = pa.ipc.open_file(buffer) if whole else pa.ipc.open_stream(buffer)
-    names = reader.schema.names
-    if columns is None or not any(name in columns for name in names):
-        table = reader.read_all()
-        table.validate(full=True)
-        return table
-    options = pa.ipc.IpcReadOptions(included_fields=[at for at, name in enumerate(names) if name in columns])
-    reader = (pa.ipc.open_file if whole else pa.ipc.open_stream)(buffer, options=options)
-    table = reader.read_all()
+        names = _arrow_reader(opened).schema.names
+        opened.seek(0)
+        wanted = None if columns is None else [at for at, name in enumerate(names) if name in columns]
+        # without fields Arrow reads all of them; the rows of one are counted
+        table = _arrow_reader(opened, [0] if wanted == [] and names else wanted).read_all()
     table.validate(full=True)  # what is broken is no longer seen later
-    return table
+    return _bare(table.num_rows) if wanted == [] else table
 
 
+def _arrow_reader(opened: Any, fields: list[int] | None = None) -> Any:
+    """A reader of Arrow's file format, or of its stream, which `datasets` writes."""
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    whole = opened.read(6) == b"ARROW1"
+    opened.seek(0)
+    return pa.ipc.open_file(opened, options=options) if whole else pa.ipc.open_stream(opened, options=options)
+
+
+_DESCRIBED = {"parquet": pa.parquet.read_schema, "arrow": lambda opened: _arrow_reader(opened).schema}
 _READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl, "arrow": _read_arrow}
 
 

@@ -18,8 +18,9 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
 from ray_lora.bases.identity import not_its_base
 from ray_lora.bases.load import load_base
-from ray_lora.data.check import check_table, count_cut, say_cut
-from ray_lora.data.read import canonical, read, read_inputs, roles
+from ray_lora.data.check import check_tables, count_cut, say_cut
+from ray_lora.data.read import read_inputs
+from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
 from ray_lora.inference.adopt import check_answers, mounted
@@ -69,9 +70,9 @@ def evaluate_ref(
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
     task = opened.task
     data = DataSpec(columns=dict(columns or {}))
-    table = canonical(read(data_path, roles(data, task.columns)), data, task.columns, data_path)
-    check_table(task, task.spec, table, data_path)
-    features = task.encode(table.to_pylist())
+    rows = read_rows(data_path, data, task.columns, "test")
+    check_tables(task, task.spec, rows.tables)
+    features = task.encode(rows.table.to_pylist())
     for note in say_cut(data_path, count_cut(features), len(features)):
         _logger.warning(note)
     return {

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ray_lora.data.check import check_table, learn
-from ray_lora.data.read import canonical, read, roles
+from ray_lora.data.check import check_tables as check_files
+from ray_lora.data.check import learn
+from ray_lora.data.pieces import digest
+from ray_lora.data.read import canonical
+from ray_lora.data.rows import Rows, read_rows
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.tasks import Features, Task, task_of
@@ -41,7 +44,7 @@ class Source:
     task: TaskSpec  # completed by what the training rows teach
     train: tuple[Block, ...]
     validation: tuple[Block, ...]
-    identity: dict[str, str]  # path, rows and sha256 of each split
+    identity: dict[str, str]  # path, files, rows and sha256 of each split
 
 
 def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = None, pieces: int = 4) -> Source:
@@ -59,9 +62,11 @@ def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = No
     tables = read_tables(recipe, datasets)
     task = check_tables(recipe, tables)
     identity: dict[str, str] = {}
-    for split, (where, table) in tables.items():
-        identity |= {f"{split}.path": where, f"{split}.rows": str(table.num_rows), f"{split}.sha256": _hash(table)}
-    blocks = {split: tuple(_blocks(table, pieces, ray.put)) for split, (_, table) in tables.items()}
+    for split, rows in tables.items():
+        content = digest(rows.files) if rows.files else _hash(rows.table)
+        found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
+        identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
+    blocks = {split: tuple(_blocks(rows.table, pieces, ray.put)) for split, rows in tables.items()}
     return Source(task, blocks["train"], blocks.get("validation", ()), identity)
 
 
@@ -69,48 +74,50 @@ def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
     """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started."""
     tables = read_tables(recipe, None)
     task = check_tables(recipe, tables)
-    return task, {split: table.num_rows for split, (_, table) in tables.items()}
+    return task, {split: rows.table.num_rows for split, rows in tables.items()}
 
 
-def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None) -> dict[str, tuple[str, pa.Table]]:
-    """(where it came from, the task's columns) of each split."""
-    tables = {}
+def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None) -> dict[str, Rows]:
+    """The rows of each split."""
+    columns = task_of(recipe.task).columns
+    found = {}
     for split in ("train", "validation"):
         given = datasets.get(split) if datasets is not None else None
-        path = getattr(recipe.data, split) if datasets is None else None
-        if given is None and path is None:
-            continue
-        where = path or f"the {split} dataset"
-        columns = task_of(recipe.task).columns
-        table = read(path, roles(recipe.data, columns)) if path is not None else _whole(given, where)
-        tables[split] = (where, canonical(table, recipe.data, columns, where))
-    if "train" not in tables:
-        raise DataError("no training rows are given; set data.train to a parquet, csv or jsonl file")
-    _check_alike(tables)
-    return tables
+        paths = getattr(recipe.data, split) if datasets is None else None
+        if paths is not None:
+            found[split] = read_rows(paths, recipe.data, columns, split)
+        elif given is not None:
+            where = f"the {split} dataset"
+            found[split] = Rows(where, ((where, canonical(_whole(given, where), recipe.data, columns, where)),))
+    if "train" not in found:
+        raise DataError(
+            "no training rows are given; set data.train to a parquet, csv or jsonl file, a folder or a glob"
+        )
+    _check_alike(found)
+    return found
 
 
-def _check_alike(tables: Mapping[str, tuple[str, pa.Table]]) -> None:
-    """DataError where one file has an optional column that another one lacks."""
-    source, train = tables["train"]
-    for where, table in tables.values():
-        for column in sorted(set(train.column_names) ^ set(table.column_names)):
-            has, lacks = (source, where) if column in train.column_names else (where, source)
+def _check_alike(splits: Mapping[str, Rows]) -> None:
+    """DataError where one split has an optional column that another one lacks."""
+    train = splits["train"]
+    for rows in splits.values():
+        for column in sorted(set(train.table.column_names) ^ set(rows.table.column_names)):
+            has, lacks = (train, rows) if column in train.table.column_names else (rows, train)
             raise DataError(
-                f"{lacks} has no column {column!r}, which {has} has; rows that train and rows that score are alike"
+                f"{lacks.given} has no column {column!r}, which {has.given} has; rows that train and rows that score "
+                "are alike"
             )
 
 
-def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
+def check_tables(recipe: Recipe, splits: Mapping[str, Rows]) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
     task = task_of(recipe.task)
-    source, rows = tables["train"]
+    train = splits["train"]
     try:
-        spec = learn(task, recipe.task, [rows])
+        spec = learn(task, recipe.task, [table for _, table in train.tables])
     except DataError as error:
-        raise DataError(f"{source}: {error}") from None
-    for where, table in tables.values():
-        check_table(task, spec, table, where)
+        raise DataError(f"{train.given}: {error}") from None
+    check_files(task, spec, [one for rows in splits.values() for one in rows.tables])
     return spec
 
 
