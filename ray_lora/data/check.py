@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Features, Task
+from ray_lora.tasks import Task
 
 MOST_NAMED = 10  # wrong rows in one message
 
@@ -68,11 +68,6 @@ def check_table(task: Task | type[Task], spec: TaskSpec, table: pa.Table, where:
 def check_tables(task: Task | type[Task], spec: TaskSpec, tables: Iterable[tuple[str, pa.Table]]) -> None:
     """DataError for the wrong rows of files' tables, the first of them over all files."""
     raise_wrong((where, wrong_rows(task, spec, table)) for where, table in tables)
-
-
-def count_cut(rows: Iterable[Features]) -> Counter[str]:
-    """How many encoded rows are cut, by why."""
-    return Counter(row["cut"] for row in rows if "cut" in row)
 
 
 def say_cut(where: str, cut: Counter[str], total: int) -> list[str]:
