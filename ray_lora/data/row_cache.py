@@ -92,10 +92,14 @@ class RowCache:
                 yield None if self.has(encoder, piece) else path
             path.with_suffix(".lock").unlink(missing_ok=True)
 
-    def trim(self) -> int:
-        """Remove what was not used for longest until the bound holds; returns the bytes that were removed."""
+    def trim(self, more: int = 0) -> int:
+        """Remove what was not used for longest until the bound holds; returns the bytes that were removed.
+
+        Args:
+            more: bytes that are to come.
+        """
         files = [(path, told) for path in self.folder.glob("*/*.arrow") if (told := _stat(path)) is not None]
-        over, removed = sum(told.st_size for _, told in files) - bound(), 0
+        over, removed = sum(told.st_size for _, told in files) + more - bound(), 0
         for path, told in sorted(files, key=lambda file: file[1].st_mtime):
             if removed >= over or told.st_mtime >= self.begun:
                 break

@@ -25,9 +25,10 @@ from ray_lora.allowed import environment
 from ray_lora.data.check import MOST_NAMED, wrong_rows
 from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.data.encoder import Encoder
-from ray_lora.data.pieces import Piece, digest, look, read_piece
-from ray_lora.data.read import canonical, roles
+from ray_lora.data.pieces import Piece, digest, look
+from ray_lora.data.read import roles
 from ray_lora.data.row_cache import RowCache
+from ray_lora.data.through import table_of
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, TaskSpec
 from ray_lora.running.reading import Tell
@@ -115,12 +116,6 @@ def encode(
         pieces, made, tell, "encoding", lambda _, one: one.rows if isinstance(one, Shard) else 0, "rows"
     )
     return [one for one in found if isinstance(one, Shard)], [one for one in found if isinstance(one, Wrong)]
-
-
-def table_of(piece: Piece, data: DataSpec, task: type[Task] | Task) -> pa.Table:
-    """A piece's rows under the task's names."""
-    wanted = roles(data, task.columns)
-    return canonical(read_piece(piece, wanted, wanted), data, task.columns, piece.file.path)
 
 
 class WrongRowsError(DataError):

@@ -25,6 +25,7 @@ from ray_lora.data.encoder import Encoder, code_of
 from ray_lora.data.files import File
 from ray_lora.data.pieces import Piece, cut, settle
 from ray_lora.data.read import check_columns, roles
+from ray_lora.data.remembered import Remembered, recall, remember
 from ray_lora.data.row_cache import RowCache
 from ray_lora.data.rows import say_given
 from ray_lora.data.stored_rows import Stretch
@@ -32,7 +33,6 @@ from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
 from ray_lora.running.encoding import Shard, encode, fetched, kept, look_at_files, survey
 from ray_lora.running.reading import Tell
-from ray_lora.running.remembered import Remembered, recall, remember
 from ray_lora.tasks import task_of
 
 # Where the direct way ends: it reads on the driver, and every pack encodes for itself. Below, what Ray Data takes to

@@ -20,6 +20,7 @@ from ray_lora.data.pieces import digest
 from ray_lora.data.read import canonical
 from ray_lora.data.rows import Rows, read_rows, say_given
 from ray_lora.data.stored_rows import StoredRows
+from ray_lora.data.through import look_through
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.running.datasets import size_of, write
@@ -79,11 +80,16 @@ def prepare(
         computed, rows, size = size_of(datasets)
         many = processor is not None and "train" in computed and (rows >= LARGE_ROWS or size >= LARGE_BYTES)
         return _many(recipe, write(recipe, computed), processor, quiet) if many else _few(recipe, computed, pieces)
-    given = {split: paths for split in SPLITS if (paths := getattr(recipe.data, split)) is not None}
-    files = {split: find_files(paths, split) for split, paths in given.items()}
+    files = files_of(recipe)
     if processor is not None and "train" in files and is_large(files):
         return _many(recipe, files, processor, quiet)
     return _few(recipe, None, pieces)
+
+
+def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
+    """The files of each split that the recipe gives."""
+    given = {split: getattr(recipe.data, split) for split in SPLITS}
+    return {split: find_files(paths, split) for split, paths in given.items() if paths is not None}
 
 
 def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:
@@ -119,6 +125,9 @@ def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces
 
 def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
     """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started."""
+    files = files_of(recipe)
+    if "train" in files and is_large(files):
+        return look_through(recipe, files)
     tables = read_tables(recipe, None)
     task = check_tables(recipe, tables)
     return task, {split: rows.table.num_rows for split, rows in tables.items()}
