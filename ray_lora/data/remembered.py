@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_lora.bases.packaged import cache_folder
 from ray_lora.data.files import File
 from ray_lora.data.pieces import Piece
+from ray_lora.data.row_cache import rows_folder
 from ray_lora.recipe import Json, TaskSpec
 
 
@@ -87,7 +87,7 @@ def forget() -> None:
 
 
 def _path(key: str) -> Path:
-    return cache_folder() / "rows-known" / f"{key}.json"
+    return rows_folder() / "known" / f"{key}.json"
 
 
 def _piece(piece: Piece) -> dict[str, Json]:

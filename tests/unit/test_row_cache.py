@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")  # what a write into a full disk raises
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(DataError, match=r"cannot be written to .*; set RAY_LORA_CACHE"),
+        pytest.raises(DataError, match=r"cannot be written to .*; set RAY_LORA_ROWS to a folder"),
         RowCache(tmp_path / "file").making("enc", "piece"),
     ):
         pass
