@@ -136,7 +136,7 @@ def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp
 
 
 def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: Path) -> None:
-    """Four nodes with a disk each: one dies while files are read, one while they are encoded, one before workers ask for
+    """Four nodes with a disk each: one dies while files are read, one while they are encoded, one before workers want
     what it had."""
     recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
     expected = alone(recipe, tmp_path / "alone")[1]
