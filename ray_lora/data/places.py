@@ -55,6 +55,12 @@ class Place:
         return Path(unquote(parts[2])) if parts[1].lower() == "file://" else None
 
     @property
+    def plain(self) -> str:
+        """The path as it is on its file system, as far as it was given; nothing in it is quoted."""
+        parts = _URI.fullmatch(self.address)
+        return self.name if parts is None else unquote(parts[2])
+
+    @property
     def identity(self) -> str:
         """What two paths of one file have in common."""
         if (local := self.local) is not None:
