@@ -153,21 +153,32 @@ def _of_one_format(said: str, place: Place, found: Mapping[str, FileInfo]) -> li
     return [_file(place.below(name), info) for name, info in found.items()]
 
 
+def check_unchanged(file: File) -> None:
+    """DataError unless a file is the one that was found: not written anew since, and not gone."""
+    if _seen(file.place, file.place.info())[1] != file.stamp:
+        raise DataError(f"data file {file.path!r} has changed since it was found; start again when nobody writes it")
+
+
 def _file(place: Place, info: FileInfo) -> File:
     """A file that is there, of a kind that is read, with something in it."""
-    if info.type != FileType.File:
-        raise DataError(f"data file {place.name!r} is no file that can be read (a link that leads nowhere?)")
-    size, stamp = info.size, f"{info.size}-{info.mtime_ns}"
-    if (local := place.local) is not None:
-        try:
-            seen = local.stat()
-        except OSError as error:
-            raise place.away(error) from None
-        size, stamp = seen.st_size, f"{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}-{seen.st_ino}"
+    size, stamp = _seen(place, info)
     file = File(place.name, size, stamp, tuple(_partitions(place.plain)), place.address)
     if file.format and not size:
         raise DataError(f"data file {place.name!r} is empty; it needs at least one row")
     return file
+
+
+def _seen(place: Place, info: FileInfo) -> tuple[int, str]:
+    """(size, stamp) of a file."""
+    if info.type != FileType.File:
+        raise DataError(f"data file {place.name!r} is no file that can be read (a link that leads nowhere?)")
+    if (local := place.local) is None:
+        return info.size, f"{info.size}-{info.mtime_ns}"
+    try:
+        seen = local.stat()
+    except OSError as error:
+        raise place.away(error) from None
+    return seen.st_size, f"{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}-{seen.st_ino}"
 
 
 def _partitions(path: str) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ray_lora.data.alike import WRITTEN, agree
 from ray_lora.data.csv_file import are_whole_numbers
-from ray_lora.data.files import File
+from ray_lora.data.files import File, check_unchanged
 from ray_lora.data.formats import described, read_format, reading, row_groups
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
@@ -86,8 +86,8 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
         columns: only these, where the file has them; None: all.
 
     Raises:
-        DataError: the file is broken (with the row or the line), has no rows, or a column is not of the type that the
-            other files have.
+        DataError: the file is broken (with the row or the line), has no rows, has changed since it was found, or a
+            column is not of the type that the other files have.
     """
     table = read_written(piece, roles, columns)
     return as_types(piece, table, piece.schema or look_at(piece, table, roles))
@@ -95,6 +95,7 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
 
 def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
     """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
+    check_unchanged(piece.file)
     with reading(piece.file):
         table = read_format(piece.file, piece.groups, roles, columns)
         rows = table.num_rows
@@ -210,6 +211,7 @@ def digest(files: Sequence[File]) -> str:
 
 
 def _digest(file: File) -> str:
+    check_unchanged(file)
     found = hashlib.sha256()
     with reading(file), file.place.open() as opened:
         while block := opened.read(_BYTES):
