@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Features, Task
+from ray_lora.tasks import Task
 
-_MOST_NAMED = 10  # wrong rows in one message
+MOST_NAMED = 10  # wrong rows in one message
 
 
 def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -> TaskSpec:
@@ -53,7 +53,7 @@ def raise_wrong(found: Iterable[tuple[str, Sequence[tuple[int, str]]]], more: in
     """
     wrong = [(where, row, why) for where, rows in found for row, why in rows]
     if wrong:
-        lines = [f"{where}, row {row + 1}: {why}" for where, row, why in wrong[:_MOST_NAMED]]
+        lines = [f"{where}, row {row + 1}: {why}" for where, row, why in wrong[:MOST_NAMED]]
         files = {where for where, *_ in wrong}
         more += len(wrong) - len(lines)
         among = f"in {wrong[0][0]}" if len(files) == 1 else f"in {len(files)} files"
@@ -68,11 +68,6 @@ def check_table(task: Task | type[Task], spec: TaskSpec, table: pa.Table, where:
 def check_tables(task: Task | type[Task], spec: TaskSpec, tables: Iterable[tuple[str, pa.Table]]) -> None:
     """DataError for the wrong rows of files' tables, the first of them over all files."""
     raise_wrong((where, wrong_rows(task, spec, table)) for where, table in tables)
-
-
-def count_cut(rows: Iterable[Features]) -> Counter[str]:
-    """How many encoded rows are cut, by why."""
-    return Counter(row["cut"] for row in rows if "cut" in row)
 
 
 def say_cut(where: str, cut: Counter[str], total: int) -> list[str]:

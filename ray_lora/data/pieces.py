@@ -37,6 +37,7 @@ class Piece:
         file: where they are.
         number: of the file among the split's files.
         groups: parquet's row groups [begin, end); None: the whole file.
+        skipped: rows of these groups before the piece's first one; a group of many rows is read for several pieces.
         first: number, in its file, of the piece's first row.
         rows: how many, where that is known before they are read.
         schema: the types that columns have in all files (`settle`); None: as this file has them.
@@ -47,11 +48,13 @@ class Piece:
     groups: tuple[int, int] | None = None
     first: int = 0
     rows: int | None = None
+    skipped: int = 0
     schema: pa.Schema | None = None
 
 
 def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
-    """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, others whole.
+    """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, and larger groups in
+    parts; others whole.
 
     Raises:
         DataError: a parquet file is broken or has no rows.
@@ -72,9 +75,16 @@ def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
             pieces.append(Piece(file, number, (begin, at), first, rows))
             begin, first, rows = at, first + rows, 0
         rows += size
-    if not rows:
+        if rows > 2 * most_rows:  # a group alone
+            for skipped in range(0, rows, most_rows):
+                part = min(most_rows, rows - skipped)
+                pieces.append(Piece(file, number, (at, at + 1), first + skipped, part, skipped))
+            begin, first, rows = at + 1, first + rows, 0
+    if rows:
+        pieces.append(Piece(file, number, (begin, len(sizes)), first, rows))
+    if not pieces:
         raise _no_rows(file)
-    return [*pieces, Piece(file, number, (begin, len(sizes)), first, rows)]
+    return pieces
 
 
 def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
@@ -98,6 +108,8 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
     check_unchanged(piece.file)
     with reading(piece.file):
         table = read_format(piece.file, piece.groups, roles, columns)
+        if piece.rows is not None:
+            table = table.slice(piece.skipped, piece.rows)
         rows = table.num_rows
         if columns is not None:
             table = table.select([at for at, name in enumerate(table.column_names) if name in columns])

@@ -18,7 +18,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
 from ray_lora.bases.identity import not_its_base
 from ray_lora.bases.load import load_base
-from ray_lora.data.check import check_tables, count_cut, say_cut
+from ray_lora.data.check import check_tables, say_cut
 from ray_lora.data.read import read_inputs
 from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
@@ -28,7 +28,7 @@ from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
-from ray_lora.tasks.rows import answering, may_have, shown
+from ray_lora.tasks.rows import answering, count_cut, may_have, shown
 
 _logger = logging.getLogger(__name__)
 

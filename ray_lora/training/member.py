@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.recipe import Json, TrainingSpec
 from ray_lora.tasks import Features, Task
 from ray_lora.training.job import Job
-from ray_lora.training.shards import Splits
+from ray_lora.training.shards import Split, Splits
+
+Order = NDArray[np.int32]  # row numbers of one epoch, [rows]
+_ORDERS: WeakValueDictionary[tuple[int, int, int], Order] = WeakValueDictionary()  # shared by jobs of one seed
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Member:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
-    order: tuple[int, list[int]] = (-1, [])  # epoch, row numbers
+    order: tuple[int, Order] = (-1, np.zeros(0, np.int32))  # epoch, row numbers
     last_rows: list[int] = field(default_factory=list)  # of the last step's global batch
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
     temperature: float | None = None  # that its validation rows asked for then
@@ -40,27 +46,42 @@ class Member:
     def epoch(self) -> float:
         return self.step / self.per_epoch
 
-    def next_rows(self) -> list[int]:
-        """Row numbers of the next global batch, from the epoch's order."""
-        epoch, at = divmod(self.step, self.per_epoch)
+    def rows_of(self, step: int) -> list[int]:
+        """Row numbers of a step's global batch, from its epoch's order."""
+        epoch, at = divmod(step, self.per_epoch)
         if self.order[0] != epoch:
             self.order = (epoch, self._draw(epoch))
-        return self.order[1][at * self.batch : (at + 1) * self.batch]
+        rows: list[int] = self.order[1][at * self.batch : (at + 1) * self.batch].tolist()
+        return rows
 
-    def _draw(self, epoch: int) -> list[int]:
+    def _draw(self, epoch: int) -> Order:
         """An order of the whole split that follows from the seed and the epoch alone, as HF's samplers draw it."""
-        training = self.job.training
+        training, total = self.job.training, self.splits.train.total
         if training.train_sampling_strategy == "sequential":
-            return list(range(self.splits.train.total))
+            return np.arange(total, dtype=np.int32)
         generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
         if training.train_sampling_strategy == "group_by_length":
             from transformers.trainer_pt_utils import get_length_grouped_indices
 
-            order: list[int] = get_length_grouped_indices(self.sizes, self.batch, generator=generator)
-            return order
-        return torch.randperm(self.splits.train.total, generator=generator).tolist()
+            return np.array(get_length_grouped_indices(self.sizes, self.batch, generator=generator), np.int32)
+        key = (total, training.seed, epoch)
+        drawn = _ORDERS.get(key)
+        if drawn is None:
+            drawn = _ORDERS[key] = torch.randperm(total, generator=generator).numpy().astype(np.int32)
+        return drawn
 
 
 def steps_of(training: TrainingSpec, per_epoch: int) -> int:
     """Optimizer steps of one job: `max_steps`, or the epochs' worth."""
     return training.max_steps if training.max_steps > 0 else max(1, math.ceil(training.num_train_epochs * per_epoch))
+
+
+def prefetch(members: Sequence[Member]) -> None:
+    """Begin to read the next step's rows while this one's are computed."""
+    ahead: dict[int, tuple[Split, list[int]]] = {}
+    for member in members:
+        if member.step + 1 < member.total:
+            split = member.splits.train
+            ahead.setdefault(id(split), (split, []))[1].extend(member.rows_of(member.step + 1))
+    for split, rows in ahead.values():
+        split.prefetch(rows)

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from ray_lora.training.figures import FIGURES, write_figures
 from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
-from ray_lora.training.member import Member, steps_of
+from ray_lora.training.member import Member, prefetch, steps_of
 from ray_lora.training.shards import ALONE, Group, Split, Splits
 from ray_lora.training.state import has_state, load_state, save_state
 
@@ -114,9 +115,11 @@ class Pack:
         """Sizes of all workers' training rows, in the rows' order, for a job whose order follows from them."""
         if job.training.train_sampling_strategy != "group_by_length":
             return ()
-        mine = {row: task.size(features) for row, features in self.data[job.data].train.rows.items()}
-        whole = {row: size for part in self.group.gather(mine) for row, size in part.items()}
-        return [whole[row] for row in sorted(whole)]
+        split, whole = self.data[job.data].train, np.zeros(self.data[job.data].train.total, np.int32)
+        for rows, sizes in self.group.gather((np.fromiter(split.rows, np.int64), split.sizes(task))):
+            whole[rows] = sizes
+        sizes_of_all: list[int] = whole.tolist()
+        return sizes_of_all
 
     def stop(self, name: str) -> None:
         """Take a job out before its end: what its last evaluation found is written, and its slot is free."""
@@ -192,11 +195,12 @@ class Pack:
         slots: list[int] = []
         draws: list[int] = []
         for member in members:
-            member.last_rows = member.next_rows()
+            member.last_rows = member.rows_of(member.step)
             mine = [row for row in member.last_rows if row in member.splits.train.rows]
             features += [member.splits.train.rows[row] for row in mine]
             slots += [member.slot] * len(mine)
             draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
+        prefetch(members)
         tasks = {member.slot: member.task for member in members}
         spread = spread_windows(tasks, features, slots)
         draws = [draw_of_window(draws[row], number) for row, number in zip(spread.rows, spread.windows, strict=True)]

@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.data.check import learn, wrong_rows
+from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import forward, passes, predict
@@ -28,10 +30,13 @@ from ray_lora.tasks import Column, Features, Row, Task, row_of, scoring_of, task
 EXACT = 1e-9
 
 
-def check_task(task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: Callable[[Row], Json]) -> None:
+def check_task(
+    task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: Callable[[Row], Json], folder: Path
+) -> None:
     """Check a task on training rows of unlike sizes.
 
     Args:
+        folder: where it may write.
         task: built for the engine's base.
         rows: at least four, not all of one size and not all of one target; as a file would hold them.
         engine: float64, with `train=True` and a free slot.
@@ -41,12 +46,37 @@ def check_task(task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: 
     check_words(task)
     check_blocks(task, rows)
     features = check_encoding(task, rows)
+    check_kept(task, features, folder)
     check_batches(task, features)
     slot = _some_adapter(task, engine)
     check_loss(task, features, engine, slot)
     check_answers(task, rows, features, engine, slot)
     whole = predict(engine, {slot: task}, features, [slot] * len(rows), [scoring_of(task)] * len(rows))
     check_scores(task, rows, features, whole, perfect)
+
+
+def check_kept(task: Task, features: Sequence[Features], folder: Path) -> None:
+    """Encoded rows come back from a file as they are, so that large data need be encoded once only."""
+    path = folder / "rows.arrow"
+    assert write_rows(path, [(row, task.size(row)) for row in features]) == len(features)
+    kept = EncodedFile(path)
+    assert len(kept) == len(features)
+    for number, row in enumerate(features):
+        assert same(kept[number], row), (kept[number], row)
+    assert kept.sizes.tolist() == [task.size(row) for row in features]
+    assert kept.cut.to_pylist() == [row.get("cut") for row in features]
+
+
+def same(found: object, given: object) -> bool:
+    """Whether two values are equal and of one type."""
+    if isinstance(given, Mapping):
+        alike = isinstance(found, Mapping) and list(found) == list(given)
+        return alike and all(same(found[name], given[name]) for name in given)  # type: ignore[index]
+    if isinstance(given, (list, tuple)):
+        return type(found) is type(given) and len(found) == len(given) and all(map(same, found, given))
+    if isinstance(given, Tensor):
+        return isinstance(found, Tensor) and found.dtype == given.dtype and torch.equal(found, given)
+    return type(found) is type(given) and found == given
 
 
 def check_words(task: Task) -> None:

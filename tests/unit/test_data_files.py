@@ -126,7 +126,8 @@ def test_pieces_are_row_groups_of_about_so_many_rows(tmp_path: Path) -> None:
     for most, groups in ((1, [(0, 1), (1, 2), (2, 3), (3, 4)]), (6, [(0, 2), (2, 4)]), (99, [(0, 4)])):
         assert [piece.groups for piece in cut(find_files(path), most)] == groups
     whole = str(write(tmp_path / "b.parquet", rows))
-    assert [(piece.groups, piece.rows) for piece in cut(find_files(whole), 2)] == [((0, 1), 10)]
+    assert [(piece.groups, piece.rows) for piece in cut(find_files(whole), 5)] == [((0, 1), 10)]
+    assert [(piece.skipped, piece.rows) for piece in cut(find_files(whole), 4)] == [(0, 4), (4, 4), (8, 2)]
     assert [piece.first for piece in cut(find_files([path, whole]), 6)] == [0, 6, 0]
 
 

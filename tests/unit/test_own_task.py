@@ -75,11 +75,11 @@ def store(allowed: Path, tiny_bert_folder: Path) -> str:
     return str(allowed / "store")
 
 
-def test_it_keeps_the_rules(allowed: Path, tiny_bert_folder: Path) -> None:
+def test_it_keeps_the_rules(allowed: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     base = open_base(tiny_bert_folder, torch.float64)
     engine = AdapterEngine(base, slots=1, max_rank=4, train=True)
     task = build_task(TaskSpec.model_validate(RATING | {"low": -2.0, "high": 2.0}), base.processor)
-    check_task(task, rated_rows(7), engine, perfect=lambda row: {"rating": row["rating"]})
+    check_task(task, rated_rows(7), engine, perfect=lambda row: {"rating": row["rating"]}, folder=tmp_path)
 
 
 # -------------------------------------------------------------------- allowed or not

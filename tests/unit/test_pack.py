@@ -203,7 +203,7 @@ def test_four_packed_jobs_each_equal_plain_peft(folder: Path, tmp_path: Path) ->
         expected = {}
         for name, oracle in oracles.items():
             member = pack.members[name]
-            chosen = [ROWS[int(member.job.data)][row] for row in member.next_rows()]
+            chosen = [ROWS[int(member.job.data)][row] for row in member.rows_of(member.step)]
             expected[name] = oracle.step(member.task.collate(chosen), torch.tensor([row["labels"] for row in chosen]))
         reports = pack.step()
         assert len(reports) == 4
@@ -222,7 +222,7 @@ def test_rows_come_in_the_order_asked_for(folder: Path) -> None:
         batches = []
         for step in range(2 * member.per_epoch):
             member.step = step
-            batches.append(member.next_rows())
+            batches.append(member.rows_of(member.step))
         epochs = [[row for batch in part for row in batch] for part in (batches[:9], batches[9:])]
         assert [sorted(epoch) for epoch in epochs] == [list(range(70))] * 2
         assert (epochs[0] == epochs[1]) == (strategy == "sequential")

@@ -93,6 +93,7 @@ class _Broken:
         ("longest", "check_batches"),
         ("last block", "check_blocks"),
         ("every row is wrong", "check_blocks"),
+        ("objects", "check_kept"),
         ("rows of the loss", "losses_of"),
         ("neighbours", "check_loss"),
         ("padding", "check_loss"),
@@ -103,7 +104,9 @@ class _Broken:
         ("parameters", "check_answers"),
     ],
 )
-def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: str, found_by: str) -> None:
+def test_the_check_finds_a_task_that_breaks_a_rule(
+    engine: AdapterEngine, rule: str, found_by: str, tmp_path: Path
+) -> None:
     task = build_task(TextClassificationSpec(labels=LABELS), engine.base.processor)
 
     def mean_loss(outputs: Any, features: Any) -> Any:
@@ -121,6 +124,7 @@ def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: 
     changes: dict[str, dict[str, Any]] = {
         "order": {"encode": lambda rows: task.encode(rows)[::-1]},
         "no target": {"encode": lambda rows: task.encode([{"text": row["text"]} for row in rows])},
+        "objects": {"encode": lambda rows: [row | {"of": object} for row in task.encode(rows)]},
         "longest": {"longest": 2},
         "last block": {"merge": lambda spec, learned: task.merge(spec, [list(learned)[-1]])},
         "every row is wrong": {"check": lambda spec, block: ((row, "wrong") for row in range(block.num_rows))},
@@ -135,7 +139,7 @@ def test_the_check_finds_a_task_that_breaks_a_rule(engine: AdapterEngine, rule: 
     }
     broken: Any = _Broken(task, **changes[rule])
     with pytest.raises((AssertionError, TypeError, IndexError, DataError, pytest.fail.Exception)) as caught:
-        check_task(broken, text_rows(), engine, perfect=lambda row: {"label": row["label"], "score": 1.0})
+        check_task(broken, text_rows(), engine, lambda row: {"label": row["label"], "score": 1.0}, tmp_path)
     assert found_by in [entry.name for entry in caught.traceback]
 
 
