@@ -179,13 +179,20 @@ def settle(pieces: Sequence[Piece], roles: Mapping[str, Column], looks: Sequence
     Raises:
         DataError: files have other types, or one lacks a column that others have.
     """
-    firsts = list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
-    if not looks:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            looks = list(threads.map(lambda piece: look(piece, roles), firsts))
-    found = {piece.file.path: schema for piece, schema in zip(firsts, looks, strict=True)}
-    schema = agree(found, roles)
+    found = zip(first_pieces(pieces), looks or look_at_files(pieces, roles), strict=True)
+    schema = agree({piece.file.path: schema for piece, schema in found}, roles)
     return [replace(piece, schema=schema) for piece in pieces]
+
+
+def first_pieces(pieces: Sequence[Piece]) -> list[Piece]:
+    """The first piece of each file."""
+    return list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
+
+
+def look_at_files(pieces: Sequence[Piece], roles: Mapping[str, Column]) -> list[pa.Schema]:
+    """`look` of the first piece of each file, in a few threads."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(look, first_pieces(pieces), repeat(roles)))
 
 
 def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
