@@ -19,7 +19,7 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or nam
 
 def evaluate(
     ref: Ref,
-    data: Annotated[str, typer.Option("--data", help="A parquet, csv or jsonl file.", show_default=False)],
+    data: Annotated[str, typer.Option("--data", help="A file, a folder or a glob in quotes.", show_default=False)],
     column: Annotated[
         list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
     ] = None,
@@ -28,7 +28,7 @@ def evaluate(
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score an adapter on a file."""
+    """Score an adapter on the rows of files."""
     with answering(as_json) as say:
         columns = dict(_pair(text, "--column text=review") for text in column or [])
         from ray_lora.inference.stored import evaluate_ref

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_lora.data.files import File, find_files
-from ray_lora.data.pieces import Piece, as_types, first_look, read_written, settle
+from ray_lora.data.pieces import Piece, as_types, first_look, first_pieces, look_at_files, read_written, settle
 from ray_lora.data.places import Place
 from ray_lora.data.read import canonical, check_columns, roles
 from ray_lora.recipe import DataSpec
@@ -50,15 +50,29 @@ def read_rows(given: str | Sequence[str], data: DataSpec, columns: Mapping[str, 
     files, names = find_files(given, split), roles(data, columns)
     pieces = [Piece(file, number) for number, file in enumerate(files)]
     looks = [first_look(piece, names) for piece in pieces]
-    pieces = settle(pieces, names, [schema for schema, _ in looks])
-    for piece, (schema, _) in zip(pieces, looks, strict=True):
-        check_columns(schema.names, data, columns, piece.file.path)
+    pieces = settle_columns(pieces, data, columns, [schema for schema, _ in looks])
     tables = []
     for piece, (_, table) in zip(pieces, looks, strict=True):
         table = read_written(piece, names, names) if table is None else table
         typed = as_types(piece, table, piece.schema)
         tables.append((piece.file.path, canonical(typed, data, columns, piece.file.path)))
     return Rows(say_given(given), tuple(tables), files)
+
+
+def settle_columns(
+    pieces: Sequence[Piece], data: DataSpec, columns: Mapping[str, Column], looks: Sequence[pa.Schema] = ()
+) -> list[Piece]:
+    """`settle`, of files each of which has the task's columns.
+
+    Raises:
+        DataError: as `settle`, or all files lack a column.
+    """
+    names = roles(data, columns)
+    looks = looks or look_at_files(pieces, names)
+    settled = settle(pieces, names, looks)
+    for piece, schema in zip(first_pieces(pieces), looks, strict=True):
+        check_columns(schema.names, data, columns, piece.file.path)
+    return settled
 
 
 def say_given(given: str | Sequence[str]) -> str:

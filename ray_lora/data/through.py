@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from ray_lora.data.check import MOST_NAMED, learn, raise_wrong, wrong_rows
 from ray_lora.data.files import File
-from ray_lora.data.pieces import Piece, cut, read_piece, settle
-from ray_lora.data.read import canonical, check_columns, roles
-from ray_lora.data.rows import say_given
+from ray_lora.data.pieces import Piece, cut, read_piece
+from ray_lora.data.read import canonical, roles
+from ray_lora.data.rows import say_given, settle_columns
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
 from ray_lora.tasks import Task, task_of
@@ -28,10 +28,7 @@ def look_through(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> tuple[T
         DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
     """
     task, data = task_of(recipe.task), recipe.data
-    pieces = {split: settle(cut(mine), roles(data, task.columns)) for split, mine in files.items()}
-    for piece in (piece for mine in pieces.values() for piece in mine):
-        assert piece.schema is not None
-        check_columns(piece.schema.names, data, task.columns, piece.file.path)
+    pieces = {split: settle_columns(cut(mine), data, task.columns) for split, mine in files.items()}
     try:
         spec = learn(task, recipe.task, (table_of(piece, data, task) for piece in pieces["train"]))
     except DataError as error:

@@ -57,7 +57,7 @@ def evaluate_ref(
     base: str | None = None,
     tracking_uri: str | None = None,
 ) -> dict[str, Json]:
-    """Score an adapter on a parquet, csv or jsonl file: `{"ref", "sha256", "data", "rows", "metrics"}`.
+    """Score an adapter on the rows of a file, a folder or a glob: `{"ref", "sha256", "data", "rows", "metrics"}`.
 
     Args:
         columns: the task's column -> the file's column.
@@ -65,7 +65,7 @@ def evaluate_ref(
         tracking_uri: for `store="mlflow"`.
 
     Raises:
-        RayLoraError: the ref, the base, the file or a row is wrong.
+        RayLoraError: the ref, the base, a file or a row is wrong.
     """
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
     task = opened.task
