@@ -27,6 +27,12 @@ _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a
 Watch = Callable[[Task, Sequence[int], Sequence[Features], Any], None]  # task, and of each row slot, features, outputs
 
 
+NOT_FINITE = (
+    "the adapter's answers are not finite numbers: its weights are out of range for this base and dtype; train it "
+    "again with a lower rate, or fetch it again"
+)
+
+
 class NotFiniteError(AdapterError):
     """Answers are not finite numbers; `slots` says whose."""
 
@@ -57,19 +63,30 @@ def predict(
     Raises:
         NotFiniteError: an adapter's answer holds what is no finite number.
     """
-    options = parameters or [{}] * len(features)
-    spread = spread_windows(tasks, features, slots, pieces)
-    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows, watch)
-    answers = spread.whole(tasks, parts, options)
-    wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not _finite(answer))
+    answers = answers_of(engine, tasks, features, slots, parameters, max_rows, pieces, watch)
+    wrong = frozenset(slot for slot, answer in zip(slots, answers, strict=True) if not is_finite(answer))
     if wrong:
-        error = NotFiniteError(
-            "the adapter's answers are not finite numbers: its weights are out of range for this base and dtype; train "
-            "it again with a lower rate, or fetch it again"
-        )
+        error = NotFiniteError(NOT_FINITE)
         error.slots = wrong
         raise error
     return answers
+
+
+def answers_of(
+    engine: AdapterEngine,
+    tasks: Mapping[int, Task],
+    features: Sequence[Features],
+    slots: Sequence[int],
+    parameters: Sequence[Mapping[str, Json]] | None = None,
+    max_rows: int = 64,
+    pieces: Collection[int] = (),
+    watch: Watch | None = None,
+) -> list[Any]:
+    """As `predict`, for a caller that asks of each answer whether it `is_finite`."""
+    options = parameters or [{}] * len(features)
+    spread = spread_windows(tasks, features, slots, pieces)
+    parts = _parts(engine, tasks, spread, [options[row] for row in spread.rows], max_rows, watch)
+    return spread.whole(tasks, parts, options)
 
 
 def _parts(
@@ -97,15 +114,15 @@ def _parts(
     return parts
 
 
-def _finite(answer: Any) -> bool:
+def is_finite(answer: Any) -> bool:
     """Whether every number in an answer, or a part of one, is one."""
     if isinstance(answer, Tensor):
         return bool(answer.isfinite().all())
     if isinstance(answer, float):
         return math.isfinite(answer)
     if isinstance(answer, Mapping):
-        return all(map(_finite, answer.values()))
-    return all(map(_finite, answer)) if isinstance(answer, (list, tuple)) else True
+        return all(map(is_finite, answer.values()))
+    return all(map(is_finite, answer)) if isinstance(answer, (list, tuple)) else True
 
 
 def passes(

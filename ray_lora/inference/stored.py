@@ -152,7 +152,7 @@ def open_ref(ref: str, store: str, *, base: str | None = None, tracking_uri: str
         AdapterError: the adapter does not fit, or has no task.
     """
     entry, adapter = open_store(store, tracking_uri).load(ref)
-    return Opened(entry, *alone(adapter, entry.ref, base or _named(entry.base or adapter.card.base, entry.ref)))
+    return Opened(entry, *alone(adapter, entry.ref, base or named_base(entry.base or adapter.card.base, entry.ref)))
 
 
 def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "auto") -> tuple[AdapterEngine, int, Task]:
@@ -161,7 +161,7 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     Raises:
         BaseModelError, AdapterError: as `open_ref`.
     """
-    model = base or _named(adapter.card.base, ref)
+    model = base or named_base(adapter.card.base, ref)
     if adapter.card.base is None and adapter.card.base_fingerprint is None:
         raise BaseModelError(not_its_base(f"adapter {ref!r}", None, model))
     engine, slot = mounted(adapter, load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})))
@@ -176,7 +176,7 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     return engine, slot, build_task(spec, engine.base.processor)
 
 
-def _named(model: str | None, ref: str) -> str:
+def named_base(model: str | None, ref: str) -> str:
     """The base that an adapter itself names; BaseModelError when it names none, or code."""
     if model is None:
         raise BaseModelError(

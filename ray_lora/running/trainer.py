@@ -12,13 +12,11 @@ The same command goes on where it was killed.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
 from ray import tune
 from ray.train import Checkpoint, Result, RunConfig, ScalingConfig
 
@@ -27,6 +25,7 @@ from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
 from ray_lora.running.coordinator import Record
+from ray_lora.running.local_ray import start_ray
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
@@ -133,12 +132,6 @@ def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     metrics = dict(result.metrics)
     seconds = metrics.pop("seconds")
     return {"ref": f"{entry.name}@{entry.version}", "adapter": str(folder), "metrics": metrics, "seconds": seconds}
-
-
-def start_ray() -> None:
-    """Join the running cluster, or start Ray on this machine."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
 
 
 def located(recipe: Recipe, run_config: RunConfig | tune.RunConfig | None) -> Recipe:

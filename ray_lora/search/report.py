@@ -14,6 +14,7 @@ from ray.tune import ResultGrid
 from rich.table import Table
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.inference.intervals import standard_error
 from ray_lora.running.coordinator import Record
 from ray_lora.running.progress import describe
 from ray_lora.training.history import read_history
@@ -208,14 +209,9 @@ def _kept(metrics: Mapping[str, Any]) -> set[str]:
     return {name for name in metrics if name not in own}
 
 
-def _standard_error(score: float, rows: int) -> float:
-    """Binomial standard error of a share of `rows`; what a score in [0, 1] can move by chance."""
-    return math.sqrt(max(0.0, score * (1 - score)) / max(1, rows)) if 0 <= score <= 1 else 0.0
-
-
 def _smallest(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> Trial:
     best = scored[0].metrics[metric]
-    slack = _standard_error(best, rows) if mode == "max" else 0.0  # an error that is to be small is no share of rows
+    slack = standard_error(best, rows) if mode == "max" else 0.0  # an error that is to be small is no share of rows
     close = [t for t in scored if abs(t.metrics[metric] - best) <= slack and _RANK in t.config]
     return min(close, key=lambda t: t.config[_RANK], default=scored[0])
 

@@ -25,8 +25,9 @@ from ray_lora.allowed import listed
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
+from ray_lora.running.local_ray import start_ray
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
-from ray_lora.running.trainer import located, start_ray
+from ray_lora.running.trainer import located
 from ray_lora.search import report
 from ray_lora.search.space import (
     DEFAULT_SPACE,

@@ -1,0 +1,211 @@
+"""Several adapters on the same rows: which is best, for which of them, and whether the base alone would do.
+
+    compared = compare(["tweets@1", "tweets@2"], "test.parquet", by="customer")
+    compared["scores"][0]    # {"ref": "tweets@1", "slice": None, "rows": 512, "metrics": {...}, "best": True, ...}
+
+Each row is encoded once for all adapters of one task, and rows of all adapters pass through the base together. It knows
+files, tasks and answers, no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.data.check import check_table, count_cut, say_cut
+from ray_lora.data.files import find_files
+from ray_lora.data.pieces import read_files
+from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError, RecipeError, did_you_mean
+from ray_lora.inference.intervals import Scored, as_good, intervals
+from ray_lora.inference.pinned import Pinned, pin
+from ray_lora.inference.table_rows import TableRows, asked, view
+from ray_lora.inference.tables import Answer, TableAnswers
+from ray_lora.recipe import Json, LoraSpec
+from ray_lora.store import Entry, open_store
+from ray_lora.tasks import Column, Features, Task
+from ray_lora.tasks.labels import plain_labels
+
+BASE = "the base alone"
+_MOST_SLICES = 1000
+
+
+def compare(
+    refs: Sequence[str],
+    data: str | Sequence[str],
+    store: str = "./store",
+    columns: Mapping[str, str] | None = None,
+    *,
+    by: str | None = None,
+    base: str | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Json]:
+    """Score adapters on files of rows, over all rows and, with `by`, over those of each value of a column.
+
+    Args:
+        data: as `data.train` of a recipe; of a folder whose names tell splits apart, `test`.
+        columns: the task's column -> the files' column.
+        base: where their base is, when not where each says.
+
+    Returns:
+        `{"data", "rows", "by", "metric", "mode", "scores", "notes"}`. Each of the scores has `ref`, `sha256`, `slice`
+        (None: all rows), `rows`, `metrics` (`{"accuracy": {"value", "low", "high"}}`, 95 % intervals), `best` (of its
+        slice) and `as_good` (not told apart from the best). Its ref is `BASE` where the base's own head answered.
+
+    Raises:
+        RayLoraError: a ref, the base, a file or a row is wrong, or the adapters' tasks are scored differently.
+    """
+    if len(set(refs)) < len(refs):
+        raise RecipeError(f"an adapter is named twice among {', '.join(refs)}; name each once")
+    opened = open_store(store, tracking_uri)
+    pinned = pin(opened, refs)
+    if pinned.missing:
+        raise AdapterNotFoundError("\n".join(pinned.missing.values()))
+    tables = TableAnswers(opened, pinned, base=base, columns=columns, scoring=True, slots=min(32, len(refs) + 1))
+    try:
+        tasks = {ref: tables.task(ref) for ref in refs}
+        _check_alike(tasks)
+        notes = _add_base(tables, pinned, tasks)
+        table, where = _read(data, tasks, dict(columns or {}), by)
+        rows = TableRows(table, columns, training=True, keep=True)
+        answers = _answers(tables, rows, list(tasks))
+        for task in {id(task): task for task in tasks.values()}.values():
+            cut = count_cut(_features(rows, task, range(table.num_rows)))
+            notes += say_cut(where, cut, table.num_rows)
+        slices = _slices(table, by)
+        first = tasks[refs[0]]
+        scores = [line for rows_of in slices.items() for line in _scores(tables, rows, tasks, answers, *rows_of)]
+    finally:
+        tables.close()
+    return {
+        "data": where,
+        "rows": table.num_rows,
+        "by": by,
+        "metric": first.metric,
+        "mode": first.metrics[first.metric],
+        "scores": scores,
+        "notes": notes,
+    }
+
+
+def _check_alike(tasks: Mapping[str, Task]) -> None:
+    """RecipeError where scores of two adapters are of different things."""
+    first, *others = tasks.items()
+    for ref, task in others:
+        if (task.pipeline, task.metrics) != (first[1].pipeline, first[1].metrics):
+            raise RecipeError(
+                f"{first[0]} does {first[1].spec.type}, scored by {', '.join(first[1].metrics)}, and {ref} "
+                f"{task.spec.type}, by {', '.join(task.metrics)}; compare adapters of one task"
+            )
+
+
+def _add_base(tables: TableAnswers, pinned: Pinned, tasks: dict[str, Task]) -> list[str]:
+    """The base's own head as one more adapter without layers, where its files hold one for this task; else why not."""
+    ref, task = next(iter(tasks.items()))
+    entry = pinned.entries[ref]
+    if len({tables.base_of(other) for other in tasks}) > 1 or len({other.spec for other in tasks.values()}) > 1:
+        return [f"{BASE}: not asked, as these adapters have several bases or labels"]
+    told = Card(task=task.spec, base=entry.base, architecture=task.head.architecture, attention=task.spec.reads)
+    bare = Adapter(LoraSpec(target_modules=()), {}, {}, told, task.peft_type)
+    tables.add(BASE, replace(entry, name=BASE, sha256=f"{BASE} of {entry.base}", num_parameters=0, bytes=0), bare)
+    try:
+        known = tables.task(BASE)
+        named = tables.labels(BASE)
+        mine = getattr(task.spec, "labels", None)
+        if mine is not None and tuple(mine) != (named or plain_labels(len(mine))):
+            raise AdapterError(f"its head answers {', '.join(named or ())}")
+    except RayLoraError as error:
+        return [f"{BASE}: it has no trained head for this task ({error})"]
+    tasks[BASE] = known
+    return []
+
+
+def _read(
+    data: str | Sequence[str], tasks: Mapping[str, Task], columns: Mapping[str, str], by: str | None
+) -> tuple[pa.Table, str]:
+    """All rows, checked by every task, and what they are called."""
+    classes = {id(task): task for task in tasks.values()}.values()
+    roles: dict[str, Column] = {}
+    for task in classes:
+        roles |= {columns.get(name, name): column for name, column in asked(type(task), training=True).items()}
+    files = find_files(data, "test")
+    wanted = {*roles, *([by] if by is not None else [])}
+    parts = read_files(files, roles, wanted)
+    for file, part in zip(files, parts, strict=True):
+        if by is not None and by not in part.column_names:
+            raise DataError(f"{file.path} has no column {by!r} to score by{did_you_mean(by, part.column_names)}")
+        for task in classes:
+            seen = view(part, type(task), columns, training=True, where=file.path)
+            check_table(task, task.spec, seen, file.path)
+    where = files[0].path if len(files) == 1 else ", ".join([data] if isinstance(data, str) else data)
+    return pa.concat_tables(parts, promote_options="permissive"), where
+
+
+def _answers(tables: TableAnswers, rows: TableRows, refs: Sequence[str]) -> dict[str, list[Json]]:
+    """Each adapter's answer to every row."""
+    every = range(rows.table.num_rows)
+    found: dict[str, list[Json]] = {ref: [] for ref in refs}
+    for ref, _, answers in tables.each(rows, dict.fromkeys(refs, every)):
+        assert ref is not None
+        found[ref] += [_sound(ref, answer) for answer in answers]
+    return found
+
+
+def _sound(ref: str, answer: Answer) -> Json:
+    if answer.error is not None:
+        raise AdapterError(f"{ref}: {answer.error}")
+    return answer.prediction
+
+
+def _features(rows: TableRows, task: Task, chosen: Sequence[int]) -> list[Features]:
+    return [feature for feature in rows.features(task, chosen) if not isinstance(feature, str)]
+
+
+def _slices(table: pa.Table, by: str | None) -> dict[str | None, list[int]]:
+    """Numbers of all rows (None), and of those of each value of the column."""
+    slices: dict[str | None, list[int]] = {None: list(range(table.num_rows))}
+    if by is not None:
+        values = ["" if value is None else str(value) for value in table.column(by).to_pylist()]
+        for row, value in sorted(enumerate(values), key=lambda one: one[1]):
+            slices.setdefault(value, []).append(row)
+        if len(slices) > _MOST_SLICES:
+            raise DataError(f"column {by!r} has {len(slices) - 1:,} values; score by one of at most {_MOST_SLICES:,}")
+    return slices
+
+
+def _scores(
+    tables: TableAnswers,
+    rows: TableRows,
+    tasks: Mapping[str, Task],
+    answers: Mapping[str, list[Json]],
+    name: str | None,
+    chosen: list[int],
+) -> list[dict[str, Json]]:
+    """A line for each adapter in one slice, in the order in which they were named."""
+    found: dict[str, dict[str, Scored]] = {}
+    for ref, task in tasks.items():
+        found[ref] = intervals(task, [answers[ref][row] for row in chosen], _features(rows, task, chosen))
+    first: Task = next(iter(tasks.values()))
+    metric, mode = first.metric, first.metrics[first.metric]
+    best = (max if mode == "max" else min)(found, key=lambda ref: found[ref][metric].value)
+    return [
+        {
+            "ref": _name(tables, ref),
+            "sha256": None if ref == BASE else tables.pinned.entries[ref].sha256,
+            "slice": name,
+            "rows": len(chosen),
+            "metrics": {
+                key: {"value": scored.value, "low": scored.low, "high": scored.high} for key, scored in mine.items()
+            },
+            "best": ref == best,
+            "as_good": ref == best or as_good(mine[metric], found[best][metric], mode),
+        }
+        for ref, mine in found.items()
+    ]
+
+
+def _name(tables: TableAnswers, ref: str) -> str:
+    entry: Entry = tables.pinned.entries[ref]
+    return BASE if ref == BASE else entry.ref
