@@ -48,10 +48,10 @@ class BaseSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Where the rows are: parquet, csv or jsonl; a local path, `s3://` or `gs://`."""
+    """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`."""
 
-    train: str | None = None
-    validation: str | None = None
+    train: str | tuple[str, ...] | None = None
+    validation: str | tuple[str, ...] | None = None
     columns: dict[str, str] = Field(default={})  # the task's column -> the file's column
 
 

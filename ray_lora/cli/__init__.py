@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ray_lora.cli import adapters, runs, use, versions
+from ray_lora.cli import adapters, cache, runs, use, versions
 from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
@@ -19,6 +19,7 @@ for command in (runs.train, runs.search, runs.plan, use.evaluate, use.predict, u
 for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab):
     adapters.app.command()(steering)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(cache.app, name="cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

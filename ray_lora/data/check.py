@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Features, Task
+from ray_lora.tasks import Task
 
-_MOST_NAMED = 10  # wrong rows in one message
+MOST_NAMED = 10  # wrong rows in one message
 
 
 def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -> TaskSpec:
@@ -44,22 +44,30 @@ def wrong_rows(task: Task | type[Task], spec: TaskSpec, block: pa.Table, first: 
     return [(first + row, wrong[row]) for row in sorted(wrong)]
 
 
-def raise_wrong(where: str, wrong: Sequence[tuple[int, str]]) -> None:
-    """DataError that names the wrong rows of a file, counted from 1, if there are any."""
+def raise_wrong(found: Iterable[tuple[str, Sequence[tuple[int, str]]]], more: int = 0) -> None:
+    """DataError that names the first wrong rows of files, each counted from 1 in its file, if there are any.
+
+    Args:
+        found: (file, its wrong rows), in the files' order.
+        more: wrong rows that were found beyond these.
+    """
+    wrong = [(where, row, why) for where, rows in found for row, why in rows]
     if wrong:
-        lines = [f"{where}, row {row + 1}: {why}" for row, why in wrong[:_MOST_NAMED]]
-        more = len(wrong) - len(lines)
-        raise DataError("\n".join(lines + ([f"and {more} more wrong rows in {where}"] if more else [])))
+        lines = [f"{where}, row {row + 1}: {why}" for where, row, why in wrong[:MOST_NAMED]]
+        files = {where for where, *_ in wrong}
+        more += len(wrong) - len(lines)
+        among = f"in {wrong[0][0]}" if len(files) == 1 else f"in {len(files)} files"
+        raise DataError("\n".join(lines + ([f"and {more} more wrong rows {among}"] if more else [])))
 
 
 def check_table(task: Task | type[Task], spec: TaskSpec, table: pa.Table, where: str) -> None:
     """DataError for the wrong rows of a table."""
-    raise_wrong(where, wrong_rows(task, spec, table))
+    check_tables(task, spec, [(where, table)])
 
 
-def count_cut(rows: Iterable[Features]) -> Counter[str]:
-    """How many encoded rows are cut, by why."""
-    return Counter(row["cut"] for row in rows if "cut" in row)
+def check_tables(task: Task | type[Task], spec: TaskSpec, tables: Iterable[tuple[str, pa.Table]]) -> None:
+    """DataError for the wrong rows of files' tables, the first of them over all files."""
+    raise_wrong((where, wrong_rows(task, spec, table)) for where, table in tables)
 
 
 def say_cut(where: str, cut: Counter[str], total: int) -> list[str]:

@@ -2,7 +2,7 @@
 
     write_rows(path, [(features, size), ...])          # appears whole or not at all
     file = EncodedFile(path)
-    file[3], file.sizes[3], file.cut                   # {"input_ids": [...], "label": 1}, tokens, rows that were cut
+    file[3], file.sizes[3], file.cut[3]                # {"input_ids": [...], "label": 1}, tokens, why it was cut
 
 A row is one value of the file's column, as MessagePack writes it: texts, numbers, bytes, tensors, lists and mappings.
 It knows rows' values, not what they mean.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -62,7 +61,7 @@ class EncodedFile:
 
     Attributes:
         sizes: of each row, what `task.size` gives.
-        cut: how many rows are cut, by why.
+        cut: of each row, why it is cut; null for one that is whole.
 
     Raises:
         OSError: it is not there, or not whole.
@@ -93,8 +92,8 @@ class EncodedFile:
         return np.concatenate([sizes.to_numpy() for sizes in self._sizes] or [np.zeros(0, np.int32)])
 
     @property
-    def cut(self) -> Counter[str]:
-        return Counter(why for batch in self._cut for why in batch.drop_null().to_pylist())
+    def cut(self) -> pa.ChunkedArray:
+        return pa.chunked_array(self._cut, pa.string())
 
 
 def _batch(rows: Sequence[tuple[Features, int]]) -> pa.RecordBatch:

@@ -61,10 +61,17 @@ def _key(task: Task, processor: Any, columns: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     options = task.spec.model_dump(mode="json")
     digest.update(json.dumps([options, sorted(columns.items()), _versions()], sort_keys=True).encode())
-    for source in sorted({*_sources(type(task)), *_sources(type(processor)), *_own()}):
-        digest.update(source.read_bytes())
+    digest.update(code_of(type(task), type(processor)).encode())
     digest.update(pickle.dumps(_settled(processor)))
     return digest.hexdigest()[:32]
+
+
+def code_of(*kinds: type) -> str:
+    """A hash of the code by which rows of these classes are read and encoded."""
+    digest = hashlib.sha256()
+    for source in sorted({*_own(), *(path for kind in kinds for path in _sources(kind))}):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def _settled(processor: Any) -> Any:

@@ -8,13 +8,14 @@ It knows file systems and names; it knows nothing of rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileType
 
+from ray_lora.data.dataset_card import patterns
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
 from ray_lora.errors import DataError
@@ -46,7 +47,7 @@ class File:
     size: int
     stamp: str
     partitions: tuple[tuple[str, str], ...] = ()
-    address: str = ""
+    address: str = field(default="", repr=False)
 
     @property
     def place(self) -> Place:
@@ -89,16 +90,18 @@ def find_files(given: str | Sequence[str], split: str = "train") -> tuple[File, 
 def _files(path: str, split: str) -> list[File]:
     if not path:
         raise DataError(f"a path of the {split} rows is empty; give a {_NAMES} file, a folder or a glob")
-    place = Place.of(path)
-    # a "?" in an address begins its options, and is no part of a name
-    info = place.info() if not ("://" in path and _MAGIC.search(place.name)) else None
+    place, wild = Place.of(path), _wild(path)
+    # an address with a pattern may be none that can be asked for
+    info = place.info() if wild is None or "://" not in path else None
     if info is not None and info.type == FileType.File:
         return [_file(place, info)]
     if info is not None and info.type == FileType.Directory:
         return _folder(place, split)
-    if _MAGIC.search(place.name):
-        return _glob(path, split)
-    raise DataError(f"data file {path!r} does not exist; give a {_NAMES} file, a folder or a glob")
+    if info is not None and info.type == FileType.Unknown:
+        raise DataError(f"data file {place.name!r} is no file that can be read twice; give a {_NAMES} file")
+    if wild is not None:
+        return _glob(place.name, *wild, split)
+    raise DataError(f"data file {place.name!r} does not exist; give a {_NAMES} file, a folder or a glob")
 
 
 def _folder(place: Place, split: str) -> list[File]:
@@ -106,13 +109,19 @@ def _folder(place: Place, split: str) -> list[File]:
     if (names := saved(place, split)) is not None:  # what `datasets` saved names its own files
         return [_file(place.below(name), place.below(name).info()) for name in names]
     found = {name: info for name, info in place.list() if info.type != FileType.Directory and not _beside(name)}
-    return _of_one_format(place.name, place, found, split)
+    if (globs := patterns(place, split)) is not None:
+        steps = [glob.removeprefix("./").split("/") for glob in globs]
+        found = {name: info for name, info in found.items() if any(_matches(name.split("/"), one) for one in steps)}
+        return _of_one_format(place.name, place, found)
+    return _of_one_format(place.name, place, _of_split(place.name, found, split))
 
 
-def _glob(path: str, split: str) -> list[File]:
-    """The data files that a pattern matches, and those in folders that it matches."""
-    place, steps = _fixed(path)
-    said = Place.of(path).name
+def _of_split(said: str, found: dict[str, FileInfo], split: str, pattern: str = "") -> dict[str, FileInfo]:
+    return {name: found[name] for name in of_split(said, list(found), split, pattern)}
+
+
+def _glob(said: str, place: Place, steps: Sequence[str], split: str) -> list[File]:
+    """The data files that a pattern below a folder matches, and those in folders that it matches."""
     if place.info().type != FileType.Directory:
         raise DataError(f"{said!r} matches nothing: the folder {place.name!r} does not exist")
     found: dict[str, FileInfo] = {}
@@ -125,13 +134,13 @@ def _glob(path: str, split: str) -> list[File]:
         else:
             found[name] = info
     found = {name: info for name, info in sorted(found.items()) if not _beside(name)}
-    return _of_one_format(said, place, found, split, "/".join(steps))
+    return _of_one_format(said, place, _of_split(said, found, split, "/".join(steps)))
 
 
-def _of_one_format(said: str, place: Place, found: dict[str, FileInfo], split: str, pattern: str = "") -> list[File]:
-    taken = of_split(said, list(found), split, pattern)
+def _of_one_format(said: str, place: Place, found: Mapping[str, FileInfo]) -> list[File]:
+    """Files below a place, all of which hold rows, in one format."""
     formats: dict[str, str] = {}
-    for name in taken:
+    for name in found:
         below = place.below(name).name
         if (end := _end(name)) not in FORMATS:
             raise DataError(f"{said!r} holds {below!r}, which ends in {end!r}; only {_NAMES} and arrow files are rows")
@@ -139,44 +148,57 @@ def _of_one_format(said: str, place: Place, found: dict[str, FileInfo], split: s
     if len(formats) > 1:
         kinds = ", ".join(f"{kind} ({name})" for kind, name in formats.items())
         raise DataError(f"{said!r} holds files of several formats: {kinds}; give the files of one")
-    if not taken:
+    if not found:
         raise DataError(f"{said!r} holds no data files; give a {_NAMES} file, a folder or a glob")
-    return [_file(place.below(name), found[name]) for name in taken]
+    return [_file(place.below(name), info) for name, info in found.items()]
+
+
+def check_unchanged(file: File) -> None:
+    """DataError unless a file is the one that was found: not written anew since, and not gone."""
+    if _seen(file.place, file.place.info())[1] != file.stamp:
+        raise DataError(f"data file {file.path!r} has changed since it was found; start again when nobody writes it")
 
 
 def _file(place: Place, info: FileInfo) -> File:
     """A file that is there, of a kind that is read, with something in it."""
-    if info.type != FileType.File:
-        raise DataError(f"data file {place.name!r} does not exist (is it a link that leads nowhere?)")
-    size, stamp = info.size, f"{info.size}-{info.mtime_ns}"
-    if (local := place.local) is not None:
-        try:
-            seen = local.stat()
-        except OSError as error:
-            raise place.away(error) from None
-        size, stamp = seen.st_size, f"{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}-{seen.st_ino}"
-    file = File(place.name, size, stamp, tuple(_partitions(place.name)), place.address)
+    size, stamp = _seen(place, info)
+    file = File(place.name, size, stamp, tuple(_partitions(place.plain)), place.address)
     if file.format and not size:
         raise DataError(f"data file {place.name!r} is empty; it needs at least one row")
     return file
 
 
-def _partitions(name: str) -> Iterator[tuple[str, str]]:
+def _seen(place: Place, info: FileInfo) -> tuple[int, str]:
+    """(size, stamp) of a file."""
+    if info.type != FileType.File:
+        raise DataError(f"data file {place.name!r} is no file that can be read (a link that leads nowhere?)")
+    if (local := place.local) is None:
+        return info.size, f"{info.size}-{info.mtime_ns}"
+    try:
+        seen = local.stat()
+    except OSError as error:
+        raise place.away(error) from None
+    return seen.st_size, f"{seen.st_size}-{seen.st_mtime_ns}-{seen.st_ctime_ns}-{seen.st_ino}"
+
+
+def _partitions(path: str) -> Iterator[tuple[str, str]]:
     """(column, value) of each folder that is named `column=value`."""
-    for folder in name.split("/")[:-1]:
+    for folder in path.split("/")[:-1]:
         column, equals, value = folder.partition("=")
         if equals and column:
             yield unquote(column), unquote(value)
 
 
-def _fixed(path: str) -> tuple[Place, list[str]]:
-    """The folder before a pattern's first wild name, and the names from there on."""
-    head, scheme, rest = path.rpartition("://")
-    rest, mark, options = rest.partition("?") if scheme else (rest, "", "")
+def _wild(path: str) -> tuple[Place, list[str]] | None:
+    """The folder before a pattern's first wild name, and the names from there on; None for a path without one."""
+    scheme, mark, rest = path.rpartition("://")
+    rest, asks, options = rest.partition("?") if mark else (rest, "", "")  # an address has its options behind a "?"
     names = rest.rstrip("/").split("/")
-    first = next(at for at, name in enumerate(names) if _MAGIC.search(name))
+    first = next((at for at, name in enumerate(names) if at >= bool(mark) and _MAGIC.search(name)), None)
+    if first is None:
+        return None
     before = "/".join(names[:first]) or ("/" if first else ".")
-    return Place.of(head + scheme + before + mark + options), names[first:]
+    return Place.of(scheme + mark + before + asks + options), names[first:]
 
 
 def _matches(names: Sequence[str], steps: Sequence[str]) -> bool:

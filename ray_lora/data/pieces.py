@@ -9,21 +9,18 @@ It knows files, formats and columns; it knows nothing of what rows mean, of enco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.ipc
-import pyarrow.parquet
 
 from ray_lora.data.alike import WRITTEN, agree
-from ray_lora.data.csv_file import are_whole_numbers, read_csv
-from ray_lora.data.files import File
-from ray_lora.data.jsonl import read_jsonl
+from ray_lora.data.csv_file import are_whole_numbers
+from ray_lora.data.files import File, check_unchanged
+from ray_lora.data.formats import described, read_format, reading, row_groups
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
@@ -40,6 +37,7 @@ class Piece:
         file: where they are.
         number: of the file among the split's files.
         groups: parquet's row groups [begin, end); None: the whole file.
+        skipped: rows of these groups before the piece's first one; a group of many rows is read for several pieces.
         first: number, in its file, of the piece's first row.
         rows: how many, where that is known before they are read.
         schema: the types that columns have in all files (`settle`); None: as this file has them.
@@ -50,11 +48,13 @@ class Piece:
     groups: tuple[int, int] | None = None
     first: int = 0
     rows: int | None = None
+    skipped: int = 0
     schema: pa.Schema | None = None
 
 
 def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
-    """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, others whole.
+    """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, and larger groups in
+    parts; others whole.
 
     Raises:
         DataError: a parquet file is broken or has no rows.
@@ -67,9 +67,7 @@ def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
 def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
     if file.format != "parquet":
         return [Piece(file, number)]
-    with _reading(file), file.place.open() as opened:
-        footer = pa.parquet.read_metadata(opened)
-        sizes = [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
+    sizes = row_groups(file)
     pieces: list[Piece] = []
     begin = first = rows = 0
     for at, size in enumerate(sizes):
@@ -77,9 +75,16 @@ def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
             pieces.append(Piece(file, number, (begin, at), first, rows))
             begin, first, rows = at, first + rows, 0
         rows += size
-    if not rows:
+        if rows > 2 * most_rows:  # a group alone
+            for skipped in range(0, rows, most_rows):
+                part = min(most_rows, rows - skipped)
+                pieces.append(Piece(file, number, (at, at + 1), first + skipped, part, skipped))
+            begin, first, rows = at + 1, first + rows, 0
+    if rows:
+        pieces.append(Piece(file, number, (begin, len(sizes)), first, rows))
+    if not pieces:
         raise _no_rows(file)
-    return [*pieces, Piece(file, number, (begin, len(sizes)), first, rows)]
+    return pieces
 
 
 def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
@@ -91,8 +96,8 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
         columns: only these, where the file has them; None: all.
 
     Raises:
-        DataError: the file is broken (with the row or the line), has no rows, or a column is not of the type that the
-            other files have.
+        DataError: the file is broken (with the row or the line), has no rows, has changed since it was found, or a
+            column is not of the type that the other files have.
     """
     table = read_written(piece, roles, columns)
     return as_types(piece, table, piece.schema or look_at(piece, table, roles))
@@ -100,8 +105,11 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
 
 def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
     """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
-    with _reading(piece.file):
-        table = _READERS[piece.file.format](piece, roles, columns)
+    check_unchanged(piece.file)
+    with reading(piece.file):
+        table = read_format(piece.file, piece.groups, roles, columns)
+        if piece.rows is not None:
+            table = table.slice(piece.skipped, piece.rows)
         rows = table.num_rows
         if columns is not None:
             table = table.select([at for at, name in enumerate(table.column_names) if name in columns])
@@ -114,29 +122,33 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
 
 
 def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
-    """The columns of a piece that the roles name, and their types. Parquet's and arrow's are read from what describes
-    them, other files are read.
+    """The columns of a piece's file and their types. Parquet's and arrow's are read from what describes them, other
+    files are read.
 
     Raises:
         DataError: as `read_piece`.
     """
-    if piece.file.format != "parquet":
-        return look_at(piece, read_written(piece, roles, roles), roles)
-    with _reading(piece.file), piece.file.place.open() as opened:
-        table = pa.parquet.read_schema(opened).empty_table()
+    return first_look(piece, roles)[0]
+
+
+def first_look(piece: Piece, roles: Mapping[str, Column]) -> tuple[pa.Schema, pa.Table | None]:
+    """`look`, and what was read for it: a table of `read_written`, or None where rows were not read."""
+    if (schema := described(piece.file)) is None:
+        table = read_written(piece, roles)
+        return look_at(piece, table, roles), table
+    table = schema.empty_table()
     for name in dict(piece.file.partitions):
         if name not in table.column_names:
             table = table.append_column(name, pa.array([], pa.string()))
-    return look_at(piece, table, roles)
+    return look_at(piece, table, roles), None
 
 
 def look_at(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Schema:
     """`look`, from what `read_written` gave."""
     fields = []
     for field in table.schema:
-        if field.name not in roles:
-            continue
-        if "label" in roles[field.name].kinds and (words := _written(piece, table, field.name)) is not None:
+        role = roles.get(field.name)
+        if role is not None and "label" in role.kinds and (words := _written(piece, table, field.name)) is not None:
             field = _field_of(field.name, words)
         fields.append(field.remove_metadata() if field.metadata != WRITTEN else field)
     return pa.schema(fields)
@@ -167,13 +179,20 @@ def settle(pieces: Sequence[Piece], roles: Mapping[str, Column], looks: Sequence
     Raises:
         DataError: files have other types, or one lacks a column that others have.
     """
-    firsts = list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
-    if not looks:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            looks = list(threads.map(lambda piece: look(piece, roles), firsts))
-    found = {piece.file.path: schema for piece, schema in zip(firsts, looks, strict=True)}
-    schema = agree(found, roles)
+    found = zip(first_pieces(pieces), looks or look_at_files(pieces, roles), strict=True)
+    schema = agree({piece.file.path: schema for piece, schema in found}, roles)
     return [replace(piece, schema=schema) for piece in pieces]
+
+
+def first_pieces(pieces: Sequence[Piece]) -> list[Piece]:
+    """The first piece of each file."""
+    return list({piece.number: piece for piece in reversed(pieces)}.values())[::-1]
+
+
+def look_at_files(pieces: Sequence[Piece], roles: Mapping[str, Column]) -> list[pa.Schema]:
+    """`look` of the first piece of each file, in a few threads."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(look, first_pieces(pieces), repeat(roles)))
 
 
 def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -199,21 +218,6 @@ def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def read_files(
-    files: Sequence[File], roles: Mapping[str, Column], columns: Collection[str] | None = None
-) -> list[pa.Table]:
-    """All rows of each file, of one type in all files; each file is read once.
-
-    Raises:
-        DataError: as `read_piece` and `settle`.
-    """
-    pieces = [Piece(file, number) for number, file in enumerate(files)]
-    tables = [read_written(piece, roles, columns) for piece in pieces]
-    looks = [look_at(piece, table, roles) for piece, table in zip(pieces, tables, strict=True)]
-    settled = settle(pieces, roles, looks)
-    return [as_types(piece, table, piece.schema) for piece, table in zip(settled, tables, strict=True)]
-
-
 def digest(files: Sequence[File]) -> str:
     """sha256 of a file's bytes; of several files, of their digests in order, as hexadecimal digits.
 
@@ -226,60 +230,12 @@ def digest(files: Sequence[File]) -> str:
 
 
 def _digest(file: File) -> str:
+    check_unchanged(file)
     found = hashlib.sha256()
-    with _reading(file), file.place.open() as opened:
+    with reading(file), file.place.open() as opened:
         while block := opened.read(_BYTES):
             found.update(block)
     return found.hexdigest()
-
-
-# -------------------------------------------------------------------- formats
-
-
-def _read_parquet(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
-    with piece.file.place.open() as opened:
-        file = pa.parquet.ParquetFile(opened, pre_buffer=piece.file.place.local is None)
-        groups = range(*piece.groups) if piece.groups else range(file.num_row_groups)
-        names = file.schema_arrow.names
-        if columns is not None and not any(name in columns for name in names):
-            return _bare(sum(file.metadata.row_group(at).num_rows for at in groups))
-        return file.read_row_groups(list(groups), None if columns is None else [n for n in names if n in columns])
-
-
-def _read_csv(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
-    with piece.file.place.open() as opened:
-        return read_csv(opened.read_buffer(), roles, piece.file.path)
-
-
-def _read_jsonl(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
-    with piece.file.place.open() as opened:
-        return read_jsonl(opened.read_buffer(), roles, piece.file.path)
-
-
-def _read_arrow(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
-    """Arrow's file format, or its stream, as `datasets` writes it."""
-    with piece.file.place.open() as opened:
-        buffer = opened.read_buffer()
-    whole = buffer[:6].to_pybytes() == b"ARROW1"
-    reader = pa.ipc.open_file(buffer) if whole else pa.ipc.open_stream(buffer)
-    names = reader.schema.names
-    if columns is None or not any(name in columns for name in names):
-        table = reader.read_all()
-        table.validate(full=True)
-        return table
-    options = pa.ipc.IpcReadOptions(included_fields=[at for at, name in enumerate(names) if name in columns])
-    reader = (pa.ipc.open_file if whole else pa.ipc.open_stream)(buffer, options=options)
-    table = reader.read_all()
-    table.validate(full=True)  # what is broken is no longer seen later
-    return table
-
-
-_READERS = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl, "arrow": _read_arrow}
-
-
-def _bare(rows: int) -> pa.Table:
-    """A table of so many rows, whose only column nobody asks for."""
-    return pa.table({"": pa.nulls(rows)})
 
 
 def _add_partition(piece: Piece, table: pa.Table, rows: int, name: str, value: str) -> pa.Table:
@@ -310,15 +266,3 @@ def _value(written: str) -> pa.Array:
 
 def _no_rows(file: File) -> DataError:
     return DataError(f"data file {file.path!r} has no rows; it needs at least one")
-
-
-@contextmanager
-def _reading(file: File) -> Iterator[None]:
-    """Whatever a broken file makes its reader say, as a DataError that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        why = str(error).replace(file.address or file.path, file.path).splitlines() or [type(error).__name__]
-        raise DataError(f"data file {file.path!r} is broken: {why[0]}") from None

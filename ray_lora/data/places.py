@@ -10,6 +10,7 @@ It knows file systems; it knows nothing of what files hold.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from ray_lora.errors import DataError
 from ray_lora.store.line import public
@@ -55,6 +56,12 @@ class Place:
         return Path(unquote(parts[2])) if parts[1].lower() == "file://" else None
 
     @property
+    def plain(self) -> str:
+        """The path as it is on its file system, as far as it was given; nothing in it is quoted."""
+        parts = _URI.fullmatch(self.address)
+        return self.name if parts is None else unquote(parts[2])
+
+    @property
     def identity(self) -> str:
         """What two paths of one file have in common."""
         if (local := self.local) is not None:
@@ -80,13 +87,18 @@ class Place:
             raise self.away(error) from None
 
     def list(self, recursive: bool = True) -> list[tuple[str, FileInfo]]:
-        """(path below this one, what is there) of what lies in a folder. DataError where that cannot be asked."""
+        """(path below this one, what is there) of what lies in a folder, sorted; also links that lead nowhere.
+        DataError where that cannot be asked."""
         filesystem, path = self._found()
+        local = isinstance(filesystem, LocalFileSystem)
+        begin = len(str(Path(path)) if local else path.rstrip("/")) + 1
         try:
-            found = filesystem.get_file_info(FileSelector(path, recursive=recursive))
+            if local:  # pyarrow's lists leave out links that lead nowhere
+                found = list(_walk(Path(path), recursive))
+            else:
+                found = filesystem.get_file_info(FileSelector(path, recursive=recursive))
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self.away(error) from None
-        begin = len(path.rstrip("/")) + 1
         return sorted(((info.path[begin:], info) for info in found), key=lambda one: one[0])
 
     def open(self) -> Any:
@@ -108,6 +120,18 @@ class Place:
         except (OSError, pa.ArrowException, ValueError) as error:
             raise self.away(error) from None
         return filesystem, root + unquote(path).rstrip("/")
+
+
+def _walk(folder: Path, recursive: bool, above: tuple[tuple[int, int], ...] = ()) -> Iterator[FileInfo]:
+    """What lies in a local folder, through links. OSError for a link to a folder in which it lies."""
+    seen = folder.stat()
+    if (seen.st_dev, seen.st_ino) in above:
+        raise OSError(f"{str(folder)!r} is a link to a folder in which it lies")
+    for entry in folder.iterdir():
+        kind = FileType.Directory if entry.is_dir() else FileType.File if entry.is_file() else FileType.NotFound
+        yield FileInfo(str(entry), kind)
+        if recursive and kind == FileType.Directory:
+            yield from _walk(entry, True, (*above, (seen.st_dev, seen.st_ino)))
 
 
 @lru_cache(maxsize=64)

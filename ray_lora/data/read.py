@@ -7,7 +7,7 @@ It knows files, columns and their roles; it knows nothing of what rows mean, of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pyarrow as pa
@@ -86,27 +86,40 @@ def canonical(table: pa.Table, data: DataSpec, columns: Mapping[str, Column], wh
     Raises:
         DataError: a column is missing, or the map names one that the task does not have.
     """
+    names = check_columns(table.column_names, data, columns, where)
+    return pa.table({column: _values(table.column(name), column, where) for column, name in names.items()})
+
+
+def check_columns(names: Sequence[str], data: DataSpec, columns: Mapping[str, Column], where: str) -> dict[str, str]:
+    """The task's column -> the file's column, of those that a file has.
+
+    Args:
+        names: all columns of the file.
+
+    Raises:
+        DataError: as `canonical`.
+    """
     unknown = sorted(set(data.columns) - set(columns))
     if unknown:
         raise DataError(f"data.columns names {unknown}; this task's columns are {', '.join(columns)}")
     try:
-        check_spelling(columns, [name for name in table.column_names if name not in data.columns.values()])
+        check_spelling(columns, [name for name in names if name not in data.columns.values()])
     except RecipeError as error:
         raise DataError(f"{where}: {error}; rename it, or map it with data.columns") from None
     picked = {}
     for column, role in columns.items():
         name = data.columns.get(column, column)
-        if role.required == "optional" and column not in data.columns and name not in table.column_names:
+        if role.required == "optional" and column not in data.columns and name not in names:
             continue
-        if name not in table.column_names:
+        if name not in names:
             raise DataError(
-                f"{where} has no column {name!r}; it has {', '.join(table.column_names)}"
-                f"{did_you_mean(name, table.column_names)}; map it with data.columns.{column}"
+                f"{where} has no column {name!r}; it has {', '.join(names)}"
+                f"{did_you_mean(name, names)}; map it with data.columns.{column}"
             )
-        if table.column_names.count(name) > 1:
-            raise DataError(f"{where} has {table.column_names.count(name)} columns {name!r}; give each its own name")
-        picked[column] = _values(table.column(name), column, where)
-    return pa.table(picked)
+        if names.count(name) > 1:
+            raise DataError(f"{where} has {names.count(name)} columns {name!r}; give each its own name")
+        picked[column] = name
+    return picked
 
 
 def _values(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:

@@ -1,12 +1,12 @@
-"""Encoded rows kept on this machine's disk: `<cache>/rows/<encoder>/<piece>.arrow`, below a bound.
+"""Encoded rows kept on this machine's disk: `<folder>/<encoder>/<piece>.arrow`, below a bound.
 
     cache = RowCache()
     with cache.making(encoder, piece) as path:     # one process at a time; None: it is there
         if path is not None: write_rows(path, ...)
     cache.open(encoder, piece)                     # an EncodedFile
 
-The cache is `$RAY_LORA_CACHE`, its bound `$RAY_LORA_ROWS_GB` (20). What was not used for longest goes first, never what
-was used since `begun`. It knows files, not what made their rows.
+The folder is `$RAY_LORA_ROWS`, else `rows` in the cache; its bound is `$RAY_LORA_ROWS_GB` (20). What was not used for
+longest goes first, never what was used since `begun`. It knows files, not what made their rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ray_lora.bases.packaged import cache_folder
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.errors import DataError, RecipeError
 
-BOUND = "RAY_LORA_ROWS_GB"
+FOLDER, BOUND = "RAY_LORA_ROWS", "RAY_LORA_ROWS_GB"
 _GB = 20.0
 _ABOUT = "about.json"  # in an encoder's folder: what it is, for people
 
@@ -49,11 +49,10 @@ class RowCache:
     """The rows kept on this machine.
 
     Attributes:
-        folder: None for `<cache>/rows`.
         begun: what was used since then stays, whatever the bound; seconds since the epoch.
     """
 
-    folder: Path = field(default_factory=lambda: cache_folder() / "rows")
+    folder: Path = field(default_factory=lambda: rows_folder())
     begun: float = field(default_factory=time.time)
 
     def path(self, encoder: str, piece: str) -> Path:
@@ -92,10 +91,14 @@ class RowCache:
                 yield None if self.has(encoder, piece) else path
             path.with_suffix(".lock").unlink(missing_ok=True)
 
-    def trim(self) -> int:
-        """Remove what was not used for longest until the bound holds; returns the bytes that were removed."""
+    def trim(self, more: int = 0) -> int:
+        """Remove what was not used for longest until the bound holds; returns the bytes that were removed.
+
+        Args:
+            more: bytes that are to come.
+        """
         files = [(path, told) for path in self.folder.glob("*/*.arrow") if (told := _stat(path)) is not None]
-        over, removed = sum(told.st_size for _, told in files) - bound(), 0
+        over, removed = sum(told.st_size for _, told in files) + more - bound(), 0
         for path, told in sorted(files, key=lambda file: file[1].st_mtime):
             if removed >= over or told.st_mtime >= self.begun:
                 break
@@ -106,7 +109,7 @@ class RowCache:
     def held(self) -> list[Held]:
         """What is kept, what was used last first."""
         found = []
-        for folder in self.folder.glob("*/"):
+        for folder in {path.parent for path in self.folder.glob("*/*.arrow")}:
             files = [(path, told) for path in folder.glob("*.arrow") if (told := _stat(path)) is not None]
             rows = 0
             for path, _ in files:
@@ -130,6 +133,12 @@ class RowCache:
         for one in known:
             shutil.rmtree(self.folder / one.encoder, ignore_errors=True)
         return sum(one.bytes for one in known)
+
+
+def rows_folder() -> Path:
+    """`$RAY_LORA_ROWS`, else `rows` in the cache."""
+    given = os.environ.get(FOLDER)
+    return Path(given).expanduser().absolute() if given else cache_folder() / "rows"
 
 
 def bound() -> int:
@@ -164,9 +173,9 @@ def _writing(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"the disk of {str(folder)!r} is full; free some, lower {BOUND} and run `ray-lora cache trim`, or set "
-                "RAY_LORA_CACHE to a folder on another disk"
+                f"{FOLDER} to a folder on another disk"
             ) from None
         raise DataError(
-            f"encoded rows cannot be written to {str(folder)!r}: {error.strerror}; set RAY_LORA_CACHE to a folder that "
-            "can be written"
+            f"encoded rows cannot be written to {str(folder)!r}: {error.strerror}; set {FOLDER} to a folder that can "
+            "be written"
         ) from None

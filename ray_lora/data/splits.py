@@ -15,22 +15,10 @@ from collections.abc import Sequence
 from pyarrow.fs import FileType
 
 from ray_lora.data.places import Place
+from ray_lora.data.split_names import canonical_split, listed, splits_in
 from ray_lora.errors import DataError
 
-_WORDS = {  # as `datasets` finds them
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.\w+")
-_MOST_NAMED = 10
 
 
 def of_split(where: str, names: Sequence[str], split: str, pattern: str = "") -> list[str]:
@@ -45,18 +33,18 @@ def of_split(where: str, names: Sequence[str], split: str, pattern: str = "") ->
         DataError: they tell splits apart and the split is not among them, or one tells none or two.
     """
     told = [_told(where, name) for name in names]
-    if not any(any(_words(one)) for one in told if one):
+    if not any(any(splits_in(one)) for one in told if one):
         return list(names)  # shards of things that are no splits, or names that tell nothing
-    if pattern and _words(pattern) and len(set(told)) == 1:
+    if pattern and splits_in(pattern) and len(set(told)) == 1:
         return list(names)
     if silent := [name for name, one in zip(names, told, strict=True) if not one]:
         raise DataError(
-            f"{where!r} holds files of the splits {_list(told)} and others whose names tell no split, such as "
+            f"{where!r} holds files of the splits {listed(told)} and others whose names tell no split, such as "
             f"{silent[0]!r}; give the {split} files themselves"
         )
-    taken = [name for name, one in zip(names, told, strict=True) if one == _WORDS.get(split, split)]
+    taken = [name for name, one in zip(names, told, strict=True) if one == canonical_split(split)]
     if not taken:
-        raise DataError(f"{where!r} has no split {split!r}; its names tell {_list(told)}; give the files themselves")
+        raise DataError(f"{where!r} has no split {split!r}; its names tell {listed(told)}; give the files themselves")
     return taken
 
 
@@ -69,16 +57,18 @@ def saved(folder: Place, split: str) -> list[str] | None:
     at = ""
     splits = _json(folder, "dataset_dict.json").get("splits")
     if isinstance(splits, list):
-        taken = [name for name in splits if _WORDS.get(name, name) == _WORDS.get(split, split)]
+        taken = [name for name in splits if canonical_split(str(name)) == canonical_split(split)]
         if len(taken) != 1:
-            raise DataError(f"{folder.name!r} has no split {split!r}; it has {_list(splits)}; give a split's folder")
+            raise DataError(
+                f"{folder.name!r} has no split {split!r}; it has {listed(map(str, splits))}; give a split's folder"
+            )
         at = f"{taken[0]}/"
     state = _json(folder, f"{at}state.json")
     if not isinstance(files := state.get("_data_files"), list):
         if at:
             raise DataError(f"{folder.below(at + 'state.json').name!r} names no files; save the dataset anew")
         return None
-    if not at and split == "train" and _WORDS.get(str(state.get("_split"))) == "test":
+    if not at and split == "train" and canonical_split(str(state.get("_split"))) == "test":
         raise DataError(f"{folder.name!r} holds the split {state['_split']!r}; rows of a test split do not train")
     names = [at + str(one.get("filename")) for one in files if isinstance(one, dict)]
     if not names:
@@ -108,21 +98,12 @@ def _told(where: str, path: str) -> str:
         if found := _one(where, path, value if equals else folder):
             return found
     if shard := _SHARD.fullmatch(name):
-        return _WORDS.get(shard[1].lower(), shard[1])
+        return canonical_split(shard[1])
     return _one(where, path, name.rpartition(".")[0])
 
 
 def _one(where: str, path: str, name: str) -> str:
-    found = _words(name)
+    found = splits_in(name)
     if len(found) > 1:
-        raise DataError(f"{where!r}: {path!r} tells the splits {_list(found)} at once; give the files themselves")
+        raise DataError(f"{where!r}: {path!r} tells the splits {listed(found)} at once; give the files themselves")
     return next(iter(found), "")
-
-
-def _words(name: str) -> set[str]:
-    return {_WORDS[word] for word in re.split(r"[-._ /0-9]+", name.lower()) if word in _WORDS}
-
-
-def _list(names: Sequence[str] | set[str]) -> str:
-    named = sorted({str(name) for name in names if name})
-    return ", ".join(named[:_MOST_NAMED]) + (", ..." if len(named) > _MOST_NAMED else "")

@@ -1,7 +1,7 @@
 """Encoded rows of many files as one mapping from row numbers, held on disk and read when they are asked for.
 
     rows = StoredRows([Stretch(0, 32768, open_first), Stretch(65536, 32768, open_third)])
-    rows[65540], 40000 in rows, rows.sizes            # this worker has no row 40000
+    rows[65540], 40000 in rows, rows.sizes()          # this worker has no row 40000
     rows.prefetch([7, 12, 65541])                     # in the background, for the next step
 
 It knows row numbers and files, no tasks.
@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.tasks import Features
@@ -25,11 +24,13 @@ from ray_lora.tasks import Features
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of one file: the number of the first of them, how many there are, and what opens the file."""
+    """Rows of one file: the number of the first of them, how many there are, what opens the file, and how many of its
+    rows come before."""
 
     first: int
     rows: int
     open: Callable[[], EncodedFile]
+    skipped: int = 0
 
 
 class StoredRows(Mapping[int, Features]):
@@ -64,21 +65,25 @@ class StoredRows(Mapping[int, Features]):
         mine = [row for row in rows if row in self]
         self._ahead = self._thread.submit(lambda: {row: self._read(row) for row in mine})
 
-    @cached_property
-    def sizes(self) -> NDArray[np.int32]:
+    def sizes(self) -> list[int]:
         """What `task.size` gives for each row, in the order of their numbers."""
-        return np.concatenate([self._file(at).sizes for at in range(len(self._stretches))] or [np.zeros(0, np.int32)])
+        found: list[int] = np.concatenate([np.zeros(0, np.int32), *self._parts("sizes")]).tolist()
+        return found
 
-    @property
     def cut(self) -> Counter[str]:
         """How many rows are cut, by why."""
-        return sum((Counter(self._file(at).cut) for at in range(len(self._stretches))), Counter[str]())
+        return sum((Counter(part.drop_null().to_pylist()) for part in self._parts("cut")), Counter[str]())
+
+    def _parts(self, what: Literal["sizes", "cut"]) -> Iterator[Any]:
+        """Of each stretch's rows."""
+        for at, stretch in enumerate(self._stretches):
+            yield getattr(self._file(at), what)[stretch.skipped : stretch.skipped + stretch.rows]
 
     def _read(self, row: int) -> Features:
         at = self._at(row)
         if at is None:
             raise KeyError(row)
-        return self._file(at)[row - self._firsts[at]]
+        return self._file(at)[row - self._firsts[at] + self._stretches[at].skipped]
 
     def _at(self, row: int) -> int | None:
         """The number of the stretch that holds a row."""

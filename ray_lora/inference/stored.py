@@ -18,8 +18,9 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import is_name
 from ray_lora.bases.identity import not_its_base
 from ray_lora.bases.load import load_base
-from ray_lora.data.check import check_table, count_cut, say_cut
-from ray_lora.data.read import canonical, read, read_inputs, roles
+from ray_lora.data.check import check_tables, say_cut
+from ray_lora.data.read import read_inputs
+from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
 from ray_lora.inference.adopt import check_answers, mounted
@@ -27,7 +28,7 @@ from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
-from ray_lora.tasks.rows import answering, may_have, shown
+from ray_lora.tasks.rows import answering, count_cut, may_have, shown
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def evaluate_ref(
     base: str | None = None,
     tracking_uri: str | None = None,
 ) -> dict[str, Json]:
-    """Score an adapter on a parquet, csv or jsonl file: `{"ref", "sha256", "data", "rows", "metrics"}`.
+    """Score an adapter on the rows of a file, a folder or a glob: `{"ref", "sha256", "data", "rows", "metrics"}`.
 
     Args:
         columns: the task's column -> the file's column.
@@ -64,14 +65,14 @@ def evaluate_ref(
         tracking_uri: for `store="mlflow"`.
 
     Raises:
-        RayLoraError: the ref, the base, the file or a row is wrong.
+        RayLoraError: the ref, the base, a file or a row is wrong.
     """
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
     task = opened.task
     data = DataSpec(columns=dict(columns or {}))
-    table = canonical(read(data_path, roles(data, task.columns)), data, task.columns, data_path)
-    check_table(task, task.spec, table, data_path)
-    features = task.encode(table.to_pylist())
+    rows = read_rows(data_path, data, task.columns, "test")
+    check_tables(task, task.spec, rows.tables)
+    features = task.encode(rows.table.to_pylist())
     for note in say_cut(data_path, count_cut(features), len(features)):
         _logger.warning(note)
     return {

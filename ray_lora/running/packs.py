@@ -74,6 +74,7 @@ def check(
     recipes: Mapping[str, Recipe],
     datasets: Mapping[str, ray.data.Dataset] | None = None,
     most_slots: int | None = None,
+    quiet: bool = True,
 ) -> Prepared:
     """Check recipes that are to share one base, and put their rows into the object store.
 
@@ -89,7 +90,7 @@ def check(
     device = "cuda" if first.scaling.use_gpu else "cpu"
     base = describe_base(first.base, device)
     pieces = max(4, first.scaling.num_workers)
-    sources = {name: prepare(recipe, datasets, pieces) for name, recipe in recipes.items()}
+    sources = {name: prepare(recipe, datasets, pieces, base.processor, quiet) for name, recipe in recipes.items()}
     plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
     widest = max(plans, key=lambda plan: plan.max_rank)
     slots = min(plan.slots for plan in plans)

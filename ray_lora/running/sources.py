@@ -1,7 +1,7 @@
-"""A recipe's rows for its workers: checked tables, as blocks in Ray's object store, as encoded shards.
+"""A recipe's rows for its workers: few as checked blocks in Ray's object store, many as encoded files.
 
-Every row is checked on the driver, before any worker starts. A worker takes its share of the blocks and encodes each
-row once for all adapters. This module knows rows and tasks; it knows nothing of engines.
+Every row is checked before any worker starts. A worker takes its share of the blocks and encodes each row once for all
+adapters, or opens its share of the encoded files. This module knows rows and tasks; it knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -13,16 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ray_lora.data.check import check_table, learn
-from ray_lora.data.read import canonical, read, roles
+from ray_lora.data.check import check_tables as check_files
+from ray_lora.data.check import learn
+from ray_lora.data.files import File, find_files
+from ray_lora.data.pieces import digest
+from ray_lora.data.read import canonical
+from ray_lora.data.rows import Rows, read_rows, say_given
+from ray_lora.data.stored_rows import StoredRows
+from ray_lora.data.through import look_through
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe, TaskSpec
+from ray_lora.running.datasets import size_of, write
+from ray_lora.running.large import LARGE_BYTES, LARGE_ROWS, Encoded, is_large, prepare_large, stretches
+from ray_lora.running.reading import reading
 from ray_lora.tasks import Features, Task, task_of
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Split, Splits
 
 if TYPE_CHECKING:
     import ray.data
+
+SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -39,78 +50,130 @@ class Source:
     """One recipe's checked data."""
 
     task: TaskSpec  # completed by what the training rows teach
-    train: tuple[Block, ...]
-    validation: tuple[Block, ...]
-    identity: dict[str, str]  # path, rows and sha256 of each split
+    splits: dict[str, tuple[Block, ...] | Encoded]
+    identity: dict[str, str]  # path, files, rows and sha256 of each split
+
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        found = self.splits.get(split, ())
+        return found.rows if isinstance(found, Encoded) else sum(block.rows for block in found)
 
 
-def prepare(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None = None, pieces: int = 4) -> Source:
-    """Read and check a recipe's rows and put them into the object store.
+def prepare(
+    recipe: Recipe,
+    datasets: Mapping[str, ray.data.Dataset] | None = None,
+    pieces: int = 4,
+    processor: Any = None,
+    quiet: bool = True,
+) -> Source:
+    """Read and check a recipe's rows. Few are put into the object store; many are encoded in pieces (`large.py`).
 
     Args:
         datasets: `{"train": ..., "validation": ...}` in place of the recipe's files.
-        pieces: blocks to cut each split into, at least one a worker.
+        pieces: blocks to cut each split of few rows into, at least one a worker.
+        processor: the base's; without one all rows are taken for few.
 
     Raises:
         DataError: a file, a column or a row is wrong; the message says which.
     """
+    if datasets is not None:
+        computed, rows, size = size_of(datasets)
+        many = processor is not None and "train" in computed and (rows >= LARGE_ROWS or size >= LARGE_BYTES)
+        return _many(recipe, write(recipe, computed), processor, quiet) if many else _few(recipe, computed, pieces)
+    files = files_of(recipe)
+    if processor is not None and "train" in files and is_large(files):
+        return _many(recipe, files, processor, quiet)
+    return _few(recipe, None, pieces)
+
+
+def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
+    """The files of each split that the recipe gives."""
+    given = {split: getattr(recipe.data, split) for split in SPLITS}
+    return {split: find_files(paths, split) for split, paths in given.items() if paths is not None}
+
+
+def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:
+    with reading(recipe.name, quiet) as tell:
+        task, found = prepare_large(recipe, files, processor, tell)
+    identity = {
+        f"{split}.{key}": str(value)
+        for split, rows in found.items()
+        for key, value in {
+            "path": say_given(getattr(recipe.data, split) or f"the {split} dataset"),
+            "files": len(files[split]),
+            "rows": rows.rows,
+            "sha256": rows.sha256,
+        }.items()
+    }
+    return Source(task, dict(found), identity)
+
+
+def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces: int) -> Source:
     import ray
 
     tables = read_tables(recipe, datasets)
     task = check_tables(recipe, tables)
     identity: dict[str, str] = {}
-    for split, (where, table) in tables.items():
-        identity |= {f"{split}.path": where, f"{split}.rows": str(table.num_rows), f"{split}.sha256": _hash(table)}
-    blocks = {split: tuple(_blocks(table, pieces, ray.put)) for split, (_, table) in tables.items()}
-    return Source(task, blocks["train"], blocks.get("validation", ()), identity)
+    for split, rows in tables.items():
+        content = digest(rows.files) if rows.files else _hash(rows.table)
+        found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
+        identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
+    return Source(
+        task, {split: tuple(_blocks(rows.table, pieces, ray.put)) for split, rows in tables.items()}, identity
+    )
 
 
 def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
     """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started."""
+    files = files_of(recipe)
+    if "train" in files and is_large(files):
+        return look_through(recipe, files)
     tables = read_tables(recipe, None)
     task = check_tables(recipe, tables)
-    return task, {split: table.num_rows for split, (_, table) in tables.items()}
+    return task, {split: rows.table.num_rows for split, rows in tables.items()}
 
 
-def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None) -> dict[str, tuple[str, pa.Table]]:
-    """(where it came from, the task's columns) of each split."""
-    tables = {}
-    for split in ("train", "validation"):
+def read_tables(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None) -> dict[str, Rows]:
+    """The rows of each split."""
+    columns = task_of(recipe.task).columns
+    found = {}
+    for split in SPLITS:
         given = datasets.get(split) if datasets is not None else None
-        path = getattr(recipe.data, split) if datasets is None else None
-        if given is None and path is None:
-            continue
-        where = path or f"the {split} dataset"
-        columns = task_of(recipe.task).columns
-        table = read(path, roles(recipe.data, columns)) if path is not None else _whole(given, where)
-        tables[split] = (where, canonical(table, recipe.data, columns, where))
-    if "train" not in tables:
-        raise DataError("no training rows are given; set data.train to a parquet, csv or jsonl file")
-    _check_alike(tables)
-    return tables
+        paths = getattr(recipe.data, split) if datasets is None else None
+        if paths is not None:
+            found[split] = read_rows(paths, recipe.data, columns, split)
+        elif given is not None:
+            where = f"the {split} dataset"
+            found[split] = Rows(where, ((where, canonical(_whole(given, where), recipe.data, columns, where)),))
+    if "train" not in found:
+        raise DataError(
+            "no training rows are given; set data.train to a parquet, csv or jsonl file, a folder or a glob"
+        )
+    _check_alike(found)
+    return found
 
 
-def _check_alike(tables: Mapping[str, tuple[str, pa.Table]]) -> None:
-    """DataError where one file has an optional column that another one lacks."""
-    source, train = tables["train"]
-    for where, table in tables.values():
-        for column in sorted(set(train.column_names) ^ set(table.column_names)):
-            has, lacks = (source, where) if column in train.column_names else (where, source)
+def _check_alike(splits: Mapping[str, Rows]) -> None:
+    """DataError where one split has an optional column that another one lacks."""
+    train = splits["train"]
+    for rows in splits.values():
+        for column in sorted(set(train.table.column_names) ^ set(rows.table.column_names)):
+            has, lacks = (train, rows) if column in train.table.column_names else (rows, train)
             raise DataError(
-                f"{lacks} has no column {column!r}, which {has} has; rows that train and rows that score are alike"
+                f"{lacks.given} has no column {column!r}, which {has.given} has; rows that train and rows that score "
+                "are alike"
             )
 
 
-def check_tables(recipe: Recipe, tables: Mapping[str, tuple[str, pa.Table]]) -> TaskSpec:
+def check_tables(recipe: Recipe, splits: Mapping[str, Rows]) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
     task = task_of(recipe.task)
-    source, rows = tables["train"]
+    train = splits["train"]
     try:
-        spec = learn(task, recipe.task, [rows])
+        spec = learn(task, recipe.task, [table for _, table in train.tables])
     except DataError as error:
-        raise DataError(f"{source}: {error}") from None
-    for where, table in tables.values():
-        check_table(task, spec, table, where)
+        raise DataError(f"{train.given}: {error}") from None
+    check_files(task, spec, [one for rows in splits.values() for one in rows.tables])
     return spec
 
 
@@ -143,20 +206,24 @@ def _blocks(table: pa.Table, pieces: int, put: Any) -> Iterator[Block]:
 
 
 def load_splits(source: Source, task: Task, rank: int, world: int) -> Splits:
-    """This worker's encoded share of a source: every `world`-th block, from block `rank` on."""
-    train = _load(source.train, task, rank, world)
-    return Splits(train, _load(source.validation, task, rank, world) if source.validation else None)
+    """This worker's share of a source, encoded."""
+    validation = source.splits.get("validation")
+    train = _load(source.splits["train"], task, rank, world)
+    return Splits(train, None if validation is None else _load(validation, task, rank, world))
 
 
-def _load(blocks: Sequence[Block], task: Task, rank: int, world: int) -> Split:
+def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int) -> Split:
+    """Every `world`-th block, from block `rank` on; of encoded shards the rows of every `world`-th stretch."""
     import ray
 
-    mine = list(blocks)[rank::world]
+    if isinstance(split, Encoded):
+        return Split(StoredRows(stretches(split, world)[rank::world]), split.rows)
+    mine = list(split)[rank::world]
     rows: dict[int, Features] = {}
     for block, table in zip(mine, ray.get([block.ref for block in mine]), strict=True):
         features = task.encode(table.to_pylist())
         rows |= {block.offset + number: feature for number, feature in enumerate(features)}
-    return Split(rows, sum(block.rows for block in blocks))
+    return Split(rows, sum(block.rows for block in split))
 
 
 def jobs_of(recipes: Mapping[str, Recipe], sources: Mapping[str, Source]) -> list[Job]:

@@ -74,7 +74,7 @@ class LoraTrainer:
         """
         started = time.perf_counter()
         start_ray()
-        prepared = check({recipe.name: recipe for recipe in self.recipes}, self.datasets, len(self.recipes))
+        prepared = check({recipe.name: recipe for recipe in self.recipes}, self.datasets, len(self.recipes), self.quiet)
         scaling = self.scaling_config or scaling_of(self.recipes[0])
         prepared, packs = spread(prepared, scaling, len(self.recipes))
         first = located(self.recipes[0], self.run_config)

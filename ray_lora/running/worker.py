@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError
 from torch import Tensor
 
 from ray_lora.bases.load import load_base
-from ray_lora.data.check import count_cut, say_cut
+from ray_lora.data.check import say_cut
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import BaseSpec
@@ -133,7 +133,7 @@ class _Lazy(dict[str, Splits]):
         notes = []
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             if split is not None:
-                cut = sum(group.gather(count_cut(split.rows.values())), Counter[str]())
+                cut = sum(group.gather(split.cut()), Counter[str]())
                 notes += say_cut(f"{job.data}, {name}", cut, split.total)
         return notes
 

@@ -90,8 +90,8 @@ class LoraTuner:
         start_ray()
         trials = count_trials(self.space, self.tune_config.num_samples)
         recipe = with_bounds(self.recipe, self.space)
-        prepared = check({self.recipe.name: recipe}, self.datasets, trials)
-        if not prepared.sources[recipe.name].validation:
+        prepared = check({self.recipe.name: recipe}, self.datasets, trials, self.quiet)
+        if not prepared.sources[recipe.name].rows("validation"):
             raise RecipeError("a search compares scores on validation rows; set data.validation")
         located_at = located(self.recipe, self.run_config)
         text = self.recipe.model_dump_json() + repr(sorted((key, values_of(s)) for key, s in self.space.items()))
@@ -132,7 +132,7 @@ class LoraTuner:
             tracker.close()  # its runs stay open: the same command goes on in them
             raise
         self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
-        rows = sum(block.rows for block in prepared.sources[recipe.name].validation)
+        rows = prepared.sources[recipe.name].rows("validation")
         summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
         self.summary = report.write(summary, tracker, output)
         best = self.summary.best

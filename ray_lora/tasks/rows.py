@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
-from ray_lora.tasks.task import Column, Row, Task
+from ray_lora.tasks.task import Column, Features, Row, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +63,11 @@ def check_spelling(columns: Mapping[str, Column], given: Collection[str]) -> Non
 def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
     """Whether a mapping is an image as `datasets` writes one, {"bytes": ..., "path": ...}, and no row."""
     return "image" in task.columns[task.input].kinds and "bytes" in value and task.input not in value
+
+
+def count_cut(rows: Iterable[Features]) -> Counter[str]:
+    """How many encoded rows are cut, by why."""
+    return Counter(row["cut"] for row in rows if "cut" in row)
 
 
 def bad_texts(column: pa.ChunkedArray, name: str = "text") -> Iterator[tuple[int, str]]:

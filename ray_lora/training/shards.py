@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ray_lora.data.check import count_cut
-from ray_lora.data.stored_rows import StoredRows
 from ray_lora.tasks import Features, Task
+from ray_lora.tasks.rows import count_cut
+
+
+@runtime_checkable
+class OnDisk(Protocol):
+    """What rows have beside a mapping's methods that lie on a disk."""
+
+    def sizes(self) -> Sequence[int]:
+        """What `task.size` gives for each row, in the rows' order."""
+        ...
+
+    def cut(self) -> Counter[str]:
+        """How many rows are cut, by why."""
+        ...
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Begin to read those of these rows that are here."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,18 +44,17 @@ class Split:
 
     def sizes(self, task: Task) -> list[int]:
         """What `task.size` gives for each of these rows, in their order."""
-        if isinstance(self.rows, StoredRows):
-            return list(map(int, self.rows.sizes))
+        if isinstance(self.rows, OnDisk):
+            return list(self.rows.sizes())
         return [task.size(features) for features in self.rows.values()]
 
-    @property
     def cut(self) -> Counter[str]:
         """How many of these rows are cut, by why."""
-        return self.rows.cut if isinstance(self.rows, StoredRows) else count_cut(self.rows.values())
+        return self.rows.cut() if isinstance(self.rows, OnDisk) else count_cut(self.rows.values())
 
     def prefetch(self, rows: Sequence[int]) -> None:
         """Begin to read rows that will be asked for next, where they are on a disk."""
-        if isinstance(self.rows, StoredRows):
+        if isinstance(self.rows, OnDisk):
             self.rows.prefetch(rows)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from ray_lora.data.row_cache import FOLDER
+
 
 @pytest.fixture(scope="session", autouse=True)
-def cluster() -> Iterator[None]:
-    """Ray on this machine."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray on this machine, whose encoded rows are nobody else's."""
+    os.environ[FOLDER] = str(tmp_path_factory.mktemp("rows"))
     _start()
     yield
     _stop()
+    del os.environ[FOLDER]
 
 
 @pytest.fixture(scope="module")

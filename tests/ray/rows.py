@@ -75,7 +75,7 @@ def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:
     spec = check_tables(recipe, tables)
     engine = AdapterEngine(load_base(recipe.base), slots=1, max_rank=recipe.lora.r, train=True)
     task = build_task(spec, engine.base.processor)
-    encoded = {split: task.encode(table.to_pylist()) for split, (_, table) in tables.items()}
+    encoded = {split: task.encode(rows.table.to_pylist()) for split, rows in tables.items()}
     splits = {split: Split(dict(enumerate(rows)), len(rows)) for split, rows in encoded.items()}
     pack = Pack(engine, {"data": Splits(splits["train"], splits["validation"])}, output=output)
     pack.join(Job("alone", "data", spec, recipe.lora, recipe.training))

@@ -138,8 +138,8 @@ def test_what_was_learnt_is_what_is_answered(given: tuple[str, Values, Values], 
             assert any(str(path) in refused for path in files.values()), refused
             return
         task = TextClassification(spec, Letters())
-        for split, (_, table) in read_tables(recipe, None).items():
-            targets = task.targets(task.encode(table.to_pylist()))
+        for split, rows in read_tables(recipe, None).items():
+            targets = task.targets(task.encode(rows.table.to_pylist()))
             assert [task.labels[target] for target in targets] == written[split]
         bare = [unicodedata.normalize("NFC", label.strip()) for label in task.labels]
         assert all(bare)

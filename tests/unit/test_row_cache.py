@@ -47,7 +47,7 @@ def test_rows_come_back_as_they_are(rows: list[dict[str, Any]], tmp_path_factory
     kept = EncodedFile(path)
     assert all(same(kept[number], row) for number, row in enumerate(rows))
     assert kept.sizes.tolist() == list(range(len(rows)))
-    assert kept.cut.total() == len(rows) // 2
+    assert kept.cut.to_pylist() == [row.get("cut") for row in rows]
 
 
 def _uncut(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,18 @@ def test_rows_of_many_files_by_number(tmp_path: Path) -> None:
     assert [rows[row]["input_ids"][0] for row in (5009, 7, 8)] == [5009, 7, 8]
     with pytest.raises(KeyError):
         rows[2000]
-    assert rows.sizes.tolist() == [1 + row % 5 for row in rows]
+    assert rows.sizes() == [1 + row % 5 for row in rows]
+
+
+def test_workers_share_a_file(tmp_path: Path) -> None:
+    features = [(row | {"cut": "longer than 9 tokens"} if number == 7 else row, size) for number, (row, size) in
+                enumerate(rows_of(100, 10))]  # fmt: skip
+    write_rows(tmp_path / "a", features)
+    rows = StoredRows([Stretch(106, 4, lambda: EncodedFile(tmp_path / "a"), skipped=6)])
+    assert list(rows) == [106, 107, 108, 109]
+    assert [rows[row]["input_ids"][0] for row in rows] == [106, 107, 108, 109]
+    assert rows.sizes() == [2, 3, 4, 5]
+    assert rows.cut() == {"longer than 9 tokens": 1}
 
 
 def test_a_piece_is_made_once_and_again_when_it_is_torn(tmp_path: Path) -> None:
@@ -167,7 +178,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")  # what a write into a full disk raises
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(DataError, match=r"cannot be written to .*; set RAY_LORA_CACHE"),
+        pytest.raises(DataError, match=r"cannot be written to .*; set RAY_LORA_ROWS to a folder"),
         RowCache(tmp_path / "file").making("enc", "piece"),
     ):
         pass

@@ -1,0 +1,105 @@
+"""One file's rows, whatever its format: parquet, csv, jsonl, Arrow's file and Arrow's stream, which `datasets` writes.
+
+    read_format(file, None, roles, {"text", "label"})
+
+It knows formats; it knows nothing of what other files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from ray_lora.data.csv_file import read_csv
+from ray_lora.data.files import File
+from ray_lora.data.jsonl import read_jsonl
+from ray_lora.errors import DataError
+from ray_lora.tasks import Column
+
+
+@contextmanager
+def reading(file: File) -> Iterator[None]:
+    """Whatever a broken file makes its reader say, as a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        why = str(error).replace(file.address or file.path, file.path).splitlines() or [type(error).__name__]
+        raise DataError(f"data file {file.path!r} is broken: {why[0]}") from None
+
+
+def row_groups(file: File) -> list[int]:
+    """The number of rows of each row group of a parquet file.
+
+    Raises:
+        DataError: it is broken.
+    """
+    with reading(file), file.place.open() as opened:
+        footer = pa.parquet.read_metadata(opened)
+        return [footer.row_group(at).num_rows for at in range(footer.num_row_groups)]
+
+
+def described(file: File) -> pa.Schema | None:
+    """All columns of a file and their types, where it says so itself; None for csv and jsonl.
+
+    Raises:
+        DataError: it is broken.
+    """
+    if file.format not in ("parquet", "arrow"):
+        return None
+    with reading(file), file.place.open() as opened:
+        return pa.parquet.read_schema(opened) if file.format == "parquet" else _arrow_reader(opened).schema
+
+
+def read_format(
+    file: File, groups: tuple[int, int] | None, roles: Mapping[str, Column], columns: Collection[str] | None
+) -> pa.Table:
+    """A file's rows; of parquet those of some row groups. What is not among the columns is not read of parquet and
+    arrow; a table of none of its columns has one without values, so that its rows are counted.
+
+    Raises:
+        DataError: it is broken, and the reader knows where. Other errors are `reading`'s.
+    """
+    with file.place.open() as opened:
+        if file.format == "parquet":
+            return _read_parquet(opened, file.place.local is None, groups, columns)
+        if file.format == "arrow":
+            return _read_arrow(opened, columns)
+        read = read_csv if file.format == "csv" else read_jsonl
+        return read(opened.read_buffer(), roles, file.path)
+
+
+def _read_parquet(opened: Any, far: bool, groups: tuple[int, int] | None, columns: Collection[str] | None) -> pa.Table:
+    file = pa.parquet.ParquetFile(opened, pre_buffer=far)
+    wanted = list(range(*groups)) if groups else list(range(file.num_row_groups))
+    names = file.schema_arrow.names
+    if columns is not None and not any(name in columns for name in names):
+        return _bare(sum(file.metadata.row_group(at).num_rows for at in wanted))
+    return file.read_row_groups(wanted, None if columns is None else [name for name in names if name in columns])
+
+
+def _read_arrow(opened: Any, columns: Collection[str] | None) -> pa.Table:
+    names = _arrow_reader(opened).schema.names
+    opened.seek(0)
+    wanted = None if columns is None else [at for at, name in enumerate(names) if name in columns]
+    # without fields Arrow reads all of them; the rows of one are counted
+    table = _arrow_reader(opened, [0] if wanted == [] and names else wanted).read_all()
+    table.validate(full=True)  # what is broken is no longer seen later
+    return _bare(table.num_rows) if wanted == [] else table
+
+
+def _arrow_reader(opened: Any, fields: list[int] | None = None) -> Any:
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    whole = opened.read(6) == b"ARROW1"
+    opened.seek(0)
+    return pa.ipc.open_file(opened, options=options) if whole else pa.ipc.open_stream(opened, options=options)
+
+
+def _bare(rows: int) -> pa.Table:
+    return pa.table({"": pa.nulls(rows)})

@@ -1,0 +1,236 @@
+"""Large data: what rows teach, whether they are right, and their encoded rows, by Ray Data wherever the files are.
+
+    taught = survey(pieces, recipe.task, roles, tell)        # of each piece, its rows and what they teach
+    shards = encode(pieces, encoder, roles, tell)            # each in the row cache of the node that made it
+
+No row comes to the driver. What a node's cache holds already is taken as it is, and what is lost is made again by
+whoever needs it. It knows pieces and tasks, no splits, engines or adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+
+from ray_lora.allowed import environment
+from ray_lora.data.check import MOST_NAMED, wrong_rows
+from ray_lora.data.encoded import EncodedFile, write_rows
+from ray_lora.data.encoder import Encoder
+from ray_lora.data.pieces import Piece, digest, look
+from ray_lora.data.read import roles
+from ray_lora.data.row_cache import RowCache
+from ray_lora.data.through import table_of
+from ray_lora.errors import DataError
+from ray_lora.recipe import DataSpec, TaskSpec
+from ray_lora.running.reading import Tell
+from ray_lora.tasks import Features, Task, task_of
+
+_AT_ONCE = 1024  # rows encoded in one call
+_Of = TypeVar("_Of")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at one piece found."""
+
+    rows: int
+    taught: Any  # of `task.learn`
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Encoded rows of one piece, in the cache of the node that made them."""
+
+    piece: Piece
+    name: str
+    rows: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The first wrong rows of a piece, by their numbers in its file, and how many more there are."""
+
+    piece: Piece
+    rows: tuple[tuple[int, str], ...]
+    more: int
+
+
+def look_at_files(pieces: Sequence[Piece], data: DataSpec, task: type[Task], tell: Tell) -> list[tuple[pa.Schema, str]]:
+    """(columns and types, digest) of each file, from the first piece of each."""
+    wanted = roles(data, task.columns)
+
+    def seen(piece: Piece) -> tuple[pa.Schema, str]:
+        return look(piece, wanted), digest([piece.file])
+
+    return _everywhere(pieces, seen, tell, "looking at files", lambda piece, _: piece.file.size, "bytes")
+
+
+def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) -> list[Seen]:
+    """What each piece's rows teach, where the pieces lie.
+
+    Raises:
+        DataError: a file is broken, or lacks a column.
+    """
+    task = task_of(spec)
+
+    def seen(piece: Piece) -> Seen:
+        table = table_of(piece, data, task)
+        return Seen(table.num_rows, task.learn(spec, table))
+
+    return _everywhere(pieces, seen, tell, "reading", lambda _, found: found.rows, "rows")
+
+
+def encode(
+    pieces: Sequence[Piece], names: Sequence[str], encoder: Encoder, data: DataSpec, tell: Tell
+) -> tuple[list[Shard], list[Wrong]]:
+    """Check and encode pieces, each into the cache of the node where that is done.
+
+    Args:
+        names: of each piece, in the cache.
+
+    Returns:
+        the shards of pieces that are right, in the pieces' order, and what is wrong in the others.
+    """
+    told = ray.put(encoder)
+    named = dict(zip(pieces, names, strict=True))
+
+    def made(piece: Piece) -> Shard | Wrong:
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            return Shard(piece, named[piece], len(kept(piece, named[piece], fetched(told), data)), node)
+        except WrongRowsError as error:
+            return error.wrong
+
+    found = _everywhere(
+        pieces, made, tell, "encoding", lambda _, one: one.rows if isinstance(one, Shard) else 0, "rows"
+    )
+    return [one for one in found if isinstance(one, Shard)], [one for one in found if isinstance(one, Wrong)]
+
+
+class WrongRowsError(DataError):
+    """A piece has rows that are wrong."""
+
+    wrong: Wrong
+
+
+def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec) -> EncodedFile:
+    """A piece's encoded rows in this node's cache, made where they are not there.
+
+    Raises:
+        WrongRowsError: rows are wrong; nothing is kept.
+        DataError: the file is gone, or the cache cannot be written.
+    """
+    cache = RowCache()
+    try:
+        return cache.open(encoder.key, name)
+    except OSError:
+        pass  # not there, or torn
+    with cache.making(encoder.key, name, encoder.about) as path:
+        if path is not None:
+            cache.trim()
+            table = table_of(piece, data, encoder.task)
+            wrong = wrong_rows(encoder.task, encoder.task.spec, table, piece.first)
+            if wrong:
+                error = WrongRowsError(f"{piece.file.path} has wrong rows")
+                error.wrong = Wrong(piece, tuple(wrong[:MOST_NAMED]), max(0, len(wrong) - MOST_NAMED))
+                raise error
+            write_rows(path, _encoded(table, encoder.task))
+    return cache.open(encoder.key, name)
+
+
+def _encoded(table: pa.Table, task: Task) -> Iterator[tuple[Features, int]]:
+    for begin in range(0, table.num_rows, _AT_ONCE):
+        for features in task.encode(table.slice(begin, _AT_ONCE).to_pylist()):
+            yield features, task.size(features)
+
+
+@lru_cache(maxsize=4)
+def fetched(told: Any) -> Encoder:
+    """What `ray.put` was given; once a process."""
+    encoder: Encoder = ray.get(told)
+    return encoder
+
+
+# -------------------------------------------------------------------- Ray Data
+
+
+def _everywhere(
+    items: Sequence[_Of],
+    each: Callable[[_Of], _Found],
+    tell: Tell,
+    what: str,
+    amount: Callable[[_Of, _Found], int],
+    unit: str,
+) -> list[_Found]:
+    """What a function gives for each item, in their order, as tasks of Ray Data.
+
+    Raises:
+        DataError: that of one of them, as it was raised there.
+    """
+    import ray.data
+
+    told, variables = ray.put(list(items)), _environment()
+
+    def answer(row: dict[str, int]) -> dict[str, Any]:
+        os.environ.update(variables)  # a runtime_env would start other processes for it
+        try:
+            found: Any = each(_list(told)[row["number"]])
+        except DataError as error:
+            found = error
+        return {"number": row["number"], "found": pickle.dumps(found)}
+
+    found: dict[int, _Found] = {}
+    done = 0
+    tell(what, 0, len(items), 0, unit)
+    with _quiet():
+        numbers = ray.data.from_items(
+            [{"number": number} for number in range(len(items))], override_num_blocks=max(1, len(items))
+        )
+        for row in numbers.map(answer, num_cpus=1).iter_rows():
+            value = pickle.loads(row["found"])  # noqa: S301  (what a task of ours has just pickled)
+            if isinstance(value, DataError):
+                raise value
+            number = int(row["number"])
+            found[number] = value
+            done += amount(items[number], value)
+            tell(what, len(found), len(items), done, unit)
+    return [found[number] for number in range(len(items))]
+
+
+@lru_cache(maxsize=4)
+def _list(told: Any) -> list[Any]:
+    """The items that `ray.put` was given; once a process."""
+    items: list[Any] = ray.get(told)
+    return items
+
+
+def _environment() -> dict[str, str]:
+    """Whose code tasks may import, and one thread for each of them."""
+    return {**environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without bars and lines of its own."""
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before
+        logger.setLevel(level)

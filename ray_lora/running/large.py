@@ -1,0 +1,243 @@
+"""Rows that are too many for one process: looked at, checked and encoded in pieces, found again by the next run.
+
+    if is_large(files):
+        found = prepare_large(recipe, files, processor, tell)     # {"train": Encoded(...), ...}, the completed task
+
+It knows files, pieces and what is remembered of them; what is done with a piece is in `encoding.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_lora.data.check import raise_wrong
+from ray_lora.data.encoded import EncodedFile
+from ray_lora.data.encoder import Encoder, code_of
+from ray_lora.data.files import File
+from ray_lora.data.pieces import Piece, cut, settle
+from ray_lora.data.read import check_columns, roles
+from ray_lora.data.remembered import Remembered, recall, remember
+from ray_lora.data.row_cache import RowCache
+from ray_lora.data.rows import say_given
+from ray_lora.data.stored_rows import Stretch
+from ray_lora.errors import DataError
+from ray_lora.recipe import DataSpec, Recipe, TaskSpec
+from ray_lora.running.encoding import Shard, encode, fetched, kept, look_at_files, survey
+from ray_lora.running.reading import Tell
+from ray_lora.tasks import task_of
+
+# Where the direct way ends: it reads on the driver, and every pack encodes for itself. Below, what Ray Data takes to
+# start costs more than it saves (benchmarks/results/rows.json).
+LARGE_ROWS, LARGE_BYTES = 50_000, 64 << 20
+_ROW_BYTES = 100  # of a row of text, where a file does not say how many rows it has
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One split's encoded rows.
+
+    Attributes:
+        shards: in the rows' order; firsts: the number, in the split, of each one's first row.
+        encoder: a reference to what `ray.put` was given.
+        key: of the encoder; data: which column is which.
+    """
+
+    shards: tuple[Shard, ...]
+    encoder: Any  # ray.ObjectRef[Encoder]
+    key: str
+    data: DataSpec
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def firsts(self) -> list[int]:
+        return [0, *accumulate(shard.rows for shard in self.shards)][:-1]
+
+
+def is_large(files: Mapping[str, Sequence[File]]) -> bool:
+    """Whether rows are better read and encoded in pieces."""
+    every = [file for split in files.values() for file in split]
+    if sum(file.size for file in every) >= LARGE_BYTES:
+        return True
+    written = sum(file.size for file in every if file.format != "parquet") // _ROW_BYTES
+    if written + sum(file.size for file in every if file.format == "parquet") < LARGE_ROWS:
+        return False  # no row takes less than a byte
+    told = cut([file for file in every if file.format == "parquet"])
+    return written + sum(piece.rows or 0 for piece in told) >= LARGE_ROWS
+
+
+def prepare_large(
+    recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, tell: Tell
+) -> tuple[TaskSpec, dict[str, Encoded]]:
+    """The recipe's task, completed by the training rows, and the encoded rows of each split.
+
+    Raises:
+        DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
+    """
+    data, key = recipe.data, _key(recipe, files)
+    known = recall(key, files) or _look(recipe, files, tell)
+    encoder = Encoder.of(known.task, processor, data.columns)
+    pieces = {split: known.pieces[split] for split in files}
+    shards = _encoded(pieces, known, encoder, data, tell)
+    remember(key, replace(known, rows={split: [shard.rows for shard in found] for split, found in shards.items()}))
+    told = ray.put(encoder)
+    return known.task, {
+        split: Encoded(tuple(found), told, encoder.key, data, known.sha256(split)) for split, found in shards.items()
+    }
+
+
+def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Remembered:
+    """What the files hold, and what the training rows teach."""
+    task, pieces, digests = task_of(recipe.task), {}, {}
+    wanted = roles(recipe.data, task.columns)
+    for split, mine in files.items():
+        cuts = cut(mine)
+        firsts = list({piece.number: piece for piece in reversed(cuts)}.values())[::-1]
+        looks = look_at_files(firsts, recipe.data, task, tell)
+        for piece, (schema, _) in zip(firsts, looks, strict=True):
+            check_columns(schema.names, recipe.data, task.columns, piece.file.path)
+        pieces[split] = settle(cuts, wanted, [schema for schema, _ in looks])
+        digests[split] = [found for _, found in looks]
+    _check_alike(pieces)
+    seen = survey(pieces["train"], recipe.data, recipe.task, tell)
+    try:
+        spec = task.merge(recipe.task, [one.taught for one in seen])
+    except DataError as error:
+        raise DataError(f"{say_given(recipe.data.train or '')}: {error}") from None
+    return Remembered(spec, pieces, digests, {})
+
+
+def _check_alike(pieces: Mapping[str, Sequence[Piece]]) -> None:
+    """DataError where one split has a column that another one lacks."""
+    first = pieces["train"][0]
+    train = _columns(first)
+    for split in pieces.values():
+        for name in sorted(train ^ _columns(split[0])):
+            has, lacks = (first, split[0]) if name in train else (split[0], first)
+            raise DataError(
+                f"{lacks.file.path} has no column {name!r}, which {has.file.path} has; rows that train and rows that "
+                "score are alike"
+            )
+
+
+def _columns(piece: Piece) -> set[str]:
+    return set() if piece.schema is None else set(piece.schema.names)
+
+
+def _encoded(
+    pieces: Mapping[str, Sequence[Piece]], known: Remembered, encoder: Encoder, data: DataSpec, tell: Tell
+) -> dict[str, list[Shard]]:
+    """The shards of all pieces: those that some node has, and those that are made now."""
+    names = {split: [_name(piece, known.digests[split][piece.number]) for piece in pieces[split]] for split in pieces}
+    held = _holders(encoder.key, [name for mine in names.values() for name in mine])
+    found: dict[str, Shard] = {}
+    missing: dict[str, Piece] = {}
+    for split, mine in pieces.items():
+        rows = known.rows.get(split)
+        for at, (piece, name) in enumerate(zip(mine, names[split], strict=True)):
+            if rows is not None and name in held:
+                found[name] = Shard(piece, name, rows[at], held[name])
+            else:
+                missing[name] = piece
+    if missing:
+        made, wrong = encode(list(missing.values()), list(missing), encoder, data, tell)
+        raise_wrong(((one.piece.file.path, one.rows) for one in wrong), sum(one.more for one in wrong))
+        found |= {shard.name: shard for shard in made}
+    return {split: [found[name] for name in mine] for split, mine in names.items()}
+
+
+def _name(piece: Piece, digest: str) -> str:
+    """A piece's name in the cache: of the file's bytes, of the part of them, and of what its columns are read as."""
+    told = [digest, piece.groups, piece.skipped, piece.rows, piece.file.partitions, str(piece.schema)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
+def _key(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> str:
+    """What is remembered stands for this task, these columns and these files, as they were written last."""
+    stamps = {split: [(file.place.address, file.stamp) for file in mine] for split, mine in files.items()}
+    told = [recipe.task.model_dump_json(), sorted(recipe.data.columns.items()), stamps, code_of(task_of(recipe.task))]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
+
+
+def _holders(encoder: str, names: Sequence[str]) -> dict[str, str]:
+    """name -> a node whose cache has that piece, whole; this one where it has it."""
+    here, found = _here(), dict[str, str]()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    asked = {
+        node: ray.remote(num_cpus=0)(_held).options(scheduling_strategy=_on(node)).remote(encoder, names)
+        for node in others
+    }
+    for node, reference in asked.items():
+        try:
+            theirs: list[str] = ray.get(reference)
+            found |= dict.fromkeys(theirs, node)
+        except RayError:  # it has just died
+            continue
+    return found | dict.fromkeys(_held(encoder, names), here)
+
+
+def _here() -> str:
+    """The id of this node."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
+
+
+def _held(encoder: str, names: Sequence[str]) -> list[str]:
+    cache = RowCache()
+    return [name for name in names if cache.has(encoder, name)]
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+# -------------------------------------------------------------------- in a worker
+
+
+def stretches(split: Encoded, workers: int) -> list[Stretch]:
+    """The rows of a split for so many workers to share: a shard each, or a part of one where there are few."""
+    found, parts = [], max(1, -(-4 * workers // len(split.shards))) if workers > 1 else 1
+    for shard, first in zip(split.shards, split.firsts, strict=True):
+        opens = lru_cache(1)(partial(opened, shard, split))
+        size = -(-shard.rows // parts)
+        for skipped in range(0, shard.rows, size):
+            found.append(Stretch(first + skipped, min(size, shard.rows - skipped), opens, skipped))
+    return found
+
+
+def opened(shard: Shard, split: Encoded) -> EncodedFile:
+    """A shard's rows in this node's cache, brought there from the node that has them, or made again."""
+    cache = RowCache()
+    try:
+        return cache.open(split.key, shard.name)
+    except OSError:
+        pass
+    if shard.node != _here():
+        try:
+            read = ray.remote(num_cpus=0)(_bytes).options(scheduling_strategy=_on(shard.node))
+            content = ray.get(read.remote(split.key, shard.name))
+            with cache.making(split.key, shard.name) as path:
+                if path is not None:
+                    fresh = path.with_suffix(".fetched")
+                    fresh.write_bytes(content)
+                    fresh.replace(path)
+            return cache.open(split.key, shard.name)
+        except (RayError, OSError):  # that node, or what it had, is gone
+            pass
+    return kept(shard.piece, shard.name, fetched(split.encoder), split.data)
+
+
+def _bytes(encoder: str, name: str) -> bytes:
+    return RowCache().path(encoder, name).read_bytes()

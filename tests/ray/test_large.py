@@ -1,0 +1,154 @@
+"""Large data: the same training from one file, many files and a Ray dataset; encoded once; wrong rows; lost nodes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.train import Result, ScalingConfig
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import describe_base
+from ray_lora.data.pieces import digest
+from ray_lora.data.remembered import forget
+from ray_lora.data.row_cache import FOLDER, RowCache
+from ray_lora.errors import DataError
+from ray_lora.recipe import Recipe
+from ray_lora.running import large, sources
+from ray_lora.running.sources import Source, inspect, prepare
+from ray_lora.running.trainer import LoraTrainer
+from tests.ray.rows import alone, tiny_recipe
+
+pytestmark = pytest.mark.usefixtures("cluster", "all_is_large")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def all_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE_ROWS", 1)
+    monkeypatch.setattr(sources, "LARGE_ROWS", 1)
+    RowCache().clear()
+    forget()
+
+
+def table(path: Path) -> pa.Table:
+    return pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
+
+
+def in_files(rows: pa.Table, folder: Path, files: int) -> str:
+    """The rows in so many files, of which each has row groups of other sizes."""
+    folder.mkdir(parents=True)
+    ends = [rows.num_rows * number // files for number in range(files + 1)]
+    for number, (begin, end) in enumerate(itertools.pairwise(ends)):
+        part = rows.slice(begin, end - begin)
+        pq.write_table(part, folder / f"part-{number:03}.parquet", row_group_size=1 + number % 5)
+    return str(folder)
+
+
+def fitted(recipe: Recipe, workers: int = 1, **more: object) -> Adapter:
+    scaling = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1})
+    result = LoraTrainer(recipe, scaling_config=scaling, quiet=True, **more).fit()  # type: ignore[arg-type]
+    assert isinstance(result, Result)
+    assert result.error is None
+    assert result.checkpoint is not None
+    return Adapter.load(Path(result.checkpoint.path))
+
+
+def prepared(recipe: Recipe) -> Source:
+    return prepare(recipe, processor=describe_base(recipe.base).processor)
+
+
+def test_the_same_training_whatever_the_files(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """One jsonl file in one process; 37 parquet files and two workers; a Ray dataset."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
+    expected = alone(recipe, tmp_path / "alone")[1]
+    rows = {split: table(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    folders = {f"data.{split}": in_files(rows[split], tmp_path / split, 37) for split in rows}
+    many = recipe.override({**folders, "name": "many", "training.per_device_train_batch_size": 4})
+    given = recipe.override({"data.train": None, "data.validation": None, "name": "given"})
+    datasets = {split: ray.data.from_arrow([part]) for split, part in rows.items()}
+    for found in (fitted(many, 2), fitted(given, datasets=datasets)):
+        assert found.tensors.keys() == expected.tensors.keys()
+        for name, tensor in expected.tensors.items():
+            assert (found.tensors[name] - tensor).abs().max() < 1e-4, name
+    assert all(path.suffix != ".lock" for path in RowCache().folder.glob("*/*"))
+
+
+def test_rows_are_encoded_once(tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    folder = in_files(table(tmp_path / "train.jsonl"), tmp_path / "rows", 5)
+    recipe = recipe.override({"data.train": folder, "task.labels": None})
+    first = prepared(recipe)
+    assert first.task == recipe.override({"task.labels": ["no", "yes"]}).task
+    assert inspect(recipe) == (first.task, {"train": 96, "validation": 40})
+    assert first.identity["train.sha256"] == digest(sources.files_of(recipe)["train"])
+    (held,) = RowCache().held()
+    assert (held.pieces, held.rows) == (6, 136)
+    with monkeypatch.context() as nobody:
+        for name in ("encode", "survey", "look_at_files"):
+            nobody.setattr(large, name, None)
+        again = prepared(recipe)
+        assert {split: again.rows(split) for split in again.splits} == {"train": 96, "validation": 40}
+    torn = sorted(RowCache().folder.glob("*/*.arrow"))[2]
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    prepared(recipe)
+    assert torn.read_bytes() == whole
+    kept = {path.name: path.stat().st_ino for path in torn.parent.glob("*.arrow")}
+    part = tmp_path / "rows/part-001.parquet"
+    pq.write_table(pq.read_table(part).slice(1), part)  # one file is written anew: the others are taken as they are
+    assert prepared(recipe).rows("train") == 95
+    now = {path.name: path.stat().st_ino for path in torn.parent.glob("*.arrow")}
+    assert {name: now[name] for name in kept} == kept
+    assert len(now) == len(kept) + 1
+
+
+def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    rows = table(tmp_path / "train.jsonl").to_pylist()
+    for number in range(30, 50):
+        rows[number]["label"] = "perhaps"
+    rows[70]["text"] = " "
+    folder = in_files(pa.Table.from_pylist(rows), tmp_path / "rows", 3)
+    with pytest.raises(DataError) as caught:
+        LoraTrainer(recipe.override({"data.train": folder}), quiet=True).fit()
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{folder}/part-000.parquet, row 31: label 'perhaps' is not one of 'no', 'yes'")
+    assert [line.split(": ")[0].split("/")[-1] for line in lines[1:3]] == [
+        "part-000.parquet, row 32", "part-001.parquet, row 1"]  # fmt: skip
+    assert lines[-1] == "and 11 more wrong rows in 3 files"
+    assert not (tmp_path / "runs/tiny/jobs").exists()
+    pq.write_table(pa.table({"text": ["a"], "mood": ["no"]}), tmp_path / "rows/part-001.parquet")
+    with pytest.raises(DataError, match=r"part-001\.parquet.* no column"):
+        prepared(recipe.override({"data.train": folder}))
+    (tmp_path / "rows/part-001.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"part-001\.parquet' is broken"):
+        prepared(recipe.override({"data.train": folder}))
+
+
+def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """Four nodes with a disk each: one dies while files are read, one while they are encoded, one before workers want
+    what it had."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
+    expected = alone(recipe, tmp_path / "alone")[1]
+    folder = in_files(table(tmp_path / "train.jsonl"), tmp_path / "rows", 24)
+    (tmp_path / "recipe.json").write_text(recipe.override({"data.train": folder}).model_dump_json())
+    environment = os.environ | {"PYTHONPATH": str(ROOT), FOLDER: str(tmp_path / "kept")}
+    environment.pop("RAY_ADDRESS", None)
+    program = [sys.executable, "-m", "tests.ray.four_nodes", str(tmp_path)]
+    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["killed"] == ["reading", "encoding", "kept"]
+    found = Adapter.load(Path(told["adapter"]))
+    for name, tensor in expected.tensors.items():
+        assert (found.tensors[name] - tensor).abs().max() < 1e-4, name
