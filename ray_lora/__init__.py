@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TrackingSpec,
         TrainingSpec,
     )
+    from ray_lora.running.predictor import LoraPredictor
     from ray_lora.running.trainer import LoraTrainer
     from ray_lora.search.tuner import LoraTuner
     from ray_lora.serving import AppArgs, build_app
@@ -66,6 +67,7 @@ __all__ = [
     "DataSpec",
     "Entry",
     "ImageClassificationSpec",
+    "LoraPredictor",
     "LoraSpec",
     "LoraTrainer",
     "LoraTuner",
@@ -119,6 +121,7 @@ _MODULES = {  # public name -> the module that holds it
     "search.tuner": ("LoraTuner",),
     "serving": ("AppArgs", "build_app"),
     "store": ("Entry", "Store", "open_store"),
+    "running.predictor": ("LoraPredictor",),
     "running.trainer": ("LoraTrainer",),
     "tasks.image_classification": ("ImageClassificationSpec",),
     "tasks.text_classification": ("TextClassificationSpec",),

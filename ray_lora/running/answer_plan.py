@@ -86,7 +86,14 @@ def check_apart(data: Sequence[str], parts: Parts) -> None:
             )
 
 
-def begin(wanted: Asked, parts: Parts, files: Sequence[File], pieces: Sequence[Piece], most_rows: int) -> Pinned:
+def begin(
+    wanted: Asked,
+    parts: Parts,
+    files: Sequence[File],
+    pieces: Sequence[Piece],
+    most_rows: int,
+    progress: RowsProgress,
+) -> Pinned:
     """What refs mean, as the run was begun with it; the run is written down where it begins now."""
     store = open_store(wanted.store, wanted.tracking_uri)
     said = {

@@ -67,8 +67,8 @@ class Done:
     """What became of a piece so far.
 
     Attributes:
-        adapters: refs with their versions, and how many rows they answered. wrong: what is said of the first wrong rows.
-        whole: its file is there.
+        adapters: refs with their versions, and how many rows they answered.
+        wrong: what is said of the first wrong rows. whole: its file is there.
     """
 
     rows: int = 0

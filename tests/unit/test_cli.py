@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,62 @@ def test_columns_of_the_file_are_mapped(run: Run, store: Path, tmp_path: Path) -
     assert run(*given, "--column", "text=review", "--column", "label=mood")[0] == 0
     code, _, said = run(*given)
     assert (code, "'text'" in said, "review" in said) == (2, True, True)
+
+
+def test_several_adapters_are_compared_by_slice(run: Run, store: Path, tmp_path: Path, folder: Path) -> None:
+    """Each adapter's scores are those that it has alone, on all rows and on each value's."""
+    other = Adapter.load(folder)
+    head = {name: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3)) for name, tensor in
+            other.head.items()}  # fmt: skip
+    replace(other, head=head, card=other.card.model_copy(update={"sha256": None})).save(tmp_path / "other")
+    assert run("adapters", "import", tmp_path / "other", "other", "--store", store)[0] == 0
+    rows = [row | {"shop": "ab"[at % 2]} for at, row in enumerate(rated(40, 1))]
+    files = {"all": rows, "a": rows[::2], "b": rows[1::2]}
+    for name, mine in files.items():
+        pa.parquet.write_table(pa.Table.from_pylist(mine), tmp_path / f"{name}.parquet")
+    where = ("--store", store, "--json")
+    code, out, said = run("evaluate", "moods", "other", "--data", tmp_path / "all.parquet", "--by", "shop", *where)
+    assert code == 0, said
+    told = last(out)
+    assert (told["rows"], told["metric"], len(told["scores"])) == (40, "accuracy", 6)
+    assert "the base alone" in told["notes"][0]
+    for line in told["scores"]:
+        path = tmp_path / f"{line['slice'] or 'all'}.parquet"
+        alone = last(run("evaluate", line["ref"].partition("@")[0], "--data", path, *where)[1])
+        assert (line["sha256"], line["rows"]) == (alone["sha256"], alone["rows"])
+        assert {name: score["value"] for name, score in line["metrics"].items()} == pytest.approx(alone["metrics"])
+        assert all(score["low"] <= score["value"] <= score["high"] for score in line["metrics"].values())
+    for name in (None, "a", "b"):
+        mine = [line for line in told["scores"] if line["slice"] == name]
+        best = max(mine, key=lambda line: line["metrics"]["accuracy"]["value"])
+        assert [line["best"] for line in mine] == [line is best for line in mine]
+    text = run("evaluate", "moods", "other", "--data", tmp_path / "all.parquet", "--by", "shop", "--store", store)[1]
+    assert "other@1" in text
+    assert "all rows" in text
+    pa.parquet.write_table(pa.Table.from_pylist([{"text": "a day"}]), tmp_path / "bare.parquet")
+    assert "has no column 'label'" in refused(run, "evaluate", "moods", "other", "--data", tmp_path / "bare.parquet",
+                                              "--store", store)  # fmt: skip
+    assert "to score by" in refused(run, "evaluate", "moods", "--data", tmp_path / "a.parquet", "--by", "shp",
+                                    "--store", store)  # fmt: skip
+    assert "is not in the store" in refused(run, "evaluate", "moods", "moodz", "--data", tmp_path / "a.parquet",
+                                            "--store", store)  # fmt: skip
+
+
+TABLES = [
+    (("--data", "x.csv", "--output", "o"), "give the ref of the adapter"),
+    (("moods", "--data", "x.csv", "--adapter-column", "c", "--output", "o"), "and not both"),
+    (("moods", "--data", "x.csv"), "give --output FOLDER"),
+    (("moods", "--data", "x.csv", "--output", "o", "--format", "csv"), "must be one of parquet, jsonl"),
+    (("moods", "a text", "--data", "x.csv", "--output", "o"), "leave the other inputs out"),
+    (("moods", "a text", "--output", "o"), "go with --data"),
+    (("moods", "--data", "x.csv", "--output", "o"), "does not exist"),
+    ((), "no adapter is named"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), TABLES)
+def test_tables_that_cannot_be_answered(run: Run, store: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(run, "predict", *arguments, "--store", store)
 
 
 def test_what_is_printed_on_the_way_goes_to_standard_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
