@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,7 @@ from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.data.encoder import Encoder
 from ray_lora.data.pieces import Piece, digest, look
 from ray_lora.data.read import roles
-from ray_lora.data.row_cache import RowCache
+from ray_lora.data.row_cache import BOUND, RowCache, bound
 from ray_lora.data.through import table_of
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, TaskSpec
@@ -102,13 +103,13 @@ def encode(
     Returns:
         the shards of pieces that are right, in the pieces' order, and what is wrong in the others.
     """
-    told = ray.put(encoder)
+    told, begun = ray.put(encoder), time.time()
     named = dict(zip(pieces, names, strict=True))
 
     def made(piece: Piece) -> Shard | Wrong:
         node = ray.get_runtime_context().get_node_id()
         try:
-            return Shard(piece, named[piece], len(kept(piece, named[piece], fetched(told), data)), node)
+            return Shard(piece, named[piece], len(kept(piece, named[piece], fetched(told), data, begun)), node)
         except WrongRowsError as error:
             return error.wrong
 
@@ -124,21 +125,23 @@ class WrongRowsError(DataError):
     wrong: Wrong
 
 
-def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec) -> EncodedFile:
+def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec, begun: float = 0.0) -> EncodedFile:
     """A piece's encoded rows in this node's cache, made where they are not there.
+
+    Args:
+        begun: what was used since then is not removed to make room; seconds since the epoch.
 
     Raises:
         WrongRowsError: rows are wrong; nothing is kept.
-        DataError: the file is gone, or the cache cannot be written.
+        DataError: the file is gone, the cache cannot be written, or holds no more.
     """
-    cache = RowCache()
+    cache = RowCache(begun=begun)
     try:
         return cache.open(encoder.key, name)
     except OSError:
         pass  # not there, or torn
     with cache.making(encoder.key, name, encoder.about) as path:
         if path is not None:
-            cache.trim()
             table = table_of(piece, data, encoder.task)
             wrong = wrong_rows(encoder.task, encoder.task.spec, table, piece.first)
             if wrong:
@@ -146,6 +149,12 @@ def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec) -> EncodedFi
                 error.wrong = Wrong(piece, tuple(wrong[:MOST_NAMED]), max(0, len(wrong) - MOST_NAMED))
                 raise error
             write_rows(path, _encoded(table, encoder.task))
+            cache.trim()
+            if cache.over() > 0:
+                raise DataError(
+                    f"the encoded rows of this run alone take more than {bound() / 1e9:g} GB; "
+                    f"set {BOUND} to more, or train on fewer rows"
+                )
     return cache.open(encoder.key, name)
 
 
