@@ -15,7 +15,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from ray_lora.adapters.adapter import Adapter, Card
-from ray_lora.data.check import check_table, count_cut, say_cut
+from ray_lora.data.check import check_table, say_cut
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import read_files
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError, RecipeError, did_you_mean
@@ -27,6 +27,7 @@ from ray_lora.recipe import Json, LoraSpec
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Column, Features, Task
 from ray_lora.tasks.labels import plain_labels
+from ray_lora.tasks.rows import count_cut
 
 BASE = "the base alone"
 _MOST_SLICES = 1000
