@@ -21,7 +21,7 @@ from transformers import get_scheduler
 
 from ray_lora.bases.load import Base, load_base, locate
 from ray_lora.data.check import learn
-from ray_lora.data.read import read
+from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.baseline import head_only
 from ray_lora.inference.head_alone import head_alone
@@ -57,14 +57,16 @@ class Data:
         """The recipe's task, its options completed by the training rows."""
         spec, data = self.recipe.task, self.recipe.data
         assert data.train is not None
-        return build_task(learn(task_class(spec.type), spec, [read(data.train)]), self.base.processor)
+        kind = task_class(spec.type)
+        rows = read_rows(data.train, data, kind.columns)
+        return build_task(learn(kind, spec, [rows.table]), self.base.processor)
 
     def rows(self, split: str) -> list[Features]:
         """Encoded rows of "train", "validation" or "test"."""
         data = self.recipe.data
         path = {"train": data.train, "validation": data.validation, "test": self.test}[split]
         assert path is not None
-        return self.task.encode(read(path).to_pylist()[: self.most])
+        return self.task.encode(read_rows(path, data, self.task.columns, split).table.to_pylist()[: self.most])
 
 
 def score_head(data: Data) -> dict[str, float]:

@@ -14,8 +14,10 @@ from pathlib import Path
 import ray
 
 from pipelines.baselines import Data, score_bare, score_full, score_head
-from pipelines.kept_rows import digest, replace, sha256
+from pipelines.kept_rows import digest, replace
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.data.files import find_files
+from ray_lora.data.pieces import digest as content
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
 from ray_lora.running.allocator import WORKER_ENV
@@ -78,9 +80,9 @@ class Rivals:
     def _mark(self) -> str:
         recipe = self.data.recipe
         held = {"base", "task", "data", "training"}
-        files = [recipe.data.train, recipe.data.validation, self.data.test]
-        return digest(recipe.model_dump_json(include=held) + "".join(sha256(Path(str(file))) for file in files)
-                      + str(self.data.most))  # fmt: skip
+        given = {"train": recipe.data.train, "validation": recipe.data.validation, "test": self.data.test}
+        contents = [content(find_files(paths or "", split)) for split, paths in given.items()]
+        return digest(recipe.model_dump_json(include=held) + "".join(contents) + str(self.data.most))
 
     def _find(self, wanted: Sequence[str], known: dict[str, dict[str, float]]) -> None:
         """Score what is not known yet, as many at once as there are CPUs."""

@@ -102,7 +102,7 @@ class Asked:
         """A recipe with a line's overrides, the smoke run's and the person's, in this order."""
         small = [f"{key}={json.dumps(value)}" for key, value in SMOKE.items()] if self.smoke else []
         recipe = Recipe.load(path, [*overrides, *small, *self.overrides])
-        if self.smoke and recipe.data.validation is not None:
+        if self.smoke and isinstance(recipe.data.validation, str):
             recipe = recipe.override({"data.validation": str(few(Path(recipe.data.validation)))})
         return recipe
 

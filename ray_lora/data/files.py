@@ -173,7 +173,7 @@ def _seen(place: Place, info: FileInfo) -> tuple[int, str]:
     if info.type != FileType.File:
         raise DataError(f"data file {place.name!r} is no file that can be read (a link that leads nowhere?)")
     if (local := place.local) is None:
-        return info.size, f"{info.size}-{info.mtime_ns}"
+        return info.size, f"{info.size}-{(info.mtime_ns or 0) // 10**9}"  # a list's time may be finer than a file's own
     try:
         seen = local.stat()
     except OSError as error:

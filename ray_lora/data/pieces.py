@@ -111,8 +111,7 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
         if piece.rows is not None:
             table = table.slice(piece.skipped, piece.rows)
         rows = table.num_rows
-        if columns is not None:
-            table = table.select([at for at, name in enumerate(table.column_names) if name in columns])
+        table = only(table, columns)
         for name, value in piece.file.partitions:
             if columns is None or name in columns:
                 table = _add_partition(piece, table, rows, name, value)
@@ -216,6 +215,28 @@ def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
                     f"in other files: {error}"
                 ) from None
     return table
+
+
+def read_files(
+    files: Sequence[File], roles: Mapping[str, Column], columns: Collection[str] | None = None
+) -> list[pa.Table]:
+    """All rows of each file, of the types that all files have, as `read_piece` gives them; each file is read once.
+
+    Raises:
+        DataError: as `read_piece` and `settle`.
+    """
+    pieces = [Piece(file, number) for number, file in enumerate(files)]
+    looks = [first_look(piece, roles) for piece in pieces]
+    settled = settle(pieces, roles, [schema for schema, _ in looks])
+    return [
+        as_types(piece, read_written(piece, roles, columns) if table is None else only(table, columns), piece.schema)
+        for piece, (_, table) in zip(settled, looks, strict=True)
+    ]
+
+
+def only(table: pa.Table, columns: Collection[str] | None) -> pa.Table:
+    """A table's columns of these names; None: all."""
+    return table if columns is None else table.select([at for at, n in enumerate(table.column_names) if n in columns])
 
 
 def digest(files: Sequence[File]) -> str:

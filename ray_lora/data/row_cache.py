@@ -91,20 +91,22 @@ class RowCache:
                 yield None if self.has(encoder, piece) else path
             path.with_suffix(".lock").unlink(missing_ok=True)
 
-    def trim(self, more: int = 0) -> int:
-        """Remove what was not used for longest until the bound holds; returns the bytes that were removed.
-
-        Args:
-            more: bytes that are to come.
-        """
-        files = [(path, told) for path in self.folder.glob("*/*.arrow") if (told := _stat(path)) is not None]
-        over, removed = sum(told.st_size for _, told in files) + more - bound(), 0
-        for path, told in sorted(files, key=lambda file: file[1].st_mtime):
+    def trim(self) -> int:
+        """Remove what was not used for longest until the bound holds; returns the bytes that were removed."""
+        removed, over = 0, self.over()
+        for path, told in sorted(self._files(), key=lambda file: file[1].st_mtime):
             if removed >= over or told.st_mtime >= self.begun:
                 break
             path.unlink(missing_ok=True)
             removed += told.st_size
         return removed
+
+    def over(self) -> int:
+        """Bytes beyond the bound; less than 0 where there is room."""
+        return sum(told.st_size for _, told in self._files()) - bound()
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        return [(path, told) for path in self.folder.glob("*/*.arrow") if (told := _stat(path)) is not None]
 
     def held(self) -> list[Held]:
         """What is kept, what was used last first."""

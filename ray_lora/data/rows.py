@@ -20,6 +20,8 @@ from ray_lora.data.read import canonical, check_columns, roles
 from ray_lora.recipe import DataSpec
 from ray_lora.tasks import Column
 
+_MOST_NAMED = 10  # paths in one message
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -76,5 +78,7 @@ def settle_columns(
 
 
 def say_given(given: str | Sequence[str]) -> str:
-    """Paths as people gave them, without keys and passwords."""
-    return ", ".join(Place.of(path).name for path in ([given] if isinstance(given, str) else given))
+    """Paths as people gave them, not too many, without keys and passwords."""
+    paths = [given] if isinstance(given, str) else given
+    more = len(paths) - _MOST_NAMED
+    return ", ".join(Place.of(path).name for path in paths[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

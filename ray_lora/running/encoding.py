@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +28,7 @@ from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.data.encoder import Encoder
 from ray_lora.data.pieces import Piece, digest, look
 from ray_lora.data.read import roles
-from ray_lora.data.row_cache import RowCache
+from ray_lora.data.row_cache import BOUND, RowCache, bound
 from ray_lora.data.through import table_of
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, TaskSpec
@@ -35,7 +36,6 @@ from ray_lora.running.reading import Tell
 from ray_lora.tasks import Features, Task, task_of
 
 _AT_ONCE = 1024  # rows encoded in one call
-_Of = TypeVar("_Of")
 _Found = TypeVar("_Found")
 
 
@@ -73,7 +73,7 @@ def look_at_files(pieces: Sequence[Piece], data: DataSpec, task: type[Task], tel
     def seen(piece: Piece) -> tuple[pa.Schema, str]:
         return look(piece, wanted), digest([piece.file])
 
-    return _everywhere(pieces, seen, tell, "looking at files", lambda piece, _: piece.file.size, "bytes")
+    return _everywhere(pieces, seen, tell, "looking at files", lambda _: 0)
 
 
 def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) -> list[Seen]:
@@ -88,7 +88,7 @@ def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) 
         table = table_of(piece, data, task)
         return Seen(table.num_rows, task.learn(spec, table))
 
-    return _everywhere(pieces, seen, tell, "reading", lambda _, found: found.rows, "rows")
+    return _everywhere(pieces, seen, tell, "reading", lambda found: found.rows)
 
 
 def encode(
@@ -102,19 +102,17 @@ def encode(
     Returns:
         the shards of pieces that are right, in the pieces' order, and what is wrong in the others.
     """
-    told = ray.put(encoder)
+    told, begun = ray.put(encoder), time.time()
     named = dict(zip(pieces, names, strict=True))
 
     def made(piece: Piece) -> Shard | Wrong:
         node = ray.get_runtime_context().get_node_id()
         try:
-            return Shard(piece, named[piece], len(kept(piece, named[piece], fetched(told), data)), node)
+            return Shard(piece, named[piece], len(kept(piece, named[piece], fetched(told), data, begun)), node)
         except WrongRowsError as error:
             return error.wrong
 
-    found = _everywhere(
-        pieces, made, tell, "encoding", lambda _, one: one.rows if isinstance(one, Shard) else 0, "rows"
-    )
+    found = _everywhere(pieces, made, tell, "encoding", lambda one: one.rows if isinstance(one, Shard) else 0)
     return [one for one in found if isinstance(one, Shard)], [one for one in found if isinstance(one, Wrong)]
 
 
@@ -124,21 +122,23 @@ class WrongRowsError(DataError):
     wrong: Wrong
 
 
-def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec) -> EncodedFile:
+def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec, begun: float = 0.0) -> EncodedFile:
     """A piece's encoded rows in this node's cache, made where they are not there.
+
+    Args:
+        begun: what was used since then is not removed to make room; seconds since the epoch.
 
     Raises:
         WrongRowsError: rows are wrong; nothing is kept.
-        DataError: the file is gone, or the cache cannot be written.
+        DataError: the file is gone, the cache cannot be written, or holds no more.
     """
-    cache = RowCache()
+    cache = RowCache(begun=begun)
     try:
         return cache.open(encoder.key, name)
     except OSError:
         pass  # not there, or torn
     with cache.making(encoder.key, name, encoder.about) as path:
         if path is not None:
-            cache.trim()
             table = table_of(piece, data, encoder.task)
             wrong = wrong_rows(encoder.task, encoder.task.spec, table, piece.first)
             if wrong:
@@ -146,6 +146,12 @@ def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec) -> EncodedFi
                 error.wrong = Wrong(piece, tuple(wrong[:MOST_NAMED]), max(0, len(wrong) - MOST_NAMED))
                 raise error
             write_rows(path, _encoded(table, encoder.task))
+            cache.trim()
+            if cache.over() > 0:
+                raise DataError(
+                    f"the encoded rows of this run alone take more than {bound() / 1e9:g} GB; "
+                    f"set {BOUND} to more, or train on fewer rows"
+                )
     return cache.open(encoder.key, name)
 
 
@@ -166,14 +172,13 @@ def fetched(told: Any) -> Encoder:
 
 
 def _everywhere(
-    items: Sequence[_Of],
-    each: Callable[[_Of], _Found],
+    items: Sequence[Piece],
+    each: Callable[[Piece], _Found],
     tell: Tell,
     what: str,
-    amount: Callable[[_Of, _Found], int],
-    unit: str,
+    rows_of: Callable[[_Found], int],
 ) -> list[_Found]:
-    """What a function gives for each item, in their order, as tasks of Ray Data.
+    """What a function gives for each piece, in their order, as tasks of Ray Data.
 
     Raises:
         DataError: that of one of them, as it was raised there.
@@ -192,7 +197,8 @@ def _everywhere(
 
     found: dict[int, _Found] = {}
     done = 0
-    tell(what, 0, len(items), 0, unit)
+    of_rows = sum(item.rows or 0 for item in items) if all(item.rows is not None for item in items) else None
+    tell(what, 0, len(items), 0, of_rows)
     with _quiet():
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(items))], override_num_blocks=max(1, len(items))
@@ -203,8 +209,8 @@ def _everywhere(
                 raise value
             number = int(row["number"])
             found[number] = value
-            done += amount(items[number], value)
-            tell(what, len(found), len(items), done, unit)
+            done += rows_of(value)
+            tell(what, len(found), len(items), done, of_rows)
     return [found[number] for number in range(len(items))]
 
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import csv
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,8 +20,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import typer
 import yaml
 
+from ray_lora.cli import app
+from ray_lora.data.row_cache import BOUND, FOLDER
+from ray_lora.recipe import Recipe
 from ray_lora.serving import AppArgs
 from ray_lora.serving.cluster.identity import AWAY, server_name
 from ray_lora.serving.cluster.ingress import SETTINGS, free_port
@@ -223,6 +228,25 @@ def test_the_kuberay_file_fits_serve_s_schema_and_our_arguments() -> None:
     [workers] = cluster["workerGroupSpecs"]
     container = workers["template"]["spec"]["containers"][0]
     assert float(container["resources"]["requests"]["cpu"]) >= args.num_cpus  # a replica fits on a worker
+
+
+def test_the_kuberay_job_s_recipe_and_commands_are_right() -> None:
+    config, job = yaml.safe_load_all((ROOT / "serve_apps" / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    recipe = Recipe.parse(yaml.safe_load(config["data"]["reviews.yaml"]))
+    commands = [shlex.split(command) for command in job["spec"]["entrypoint"].split("&&")]
+    assert [command[1] for command in commands] == ["train", "predict"]
+    group: Any = typer.main.get_command(app)
+    for _, name, *rest in commands:
+        group.commands[name].make_context(name, list(rest))  # an option that is not there is an error
+    cluster = job["spec"]["rayClusterSpec"]
+    [workers] = cluster["workerGroupSpecs"]
+    [container] = workers["template"]["spec"]["containers"]
+    assert workers["replicas"] * float(container["resources"]["requests"]["cpu"]) >= recipe.scaling.num_workers
+    env = {item["name"] for item in container["env"]}
+    assert {FOLDER, BOUND} <= env
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {f"/{Path(recipe.output_dir).parts[1]}", "/rows", "/recipes"} == mounted
 
 
 def test_a_replica_s_name_is_the_one_that_ray_writes_for_haproxy() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,12 +18,15 @@ from ray.train import Result, ScalingConfig
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import describe_base
-from ray_lora.data.pieces import digest
+from ray_lora.data.encoder import Encoder
+from ray_lora.data.files import find_files
+from ray_lora.data.pieces import cut, digest
 from ray_lora.data.remembered import forget
-from ray_lora.data.row_cache import FOLDER, RowCache
+from ray_lora.data.row_cache import BOUND, FOLDER, RowCache
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe
 from ray_lora.running import large, sources
+from ray_lora.running.encoding import kept
 from ray_lora.running.sources import Source, inspect, prepare
 from ray_lora.running.trainer import LoraTrainer
 from tests.ray.rows import alone, tiny_recipe
@@ -152,3 +156,17 @@ def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: 
     found = Adapter.load(Path(told["adapter"]))
     for name, tensor in expected.tensors.items():
         assert (found.tensors[name] - tensor).abs().max() < 1e-4, name
+
+
+def test_a_run_that_needs_more_than_the_cache_may_take(
+    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path)
+    encoder = Encoder.of(recipe.task, describe_base(recipe.base).processor, {})
+    first, second = (cut(find_files(str(tmp_path / f"{split}.jsonl")))[0] for split in ("train", "validation"))
+    kept(first, "old", encoder, recipe.data, begun=0.0)
+    monkeypatch.setenv(BOUND, str(1.5 * RowCache().path(encoder.key, "old").stat().st_size / 1e9))
+    assert len(kept(second, "new", encoder, recipe.data, begun=time.time())) == 40  # what was there before goes
+    assert not RowCache().has(encoder.key, "old")
+    with pytest.raises(DataError, match=r"of this run alone take more than .* GB; set RAY_LORA_ROWS_GB to more"):
+        kept(first, "more", encoder, recipe.data, begun=0.0)

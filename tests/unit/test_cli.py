@@ -148,6 +148,13 @@ def test_predict_and_evaluate_agree(run: Run, store: Path, recipe: Path) -> None
     assert code == 0, said
     assert last(out)["metrics"]["accuracy"] == pytest.approx(right / len(rows))
     assert last(out)["rows"] == 32
+    for name, part in {"test/a": rows[:9], "test/b": rows[9:], "train/c": rated(8, 2)}.items():
+        (path := recipe.parent / f"parted/{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(json.dumps(row) for row in part))
+    for parted in ("parted", "parted/test/*.jsonl"):
+        code, again, said = run("evaluate", "moods", "--data", recipe.parent / parted, "--store", store, "--json")
+        assert code == 0, said
+        assert last(again) | {"data": ""} == last(out) | {"data": ""}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_lora.data.files import find_files
-from ray_lora.data.pieces import cut, digest, look, read_piece, settle
+from ray_lora.data.pieces import cut, digest, look, read_files, read_piece, settle
 from ray_lora.data.read import canonical
 from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError
@@ -115,6 +115,7 @@ def test_rows_are_the_same_in_whatever_files_they_lie(
         assert all(piece.file.path.endswith(name) for piece in mine)
     one = read_rows(paths, DataSpec(), ROLES)
     assert one.table.to_pydict() == {name: columns[name] for name in ROLES}
+    assert pa.concat_tables(read_files(find_files(paths), roles)).to_pydict() == found.to_pydict()
     for name in (*columns, "customer"):
         part = pa.concat_tables([read_piece(piece, roles, [name]) for piece in pieces])
         assert part.to_pydict() == {name: found.to_pydict()[name]}
