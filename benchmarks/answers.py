@@ -48,7 +48,7 @@ from ray_lora.store import open_store
 from ray_lora.tasks import build_task
 from ray_lora.tasks.text_classification import TextClassificationSpec
 
-RANK, SLOTS = 8, 32
+RANK, SLOTS, _WARM = 8, 32, 1024
 SPEC = TextClassificationSpec(labels=("negative", "positive"))
 
 
@@ -86,21 +86,21 @@ def measure(
         spread = [f"a{number:04d}" for number in random.Random(1).choices(range(many), k=len(texts))]
         of_many = Tables(root / "many", sorted(set(spread)), dtype)
         of_few = Tables(root / "store", sorted(set(refs)), dtype, adapters)
-        sides: dict[str, Callable[[], Any]] = {
-            "tables": lambda: of_few.answer(texts, refs),
+        sides: dict[str, Callable[[int], Any]] = {
+            "tables": lambda count: of_few.answer(texts[:count], refs[:count]),
             "engine": engine(root / "store", texts, refs, dtype),
-            "one": lambda: of_few.answer(texts, ["a0000"] * len(texts)),
-            "many": lambda: of_many.answer(texts, spread),
+            "one": lambda count: of_few.answer(texts[:count], ["a0000"] * count),
+            "many": lambda count: of_many.answer(texts[:count], spread[:count]),
         }
         few = min(len(texts), 64 * adapters)  # whole batches of the slow side, which gains nothing from more
         loop = peft_loop(root / "store", adapters, peft_dtype)
         rates: dict[str, list[float]] = {name: [] for name in (*sides, "peft")}
         for side in sides.values():  # bases are loaded, engines made
-            side()
+            side(_WARM)
         for _ in range(rounds):
             for name, side in sides.items():
-                rates[name].append(len(texts) / seconds(side))
-            rates["peft"].append(few / seconds(lambda: loop(texts[:few], refs[:few])))
+                rates[name].append(len(texts) / seconds(side, len(texts)))
+            rates["peft"].append(few / seconds(lambda count: loop(texts[:count], refs[:count]), few))
         same = agreement(of_few.answer(texts[:few], refs[:few]), loop(texts[:few], refs[:few]))
     middle = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -121,10 +121,10 @@ def measure(
     }
 
 
-def seconds(side: Callable[[], Any]) -> float:
+def seconds(side: Callable[[int], Any], count: int) -> float:
     """Processor seconds of this process: a machine that does other work beside does not change them much."""
     began = time.process_time()
-    side()
+    side(count)
     return time.process_time() - began
 
 
@@ -139,7 +139,7 @@ class Tables:
         return [answer.prediction for answer in self.tables.answer(pa.table({"text": texts}), refs)]
 
 
-def engine(folder: Path, texts: list[str], refs: list[str], dtype: str) -> Callable[[], Any]:
+def engine(folder: Path, texts: list[str], refs: list[str], dtype: str) -> Callable[[int], Any]:
     """Rows that are encoded, adapters that are mounted: nothing but passes, in stretches as tables have them."""
     names = sorted(set(refs))
     base = load_base(BaseSpec.model_validate({"model": "minilm", "dtype": dtype}))
@@ -147,12 +147,12 @@ def engine(folder: Path, texts: list[str], refs: list[str], dtype: str) -> Calla
     slots = {name: held.load(Adapter.load(folder / name)) for name in names}
     task = build_task(SPEC, base.processor)
     features = task.encode([{"text": text} for text in texts])
-    order = sorted(range(len(refs)), key=lambda row: refs[row])
-    stretches = [order[at : at + 512] for at in range(0, len(order), 512)]
     tasks = dict.fromkeys(slots.values(), task)
 
-    def side() -> None:
-        for stretch in stretches:
+    def side(count: int) -> None:
+        order = sorted(range(count), key=lambda row: refs[row])
+        for at in range(0, count, 512):
+            stretch = order[at : at + 512]
             predict(held, tasks, [features[row] for row in stretch], [slots[refs[row]] for row in stretch])
 
     return side
