@@ -178,6 +178,20 @@ def test_a_version_that_changes_is_not_answered_with(world: Path, tmp_path: Path
     assert "no longer what it was when this run began" in answer.error or "written" in answer.error
 
 
+def test_a_folder_of_plain_peft_answers_without_a_card(world: Path, tmp_path: Path) -> None:
+    folder = make_adapter(world / "base", tmp_path / "store" / "plain", seed=21)
+    store = open_store(str(tmp_path / "store"))
+    pinned = pin(store, ["plain"])
+    assert pinned.pipelines == ("text-classification",)
+    given = texts(4, 5)
+    tables = TableAnswers(store, pinned, dtype="float32", parameters={"top_k": 2})
+    answers = tables.answer(pa.table({"text": given}), ["plain"] * 4)
+    tables.close()
+    for answer, plain in zip(answers, peft_probabilities(world / "base", folder, given), strict=True):
+        scores = {item["label"]: item["score"] for item in answer.prediction}
+        assert [scores["LABEL_0"], scores["LABEL_1"]] == pytest.approx(plain, abs=1e-5)
+
+
 def test_columns_have_one_type_whatever_a_part_holds(world: Path) -> None:
     given, refs = texts(4), ["a0", "tagger", "nobody", "a1"]
     pinned = pin(open_store(str(world / "store")), refs)
