@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.inference import stored
 from ray_lora.inference import tables as tables_module
 from ray_lora.inference.answer_columns import AnswerColumns
@@ -25,6 +25,7 @@ from ray_lora.inference.intervals import as_good, intervals, standard_error
 from ray_lora.inference.pinned import pin
 from ray_lora.inference.predict import predict
 from ray_lora.inference.tables import Answer, TableAnswers
+from ray_lora.running.predictor import LoraPredictor
 from ray_lora.serving.trials.feedback_table import feedback_table
 from ray_lora.store import open_store
 from ray_lora.tasks import build_task
@@ -327,3 +328,24 @@ def test_feedback_is_a_table(tmp_path: Path) -> None:
     table = feedback_table(tmp_path)
     assert [(row["id"], row["version"], row["value"]) for row in table.to_pylist()] == [("a", 2, 0.0), ("b", 2, 1.0)]
     assert feedback_table(tmp_path / "nothing").num_rows == 0
+
+
+@pytest.mark.parametrize("kind", ["pyarrow", "pandas", "numpy"])
+def test_batches_of_any_kind_are_answered(world: Path, kind: str) -> None:
+    given = texts(3, 6)
+    table = pa.table({"text": given, "who": ["a0", "nobody", None]})
+    batch = {"pyarrow": table, "pandas": table.to_pandas(), "numpy": {
+        name: table.column(name).to_numpy() for name in table.column_names
+    }}[kind]  # fmt: skip
+    predictor = LoraPredictor(str(world / "store"), adapter_column="who", columns={"tokens": "text"})
+    found = predictor(batch).to_pylist()
+    assert [row["adapter"] for row in found] == ["a0", "nobody", None]
+    assert [row["error"] is None for row in found] == [True, False, False]
+    one = LoraPredictor(str(world / "store"), "a0", prefix="our_")(table)
+    assert one.column_names[2:] == ["our_prediction", "our_adapter", "our_version", "our_sha256", "our_error"]
+    with pytest.raises(DataError, match="has no column 'text'"):
+        LoraPredictor(str(world / "store"), "a0")(table.rename_columns(["words", "who"]))
+    with pytest.raises(AdapterNotFoundError, match="did you mean 'a0'"):
+        LoraPredictor(str(world / "store"), "a00")
+    with pytest.raises(RecipeError, match="give the adapter that answers all rows, or adapter_column"):
+        LoraPredictor(str(world / "store"))
