@@ -15,9 +15,10 @@ from dataclasses import replace
 import pyarrow as pa
 
 from ray_lora.adapters.adapter import Adapter, Card
-from ray_lora.data.check import check_table, say_cut
+from ray_lora.data.check import check_tables, say_cut
 from ray_lora.data.files import find_files
-from ray_lora.data.pieces import read_files
+from ray_lora.data.pieces import Piece, read_piece, settle
+from ray_lora.data.rows import say_given
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError, RecipeError, did_you_mean
 from ray_lora.inference.intervals import Scored, as_good, intervals
 from ray_lora.inference.pinned import Pinned, pin
@@ -131,17 +132,18 @@ def _read(
     roles: dict[str, Column] = {}
     for task in classes:
         roles |= {columns.get(name, name): column for name, column in asked(type(task), training=True).items()}
+    if by is not None and by not in roles:
+        roles[by] = Column(("text",), "optional", "what rows are scored by")
     files = find_files(data, "test")
-    wanted = {*roles, *([by] if by is not None else [])}
-    parts = read_files(files, roles, wanted)
-    for file, part in zip(files, parts, strict=True):
+    pieces = settle([Piece(file, number) for number, file in enumerate(files)], roles)
+    parts = [(piece.file.path, read_piece(piece, roles, roles)) for piece in pieces]
+    for where, part in parts:
         if by is not None and by not in part.column_names:
-            raise DataError(f"{file.path} has no column {by!r} to score by{did_you_mean(by, part.column_names)}")
-        for task in classes:
-            seen = view(part, type(task), columns, training=True, where=file.path)
-            check_table(task, task.spec, seen, file.path)
-    where = files[0].path if len(files) == 1 else ", ".join([data] if isinstance(data, str) else data)
-    return pa.concat_tables(parts, promote_options="permissive"), where
+            raise DataError(f"{where} has no column {by!r} to score by{did_you_mean(by, part.column_names)}")
+    for task in classes:
+        seen = [(where, view(part, type(task), columns, training=True, where=where)) for where, part in parts]
+        check_tables(task, task.spec, seen)
+    return pa.concat_tables([part for _, part in parts], promote_options="permissive"), say_given(data)
 
 
 def _answers(tables: TableAnswers, rows: TableRows, refs: Sequence[str]) -> dict[str, list[Json]]:

@@ -36,7 +36,6 @@ from ray_lora.running.reading import Tell
 from ray_lora.tasks import Features, Task, task_of
 
 _AT_ONCE = 1024  # rows encoded in one call
-_Of = TypeVar("_Of")
 _Found = TypeVar("_Found")
 
 
@@ -74,7 +73,7 @@ def look_at_files(pieces: Sequence[Piece], data: DataSpec, task: type[Task], tel
     def seen(piece: Piece) -> tuple[pa.Schema, str]:
         return look(piece, wanted), digest([piece.file])
 
-    return _everywhere(pieces, seen, tell, "looking at files", lambda piece, _: piece.file.size, "bytes")
+    return _everywhere(pieces, seen, tell, "looking at files", lambda _: 0)
 
 
 def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) -> list[Seen]:
@@ -89,7 +88,7 @@ def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) 
         table = table_of(piece, data, task)
         return Seen(table.num_rows, task.learn(spec, table))
 
-    return _everywhere(pieces, seen, tell, "reading", lambda _, found: found.rows, "rows")
+    return _everywhere(pieces, seen, tell, "reading", lambda found: found.rows)
 
 
 def encode(
@@ -113,9 +112,7 @@ def encode(
         except WrongRowsError as error:
             return error.wrong
 
-    found = _everywhere(
-        pieces, made, tell, "encoding", lambda _, one: one.rows if isinstance(one, Shard) else 0, "rows"
-    )
+    found = _everywhere(pieces, made, tell, "encoding", lambda one: one.rows if isinstance(one, Shard) else 0)
     return [one for one in found if isinstance(one, Shard)], [one for one in found if isinstance(one, Wrong)]
 
 
@@ -175,14 +172,13 @@ def fetched(told: Any) -> Encoder:
 
 
 def _everywhere(
-    items: Sequence[_Of],
-    each: Callable[[_Of], _Found],
+    items: Sequence[Piece],
+    each: Callable[[Piece], _Found],
     tell: Tell,
     what: str,
-    amount: Callable[[_Of, _Found], int],
-    unit: str,
+    rows_of: Callable[[_Found], int],
 ) -> list[_Found]:
-    """What a function gives for each item, in their order, as tasks of Ray Data.
+    """What a function gives for each piece, in their order, as tasks of Ray Data.
 
     Raises:
         DataError: that of one of them, as it was raised there.
@@ -201,7 +197,8 @@ def _everywhere(
 
     found: dict[int, _Found] = {}
     done = 0
-    tell(what, 0, len(items), 0, unit)
+    of_rows = sum(item.rows or 0 for item in items) if all(item.rows is not None for item in items) else None
+    tell(what, 0, len(items), 0, of_rows)
     with _quiet():
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(items))], override_num_blocks=max(1, len(items))
@@ -212,8 +209,8 @@ def _everywhere(
                 raise value
             number = int(row["number"])
             found[number] = value
-            done += amount(items[number], value)
-            tell(what, len(found), len(items), done, unit)
+            done += rows_of(value)
+            tell(what, len(found), len(items), done, of_rows)
     return [found[number] for number in range(len(items))]
 
 

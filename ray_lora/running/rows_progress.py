@@ -35,10 +35,10 @@ class RowsProgress:
         sys.stderr.write(f"{self._begin()}{self._at()} {self.title}: {text}\n")
         sys.stderr.flush()
 
-    def show(self, done: int, errors: int = 0, more: str = "") -> None:
-        """How far it is, unless that was said a moment ago."""
+    def show(self, done: int, errors: int = 0, more: str = "", last: bool = False) -> None:
+        """How far it is, unless that was said a moment ago and this is not the last word."""
         now = time.monotonic() - self._started
-        if self._quiet or (not self._redraws and now - self._said < _EVERY_S):
+        if self._quiet or (not self._redraws and not last and now - self._said < _EVERY_S):
             return
         self._said = now
         text = f"{self._at()} {self.title}: {self.text(done, errors, now)}{more}"

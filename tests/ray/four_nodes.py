@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     large.LARGE_ROWS = sources.LARGE_ROWS = 1
     nodes = Nodes(folder)
 
-    def tell(what: str, done: int, of: int, amount: int, unit: str) -> None:
+    def tell(what: str, done: int, of: int, rows: int, of_rows: int | None) -> None:
         if what in ("reading", "encoding") and done >= 4 and what not in nodes.killed:
             nodes.kill(what)
 

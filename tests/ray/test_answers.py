@@ -129,12 +129,9 @@ def test_every_row_is_answered_once_whoever_is_killed(
     assert killer, "nobody was killed"
     check(tmp_path / "out", right)
     assert (result["rows"], result["errors"], result["parts"]) == (1200, 6, 12)
-    assert result["wrong"][0] == (
-        f"{world}/rows/0.parquet, row 10: 'nobody' is not in the store {str(world / 'store')!r} (it holds 5 other names)"
-    )
-    assert result["wrong"][1] == (
-        f"{world}/rows/0.parquet, row 8: text ' ' is empty or not a string; give a non-empty string"
-    )
+    where = f"{world}/rows/0.parquet"
+    assert result["wrong"][0].startswith(f"{where}, row 10: 'nobody' is not in the store ")
+    assert result["wrong"][1] == f"{where}, row 8: text ' ' is empty or not a string; give a non-empty string"
     assert sum(result["adapters"].values()) == 1194
 
 

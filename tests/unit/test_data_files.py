@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -555,21 +554,6 @@ def test_wrong_rows_are_named_by_file_and_row(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------- buckets
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """Options of an address in a local S3 server that holds the bucket `rows`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{options}&allow_bucket_creation=true")
-    filesystem.create_dir("rows")
-    yield options
-    server.stop()
 
 
 def test_rows_in_a_bucket(bucket: str, tmp_path: Path) -> None:
