@@ -262,7 +262,7 @@ def answers(folder: Path) -> dict[str, Any]:
     """Tables of rows that name their adapters."""
     from benchmarks.answers import measure
 
-    return measure(folder)
+    return measure()
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {

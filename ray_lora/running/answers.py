@@ -30,7 +30,7 @@ from ray_lora.inference.tables import SLOTS
 from ray_lora.recipe import Json
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.answer_plan import Asked, begin, check_apart, done_before, work_of
-from ray_lora.running.answering import Answering, Done, Tally, TooManyErrorsError, Work
+from ray_lora.running.answering import Answering, Done, Tally, Work
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.parts import Parts
 from ray_lora.running.rows_progress import RowsProgress
@@ -180,6 +180,7 @@ def _with(work: Work, tally: Any) -> Work:
 
 
 def _too_many(state: Mapping[str, Any], output: str) -> RayLoraError:
+    """No input is wrong that was checked before, so it is a run that failed."""
     more = state["errors"] - len(state["wrong"])
     lines = [
         f"{state['errors']:,} of {state['rows']:,} rows have errors, more than the {state['allowed']:,} that may "
@@ -188,7 +189,7 @@ def _too_many(state: Mapping[str, Any], output: str) -> RayLoraError:
         *([f"and {more:,} more"] if more > 0 else []),
         f"what is answered is in {output!r}, and the same command goes on",
     ]
-    return TooManyErrorsError("\n".join(lines))
+    return RayLoraError("\n".join(lines))
 
 
 def _plain(error: BaseException) -> BaseException:
