@@ -195,7 +195,7 @@ class Recipe(Spec):
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
             try:
-                value = _read_yaml(text)
+                value = text if text.startswith("*") else _read_yaml(text)  # a glob, and no alias of YAML's
             except yaml.YAMLError as error:
                 reason = " ".join(str(error).split())
                 raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None

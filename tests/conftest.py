@@ -19,7 +19,7 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
 }
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -116,3 +116,19 @@ def rated(count: int, seed: int = 0, words: Sequence[str] = ("good", "bad")) -> 
         word = chance.choice(list(words))
         rows.append({"text": f"{text} {word}", "label": names.get(word, word)})
     return rows
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """Options of an address in a local S3 server that holds the bucket `rows`."""
+    import pyarrow.fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(f"s3://key:secret@rows/{options}&allow_bucket_creation=true")
+    filesystem.create_dir("rows")
+    yield options
+    server.stop()

@@ -15,6 +15,7 @@ from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
 _MOST_NAMED = 10  # files in one message
+_WORDS = {"text", "label", "labels"}  # kinds of value that text files hold as texts
 WRITTEN = {b"written": b"text"}  # of a field: a whole number that a text file holds as text
 
 
@@ -28,7 +29,7 @@ def agree(schemas: Mapping[str, pa.Schema], roles: Mapping[str, Column]) -> pa.S
         DataError: a file has another type than others, or lacks a column that others have.
     """
     fields = []
-    for name in roles:
+    for name, role in roles.items():
         found = {where: _field(schema, name) for where, schema in schemas.items()}
         if not any(found.values()):
             continue
@@ -39,6 +40,8 @@ def agree(schemas: Mapping[str, pa.Schema], roles: Mapping[str, Column]) -> pa.S
             common = pa.string()  # whole numbers in one text file, words in another
         if common is None:
             raise DataError(_differ(name, found))
+        if pa.types.is_null(common) and _WORDS & set(role.kinds):
+            common = pa.string()  # no file has a value: csv's are texts all the same
         fields.append(pa.field(name, common))
     return pa.schema(fields)
 

@@ -25,6 +25,9 @@ from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Task, build_task
 
 _PACKAGES = ("transformers", "tokenizers", "numpy", "pillow", "soundfile", "torch")  # on which encoded rows depend
+# of a fast tokenizer: what is in its backend, where its files lie, and what a call leaves behind
+_ASIDE = {"_tokenizer", "_vocab", "_merges", "name_or_path", "vocab_file", "files_loaded", "init_kwargs", "init_inputs"}
+_ASIDE |= {"deprecation_warnings", "_in_target_context_manager", "verbose"}
 _FOREIGN = ("builtins", "abc", "typing", "enum", "transformers", "tokenizers", "torch", "numpy", "PIL")
 
 
@@ -75,13 +78,19 @@ def code_of(*kinds: type) -> str:
 
 
 def _settled(processor: Any) -> Any:
-    """The processor without what its last call has left in it."""
+    """What a processor follows from; what a base has told it of its positions and token types included."""
     if not hasattr(processor, "backend_tokenizer"):
         return processor
-    settled = copy.deepcopy(processor)
-    settled.backend_tokenizer.no_truncation()
-    settled.backend_tokenizer.no_padding()
-    return settled.backend_tokenizer.to_str(), repr(sorted(settled.init_kwargs.items(), key=lambda item: item[0]))
+    backend = copy.deepcopy(processor.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    told = {name: value for name, value in vars(processor).items() if name not in _ASIDE}
+    return backend.to_str(), json.dumps(told, sort_keys=True, default=_said)
+
+
+def _said(value: Any) -> str:
+    """What a value of a tokenizer is, where JSON cannot say it: a special token's text and how it is matched."""
+    return repr(value) if type(value).__name__ == "AddedToken" else type(value).__qualname__
 
 
 def _versions() -> list[str]:
@@ -95,8 +104,9 @@ def _versions() -> list[str]:
 
 
 def _own() -> Iterator[Path]:
-    """Where this package says how rows are encoded."""
-    yield from Path(ray_lora.tasks.__file__).parent.glob("*.py")
+    """Where this package says how rows are read and encoded."""
+    for room in ("tasks", "data", "bases"):
+        yield from (Path(ray_lora.tasks.__file__).parents[1] / room).glob("*.py")
 
 
 def _sources(kind: type) -> Iterator[Path]:

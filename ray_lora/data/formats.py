@@ -7,7 +7,7 @@ It knows formats; it knows nothing of what other files hold.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,8 +30,7 @@ def reading(file: File) -> Iterator[None]:
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        why = str(error).replace(file.address or file.path, file.path).splitlines() or [type(error).__name__]
-        raise DataError(f"data file {file.path!r} is broken: {why[0]}") from None
+        raise DataError(f"data file {file.path!r} is broken: {file.place.why(error)}") from None
 
 
 def row_groups(file: File) -> list[int]:
@@ -54,7 +53,9 @@ def described(file: File) -> pa.Schema | None:
     if file.format not in ("parquet", "arrow"):
         return None
     with reading(file), file.place.open() as opened:
-        return pa.parquet.read_schema(opened) if file.format == "parquet" else _arrow_reader(opened).schema
+        schema = pa.parquet.read_schema(opened) if file.format == "parquet" else _arrow_reader(opened).schema
+        _spell(schema)
+    return schema
 
 
 def read_format(
@@ -68,11 +69,14 @@ def read_format(
     """
     with file.place.open() as opened:
         if file.format == "parquet":
-            return _read_parquet(opened, file.place.local is None, groups, columns)
-        if file.format == "arrow":
-            return _read_arrow(opened, columns)
-        read = read_csv if file.format == "csv" else read_jsonl
-        return read(opened.read_buffer(), roles, file.path)
+            table = _read_parquet(opened, file.place.local is None, groups, columns)
+        elif file.format == "arrow":
+            table = _read_arrow(opened, columns)
+        else:
+            read = read_csv if file.format == "csv" else read_jsonl
+            table = read(opened.read_buffer(), roles, file.path)
+    _spell(table.schema)
+    return table
 
 
 def _read_parquet(opened: Any, far: bool, groups: tuple[int, int] | None, columns: Collection[str] | None) -> pa.Table:
@@ -99,6 +103,13 @@ def _arrow_reader(opened: Any, fields: list[int] | None = None) -> Any:
     whole = opened.read(6) == b"ARROW1"
     opened.seek(0)
     return pa.ipc.open_file(opened, options=options) if whole else pa.ipc.open_stream(opened, options=options)
+
+
+def _spell(fields: Iterable[pa.Field]) -> None:
+    """UnicodeDecodeError for a name, however deep, that is not UTF-8: pyarrow itself would say so when it is used."""
+    for field in fields:
+        inner = (field.type.field(at) for at in range(field.type.num_fields)) if field.name is not None else ()
+        _spell(inner)
 
 
 def _bare(rows: int) -> pa.Table:

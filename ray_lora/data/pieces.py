@@ -100,7 +100,10 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
             column is not of the type that the other files have.
     """
     table = read_written(piece, roles, columns)
-    return as_types(piece, table, piece.schema or look_at(piece, table, roles))
+    schema = piece.schema
+    if schema is None:
+        schema = agree({piece.file.path: look_at(piece, table, roles)}, roles)
+    return as_types(piece, table, schema)
 
 
 def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
@@ -203,7 +206,7 @@ def as_types(piece: Piece, table: pa.Table, schema: pa.Schema) -> pa.Table:
     for field in schema:
         for at in [at for at, name in enumerate(table.column_names) if name == field.name]:
             column = table.column(at)
-            if pa.types.is_null(field.type) or column.type == field.type:
+            if column.type == field.type:
                 continue
             try:
                 if pa.types.is_dictionary(column.type):

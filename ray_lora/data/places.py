@@ -25,6 +25,7 @@ from ray_lora.errors import DataError
 from ray_lora.store.line import public
 
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)([^?]*)(\?.*)?", re.DOTALL)
+_SECRET = re.compile(r"(://[^/@:\s]*):[^/@\s]*@")
 _KEPT = "/%=:@!$&'()*+,;~"  # what a path in an address may hold as it is; what is quoted already stays quoted
 
 
@@ -108,8 +109,12 @@ class Place:
 
     def away(self, error: Exception) -> DataError:
         """The DataError that says that it cannot be reached, and why."""
-        why = str(error).replace(self.address, self.name).splitlines() or [type(error).__name__]
-        return DataError(f"data file {self.name!r} cannot be reached: {why[0]}")
+        return DataError(f"data file {self.name!r} cannot be reached: {self.why(error)}")
+
+    def why(self, error: Exception) -> str:
+        """An error's first line, without keys and passwords."""
+        lines = str(error).replace(self.address, self.name).splitlines() or [type(error).__name__]
+        return _SECRET.sub(r"\1:***@", lines[0])
 
     def _found(self) -> tuple[FileSystem, str]:
         if (parts := _URI.fullmatch(self.address)) is None:

@@ -9,8 +9,6 @@ whoever needs it. It knows pieces and tasks, no splits, engines or adapters.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import pickle
 import time
@@ -32,6 +30,7 @@ from ray_lora.data.row_cache import BOUND, RowCache, bound
 from ray_lora.data.through import table_of
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, TaskSpec
+from ray_lora.running.local_ray import quiet_data
 from ray_lora.running.reading import Tell
 from ray_lora.tasks import Features, Task, task_of
 
@@ -199,7 +198,7 @@ def _everywhere(
     done = 0
     of_rows = sum(item.rows or 0 for item in items) if all(item.rows is not None for item in items) else None
     tell(what, 0, len(items), 0, of_rows)
-    with _quiet():
+    with quiet_data():
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(items))], override_num_blocks=max(1, len(items))
         )
@@ -224,19 +223,3 @@ def _list(told: Any) -> list[Any]:
 def _environment() -> dict[str, str]:
     """Whose code tasks may import, and one thread for each of them."""
     return {**environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without bars and lines of its own."""
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before
-        logger.setLevel(level)

@@ -23,11 +23,10 @@ from ray_lora.data.check import raise_wrong
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.data.encoder import Encoder, code_of
 from ray_lora.data.files import File
-from ray_lora.data.pieces import Piece, cut, settle
-from ray_lora.data.read import check_columns, roles
+from ray_lora.data.pieces import Piece, cut, first_pieces
 from ray_lora.data.remembered import Remembered, recall, remember
 from ray_lora.data.row_cache import RowCache
-from ray_lora.data.rows import say_given
+from ray_lora.data.rows import say_given, settle_columns
 from ray_lora.data.stored_rows import Stretch
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
@@ -101,14 +100,10 @@ def prepare_large(
 def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Remembered:
     """What the files hold, and what the training rows teach."""
     task, pieces, digests = task_of(recipe.task), {}, {}
-    wanted = roles(recipe.data, task.columns)
     for split, mine in files.items():
         cuts = cut(mine)
-        firsts = list({piece.number: piece for piece in reversed(cuts)}.values())[::-1]
-        looks = look_at_files(firsts, recipe.data, task, tell)
-        for piece, (schema, _) in zip(firsts, looks, strict=True):
-            check_columns(schema.names, recipe.data, task.columns, piece.file.path)
-        pieces[split] = settle(cuts, wanted, [schema for schema, _ in looks])
+        looks = look_at_files(first_pieces(cuts), recipe.data, task, tell)
+        pieces[split] = settle_columns(cuts, recipe.data, task.columns, [schema for schema, _ in looks])
         digests[split] = [found for _, found in looks]
     _check_alike(pieces)
     seen = survey(pieces["train"], recipe.data, recipe.task, tell)

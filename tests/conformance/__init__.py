@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.conformance.answers import check_mixed, check_peft_in, check_peft_out
 from tests.conformance.case import Case
-from tests.conformance.files import check_wrong_rows
+from tests.conformance.files import check_rows_in_files, check_wrong_rows
 from tests.conformance.packs import check_packed, check_resumed
 from tests.conformance.rules import check_task
 
@@ -34,6 +34,7 @@ CHECKS: tuple[Callable[[Case, Path], None], ...] = (
     check_peft_out,
     check_resumed,
     check_wrong_rows,
+    check_rows_in_files,
 )
 
 __all__ = ["CHECKS", "Case", "check_task"]

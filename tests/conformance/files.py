@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from ray_lora.data.check import check_table
+from ray_lora.data.check import check_table, check_tables
 from ray_lora.data.read import canonical, read, roles
+from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec
 from ray_lora.tasks import Row, task_of
@@ -32,6 +34,28 @@ def check_wrong_rows(case: Case, tmp_path: Path) -> None:
     assert len(lines) == len(said)
     for number, (line, what) in enumerate(zip(lines, said, strict=True), start=len(right) + 1):
         assert re.match(rf"{re.escape(str(file))}, row {number}: .*{what}", line), line
+
+
+def check_rows_in_files(case: Case, tmp_path: Path) -> None:
+    """Rows are the same in one file and in as many as there are rows, of several formats at once."""
+    right = [dict(row) for row in case.rows]
+    schema = pa.Table.from_pylist(right).schema
+    read_and_check(case, tmp_path / "right.parquet", right, schema)
+    paths = []
+    for number, row in enumerate(right):
+        table = pa.Table.from_pylist([row], schema=schema)
+        paths.append(str(tmp_path / f"{number}.{('parquet', 'arrow')[number % 2]}"))
+        if number % 2:
+            with pa.ipc.new_stream(paths[-1], schema) as stream:
+                stream.write_table(table)
+        else:
+            pa.parquet.write_table(table, paths[-1])
+    task, data = task_of(case.spec), DataSpec()
+    one, many = (read_rows(given, data, task.columns) for given in (str(tmp_path / "right.parquet"), paths))
+    assert one.table.num_rows == len(right)
+    assert many.table.to_pydict() == one.table.to_pydict()
+    assert many.table.schema == one.table.schema
+    check_tables(task, case.spec, many.tables)
 
 
 def read_and_check(case: Case, file: Path, rows: Sequence[Row], schema: pa.Schema) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -71,8 +72,8 @@ def prepared(recipe: Recipe) -> Source:
     return prepare(recipe, processor=describe_base(recipe.base).processor)
 
 
-def test_the_same_training_whatever_the_files(tiny_bert_folder: Path, tmp_path: Path) -> None:
-    """One jsonl file in one process; 37 parquet files and two workers; a Ray dataset."""
+def test_the_same_training_whatever_the_files(tiny_bert_folder: Path, tmp_path: Path, bucket: str) -> None:
+    """One jsonl file in one process; 37 parquet files and two workers; files in a bucket; a Ray dataset."""
     recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
     expected = alone(recipe, tmp_path / "alone")[1]
     rows = {split: table(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
@@ -80,10 +81,18 @@ def test_the_same_training_whatever_the_files(tiny_bert_folder: Path, tmp_path: 
     many = recipe.override({**folders, "name": "many", "training.per_device_train_batch_size": 4})
     given = recipe.override({"data.train": None, "data.validation": None, "name": "given"})
     datasets = {split: ray.data.from_arrow([part]) for split, part in rows.items()}
-    for found in (fitted(many, 2), fitted(given, datasets=datasets)):
+    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{bucket}")
+    for split in rows:
+        pa.fs.copy_files(in_files(rows[split], tmp_path / f"to-{split}", 3), f"rows/large/{split}",
+                         destination_filesystem=filesystem)  # fmt: skip
+    addresses = {f"data.{split}": f"s3://key:secret@rows/large/{split}/{bucket}" for split in rows}
+    away = recipe.override({**addresses, "name": "away"})
+    for found in (fitted(many, 2), fitted(away), fitted(given, datasets=datasets)):
         assert found.tensors.keys() == expected.tensors.keys()
         for name, tensor in expected.tensors.items():
             assert (found.tensors[name] - tensor).abs().max() < 1e-4, name
+    remembered = "".join(path.read_text() for path in (RowCache().folder / "known").iterdir())
+    assert "secret" not in remembered
     assert all(path.suffix != ".lock" for path in RowCache().folder.glob("*/*"))
 
 
@@ -132,7 +141,7 @@ def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp
     assert lines[-1] == "and 11 more wrong rows in 3 files"
     assert not (tmp_path / "runs/tiny/jobs").exists()
     pq.write_table(pa.table({"text": ["a"], "mood": ["no"]}), tmp_path / "rows/part-001.parquet")
-    with pytest.raises(DataError, match=r"part-001\.parquet.* no column"):
+    with pytest.raises(DataError, match=r"(?s)'label' differs between files.*no such column: \S*part-001\.parquet"):
         prepared(recipe.override({"data.train": folder}))
     (tmp_path / "rows/part-001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"part-001\.parquet' is broken"):

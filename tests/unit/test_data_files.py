@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -170,6 +169,8 @@ def test_csv_labels_are_numbers_only_where_all_files_say_so(
     paths = [str(tmp_path / f"{number}.csv") for number in range(len(files))]
     assert read_all(paths)["label"] == labels
     assert read_rows(paths, DataSpec(), ROLES).table.to_pydict()["label"] == labels
+    alone = [read_piece(cut(find_files(path))[0], ROLES).column("label").to_pylist() for path in paths]
+    assert [str(one or "") for part in alone for one in part] == [str(one or "") for one in labels]
     firsts = [one.split()[0].replace('""', "") or None for one in files]
     known = [one for one in firsts if one]
     whole = known and all(one in "1234" for one in known)
@@ -486,6 +487,17 @@ def test_nothing_but_a_data_error_that_names_the_file_comes_of_broken_files(
     assert not said or str(path) in said
 
 
+@pytest.mark.parametrize("end", ["arrow", "stream.arrow", "parquet"])
+def test_columns_whose_names_are_not_utf8_are_named_by_file(tmp_path: Path, end: str) -> None:
+    for columns in ({"cafXY": ["a"]}, {"text": [{"cafXY": "a"}]}):
+        path = write(tmp_path / f"rows.{end}", columns)
+        path.write_bytes(path.read_bytes().replace(b"cafXY", b"caf\xe9X"))
+        with pytest.raises(DataError, match=rf"rows\.{end}' is broken: 'utf-8' codec can't decode"):
+            read_all(str(path))
+        with pytest.raises(DataError, match=rf"rows\.{end}' is broken: 'utf-8' codec can't decode"):
+            read_piece(cut(find_files(str(path)))[0], ROLES)
+
+
 def test_files_without_rows_are_named(tmp_path: Path) -> None:
     for end in ("parquet", "arrow", "stream.arrow", "csv"):
         path = str(write(tmp_path / f"rows.{end}", pa.table(ROWS).slice(0, 0)))
@@ -537,25 +549,11 @@ def test_wrong_rows_are_named_by_file_and_row(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", {"text": ["z"], "label": ["maybe"]})
     spec, rows = inspect(Recipe.parse({"data": {"train": [train], "validation": validation}}))
     assert (spec.labels, rows) == (("maybe", "no", "yes"), {"train": 3, "validation": 2})  # type: ignore[attr-defined]
+    assert Recipe.load(EXAMPLE, ["data.train=*.csv"]).data.train == "*.csv"
     assert Recipe.load(EXAMPLE, [f"data.train=[{validation[0]}]"]).data.train == (validation[0],)
 
 
 # -------------------------------------------------------------------- buckets
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """Options of an address in a local S3 server that holds the bucket `rows`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{options}&allow_bucket_creation=true")
-    filesystem.create_dir("rows")
-    yield options
-    server.stop()
 
 
 def test_rows_in_a_bucket(bucket: str, tmp_path: Path) -> None:
@@ -591,6 +589,10 @@ def test_rows_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     for way, said in (("x", "does not exist"), ("x*", "holds no data files"), ("x/y*", "matches nothing")):
         with pytest.raises(DataError, match=said) as caught:
             find_files(f"s3://key:secret@rows/{way}{bucket}")
+        assert "secret" not in str(caught.value)
+    for wrong in ("s3://key:secret@ro ws/x", "s3x://key:secret@rows/x*"):
+        with pytest.raises(DataError, match="cannot be reached") as caught:
+            find_files(wrong)
         assert "secret" not in str(caught.value)
     with pytest.raises(DataError, match="is given twice"):
         find_files([f"s3://key:secret@rows/in{bucket}", f"s3://rows/in/customer=17/part%200.parquet{bucket}"])

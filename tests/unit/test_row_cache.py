@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -190,15 +193,37 @@ def test_a_bound_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
         bound()
 
 
-def test_an_encoders_key(tiny_bert_folder: Path) -> None:
+def test_an_encoders_key(tiny_bert_folder: Path, tmp_path: Path) -> None:
     spec = TextClassificationSpec(labels=("no", "yes"))
 
-    def key(spec: TextClassificationSpec = spec, columns: Mapping[str, str] = {}, used: bool = False) -> str:
+    def key(
+        spec: TextClassificationSpec = spec, columns: Mapping[str, str] = {}, used: bool = False, **told: object
+    ) -> str:
         processor = load_base(BaseSpec(model=str(tiny_bert_folder))).processor
         if used:  # a call leaves where it cut in the tokenizer
             processor("a lovely day", truncation=True, max_length=3, padding="max_length")
+        for name, value in told.items():
+            setattr(processor, name, value)
         return Encoder.of(spec, processor, columns).key
 
-    assert key() == key() == key(used=True)
-    others = [spec.model_copy(update={"max_length": 9}), spec.model_copy(update={"labels": ("yes", "no")})]
-    assert len({key(), *map(key, others), key(columns={"text": "review"})}) == 4
+    elsewhere = shutil.copytree(tiny_bert_folder, tmp_path / "elsewhere")
+    same = [key(), key(used=True), Encoder.of(spec, load_base(BaseSpec(model=str(elsewhere))).processor, {}).key]
+    assert set(same) == {key()}
+    longer, other = spec.model_copy(update={"max_length": 9}), spec.model_copy(update={"labels": ("yes", "no")})
+    told = [key(positions=9), key(segments=1), key(padding_side="left"), key(unk_token="[MASK]")]
+    keys = [*same[:1], *map(key, (longer, other)), key(columns={"text": "review"}), *told]
+    assert len(set(keys)) == len(keys)
+    slow = subprocess.run(
+        [sys.executable, "-c", _KEY, str(tiny_bert_folder)], capture_output=True, text=True, check=True
+    )
+    assert slow.stdout.split() == [key()]  # in another process too
+
+
+_KEY = """
+import sys
+from ray_lora.bases.load import describe_base
+from ray_lora.data.encoder import Encoder
+from ray_lora.recipe import BaseSpec, TaskSpec
+spec = TaskSpec.model_validate({"labels": ["no", "yes"]})
+print(Encoder.of(spec, describe_base(BaseSpec(model=sys.argv[1])).processor, {}).key)
+"""
