@@ -106,7 +106,7 @@ def _versions() -> list[str]:
 def _own() -> Iterator[Path]:
     """Where this package says how rows are read and encoded."""
     for room in ("tasks", "data", "bases"):
-        yield from (Path(ray_lora.tasks.__file__).parents[1] / room).glob("*.py")
+        yield from (Path(ray_lora.tasks.__file__).parents[1] / room).rglob("*.py")
 
 
 def _sources(kind: type) -> Iterator[Path]:
