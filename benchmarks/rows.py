@@ -137,41 +137,39 @@ def trained(folder: Path, name: str, data: Path, setup: str, cache: str) -> dict
 
 
 def peaks_of(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Peaks of memory of the driver, the worker and encoders until the process ends, looked at four times a second."""
+    """Peaks of memory of the driver, the worker and encoders until the process ends, looked at once a second."""
     peaks: dict[str, int] = {}
     while process.poll() is None:
-        for one in [psutil.Process(process.pid), *_children(process.pid)]:
-            try:
-                who = "driver" if one.pid == process.pid else _who(one)
-                told = one.memory_full_info()
-            except psutil.Error:
-                continue
-            for kind, value in (("uss", told.uss), ("rss", told.rss), ("anonymous", anonymous(one.pid))):
+        for pid, who in [(process.pid, "driver"), *workers(process.pid)]:
+            for kind, value in memory_of(pid).items():
                 key = f"{who}_{kind}_mb"
-                peaks[key] = max(peaks.get(key, 0), value >> 20)
-        time.sleep(0.25)
-    return {key: value for key, value in peaks.items() if not key.startswith("_")}
+                peaks[key] = max(peaks.get(key, 0), value >> 10)
+        time.sleep(1)
+    return peaks
 
 
-def anonymous(pid: int) -> int:
-    """Bytes of a process that are no file's pages, which the system could take back."""
+def workers(pid: int) -> list[tuple[int, str]]:
+    """The processes below one that train or encode."""
+    found = []
+    try:
+        for one in psutil.Process(pid).children(recursive=True):
+            name = one.name()
+            kind = "worker" if "RayTrainWorker" in name else "encoder" if "Map(" in name else None
+            found += [(one.pid, kind)] if kind else []
+    except psutil.Error:
+        pass
+    return found
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Kilobytes of a process: of no file, of no other process, all."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def _who(process: psutil.Process) -> str:
-    name = " ".join(process.cmdline())
-    return "worker" if "RayTrainWorker" in name else "encoder" if "Map(" in name else "_other"
+    except OSError:  # it has just ended
+        return {}
+    told = {line.partition(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
+    own = told["Private_Clean"] + told["Private_Dirty"]
+    return {"anonymous": told["Anonymous"], "uss": own, "rss": told["Rss"]}
 
 
 def size_mb(folder: Path) -> float:
