@@ -189,7 +189,8 @@ class _Stage(nn.Module):
         self.m = nn.Sequential(*(_Bottleneck(config, hidden, shortcut) for _ in range(count)))
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.conv3(torch.cat([self.m(self.conv1(x)), self.conv2(x)], 1))
+        half, other = self.conv1(x), self.conv2(x)
+        mixed: Tensor = self.conv3(torch.cat([self.m(half), other], 1))
         return mixed
 
 
