@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_lora.bases.yolox import Yolox, YoloxConfig, YoloxForObjectDetection, save_folder
+from ray_lora.bases.yolox.folder import read_config
 
 COLOURS = {"blue": (20, 40, 230), "red": (230, 40, 20), "white": (240, 240, 240)}
 
@@ -42,6 +44,16 @@ def tiny(folder: Path, labels: Sequence[str] | None = None, **options: Any) -> P
     config = YoloxConfig.model_validate(told | options)
     save_folder(tensors_of(config), config, folder)
     return folder
+
+
+def plain(folder: Path) -> YoloxForObjectDetection:
+    """The untouched class with the folder's weights, its own prediction layers included."""
+    config, tensors = read_config(folder), load_file(folder / "model.safetensors")
+    model = YoloxForObjectDetection(config, Yolox(config), config.num_labels)
+    model.load_state_dict(
+        {name.removeprefix("head.") if "_preds." in name else f"yolox.{name}": t for name, t in tensors.items()}
+    )
+    return model.eval()
 
 
 def objects(number: int, width: int, height: int) -> dict[str, Any]:
