@@ -151,14 +151,15 @@ class ObjectDetection(Labelled):
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         """Each picture's objects, best first; a score is the objectness times the label's."""
-        from ray_lora.tasks.detection.answers import answer
+        from ray_lora.tasks.detection.answers import answer, no_number
 
         options = options_of(parameters)
         logits, objectness, boxes, _ = self._read(outputs)
         scores = (logits.sigmoid() * objectness.sigmoid()[..., None]).cpu()
+        numbers = [bool(all(values[row].isfinite().all() for values in outputs.values())) for row in range(len(scores))]
         return [
-            answer(mine, corners, one, self.labels, options)
-            for mine, corners, one in zip(scores, boxes.cpu(), features, strict=True)
+            answer(mine, corners, one, self.labels, options) if finite else no_number(self.labels)
+            for finite, mine, corners, one in zip(numbers, scores, boxes.cpu(), features, strict=True)
         ]
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:

@@ -7,6 +7,7 @@ in pixels of the caller's picture. It knows tensors of one picture and what a re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,11 @@ from ray_lora.tasks.detection.geometry import in_picture, keep_best
 from ray_lora.tasks.detection.options import Options
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def no_number(labels: Sequence[str]) -> list[Json]:
+    """The answer of outputs that are no numbers: its score is none either, so nobody takes it for an empty picture."""
+    return [{"score": math.nan, "label": labels[0], "box": dict.fromkeys(_CORNERS, 0)}]
 
 
 def answer(
@@ -32,7 +38,7 @@ def answer(
     order = best.argsort(descending=True, stable=True)
     order = order[best[order] >= options.threshold]
     found = in_picture(boxes[order], picture["extent"], picture["inside"])
-    seen = ((found[:, 2:] - found[:, :2]) > 0).all(1)  # not in the margin; NaN is nowhere
+    seen = ((found[:, 2:] - found[:, :2]) > 0).all(1)  # not in the margin
     found, order = found[seen], order[seen]
     kept = keep_best(found, label[order], options.iou, options.top_k)
     found, order = found[kept], order[kept]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _NOTHING = 1e-16  # an area that is none
+_WIDEST = 8.0  # the logarithm of 2,981 cells: wider than any picture, and its square is a number
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Grid:
         """Corners from [..., anchors, 4]: the middle in cells from the cell's corner, and the logarithm of width and
         height in cells (YOLOX, arXiv 2107.08430, section 2)."""
         strides = self.strides[:, None]
-        middle, half = (raw[..., :2] + self.cells) * strides, raw[..., 2:].exp() * strides / 2
+        middle, half = (raw[..., :2] + self.cells) * strides, raw[..., 2:].clamp(max=_WIDEST).exp() * strides / 2
         return torch.cat([middle - half, middle + half], -1)
 
     def to(self, like: Tensor) -> Grid:
@@ -48,11 +49,12 @@ class Grid:
 def grid_of(size: tuple[int, int], strides: tuple[int, ...]) -> Grid:
     """The anchors of an input of this height and width."""
     levels = []
-    for stride in strides:
-        y, x = torch.meshgrid(torch.arange(size[0] // stride), torch.arange(size[1] // stride), indexing="ij")
-        levels.append(torch.stack([x, y, torch.full_like(x, stride)], -1).flatten(0, 1))
-    anchors = torch.cat(levels)
-    return Grid(anchors[:, :2].float(), anchors[:, 2].float())
+    with torch.inference_mode(False):  # what is kept serves training too
+        for stride in strides:
+            y, x = torch.meshgrid(torch.arange(size[0] // stride), torch.arange(size[1] // stride), indexing="ij")
+            levels.append(torch.stack([x, y, torch.full_like(x, stride)], -1).flatten(0, 1))
+        anchors = torch.cat(levels)
+        return Grid(anchors[:, :2].float(), anchors[:, 2].float())
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:
