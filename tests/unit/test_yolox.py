@@ -123,6 +123,24 @@ def test_prediction_layers_go_level_by_level() -> None:
     assert torch.equal(given[:, 12 + 1 * 3 + 2], one[:, :, 1, 2])  # of the second level the cell in row 1, column 2
 
 
+@pytest.mark.parametrize("config", [YoloxConfig(width=0.375), YoloxConfig(depth=0.67, width=0.75)])
+def test_its_facts_size_a_pass(config: YoloxConfig) -> None:
+    """`plan` counts 32 times hidden_size numbers a layer and patch; a pass keeps what convolution, norm and SiLU read."""
+    with torch.device("meta"):
+        yolox, kept, layers = Yolox(config), 0, 0
+
+        def count(_: Any, given: Any, output: Any) -> None:
+            nonlocal kept, layers
+            kept, layers = kept + given[0].numel() + 2 * output.numel(), layers + 1
+
+        for module in yolox.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(count)
+        yolox(torch.empty(1, 3, 320, 320))
+    assert layers == config.num_hidden_layers
+    assert kept == pytest.approx(layers * 20 * 20 * 32 * config.hidden_size, rel=0.35)
+
+
 # -------------------------------------------------------------------- folders and checkpoints
 
 

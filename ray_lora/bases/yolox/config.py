@@ -68,6 +68,16 @@ class YoloxConfig(Spec):
         return max(round(3 * self.depth), 1)
 
     @property
+    def num_hidden_layers(self) -> int:
+        """Convolutions before the prediction layers; one of each channel and the one behind it count as one."""
+        return 50 + 24 * self.blocks
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the stem. A convolution keeps about 32 times as many numbers of a patch of 16 x 16 pixels."""
+        return int(_CHANNELS * self.width)
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """The classes' names by number; None where they are not known."""
         names = self.id2label
