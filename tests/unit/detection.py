@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ray_lora.bases.yolox import Yolox, YoloxConfig, YoloxForObjectDetection, save_folder
+from ray_lora.bases.yolox import Yolox, YoloxConfig, YoloxForObjectDetection, public, save_folder
 from ray_lora.bases.yolox.folder import read_config
 
 COLOURS = {"blue": (20, 40, 230), "red": (230, 40, 20), "white": (240, 240, 240)}
@@ -27,8 +27,7 @@ def tensors_of(config: YoloxConfig, seed: int = 0) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         model = YoloxForObjectDetection(config, Yolox(config), config.num_labels)
     found = {}
-    for name, tensor in model.state_dict().items():
-        full = name.removeprefix("yolox.") if name.startswith("yolox.") else f"head.{name}"
+    for full, tensor in public(model).items():
         if full.endswith(("bn.weight", "running_var")):
             tensor = 0.5 + torch.rand(tensor.shape, generator=draw)
         elif full.endswith(("bn.bias", "running_mean")):

@@ -125,7 +125,7 @@ def test_prediction_layers_go_level_by_level() -> None:
 
 @pytest.mark.parametrize("config", [YoloxConfig(width=0.375), YoloxConfig(depth=0.67, width=0.75)])
 def test_its_facts_size_a_pass(config: YoloxConfig) -> None:
-    """`plan` counts 32 times hidden_size numbers a layer and patch; a pass keeps what convolution, norm and SiLU read."""
+    """`plan` counts 32 times hidden_size numbers a layer and patch; a pass keeps what each of its modules reads."""
     with torch.device("meta"):
         yolox, kept, layers = Yolox(config), 0, 0
 

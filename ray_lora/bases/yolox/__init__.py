@@ -7,7 +7,7 @@ Its state dict has the names that the public checkpoints have. It knows no adapt
 """
 
 from ray_lora.bases.yolox.config import YoloxConfig
-from ray_lora.bases.yolox.folder import open_folder, save_checkpoint, save_folder
+from ray_lora.bases.yolox.folder import open_folder, public, save_checkpoint, save_folder, save_untrained
 from ray_lora.bases.yolox.letterbox import Letterbox
 from ray_lora.bases.yolox.network import Yolox, YoloxForObjectDetection
 
@@ -17,6 +17,8 @@ __all__ = [
     "YoloxConfig",
     "YoloxForObjectDetection",
     "open_folder",
+    "public",
     "save_checkpoint",
     "save_folder",
+    "save_untrained",
 ]

@@ -136,14 +136,27 @@ def save_folder(tensors: Mapping[str, Tensor], config: YoloxConfig, folder: Path
     (folder / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
+def save_untrained(config: YoloxConfig, folder: Path, seed: int = 0) -> None:
+    """Write the folder of a YOLOX that knows nothing yet, for a script that trains one or for tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = YoloxForObjectDetection(config, Yolox(config), config.num_labels)
+    save_folder(public(model), config, folder)
+
+
+def public(model: YoloxForObjectDetection) -> dict[str, Tensor]:
+    """A plain class's state dict under the public names."""
+    return {
+        name.removeprefix("yolox.") if name.startswith("yolox.") else f"head.{name}": tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
 def check_tensors(tensors: Mapping[str, Tensor], config: YoloxConfig) -> None:
     """BaseModelError unless names and shapes are those of the public state dict."""
     with torch.device("meta"):
         model = YoloxForObjectDetection(config, Yolox(config), config.num_labels)
-    wanted = {
-        name.removeprefix("yolox.") if name.startswith("yolox.") else f"head.{name}": tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-    }
+    wanted = {name: tuple(tensor.shape) for name, tensor in public(model).items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if odd:
