@@ -130,6 +130,17 @@ def test_simota_is_the_slow_one(seed: int) -> None:
         assert float(share) == pytest.approx(shared_area(boxes[anchor].tolist(), objects[number].tolist()))
 
 
+def test_an_anchor_learns_no_object_that_is_far_from_it() -> None:
+    """However well its box fits: only those around the object's middle may."""
+    objects = torch.tensor([[4.0, 4.0, 20.0, 20.0], [70.0, 40.0, 86.0, 56.0]])
+    boxes = GRID.boxes(torch.zeros(126, 4))
+    far = int((GRID.middles - torch.tensor([76.0, 44.0])).norm(dim=1).argmin())
+    boxes[far] = objects[0]
+    found = assign(torch.full((126, 1), 0.5), boxes, objects, torch.zeros(2, dtype=torch.long), GRID)
+    assert not any(one == far and number == 0 for one, number in zip(found.anchors, found.objects, strict=True))
+    assert set(found.objects.tolist()) == {0, 1}
+
+
 def test_an_object_of_any_size_is_learnt_by_an_anchor() -> None:
     for box in ([0.0, 0.0, 0.5, 0.5], [95.5, 63.5, 96.0, 64.0], [0.0, 0.0, 96.0, 64.0], [40.0, 0.0, 40.1, 64.0]):
         objects = torch.tensor([box])
@@ -459,7 +470,9 @@ def test_figures_are_drawn_of_right_and_wrong(tmp_path: Path) -> None:
 # -------------------------------------------------------------------- rows
 
 NUMBERS = st.one_of(
-    st.floats(-20, 120, allow_nan=False), st.integers(-20, 120), st.sampled_from([math.nan, math.inf, None, "7", True])
+    st.floats(-20, 120, allow_nan=False),
+    st.integers(-20, 120),
+    st.sampled_from([math.nan, math.inf, None, "7", True, 0]),
 )
 BOXES = st.lists(
     st.one_of(st.lists(NUMBERS, min_size=4, max_size=4), st.lists(NUMBERS, max_size=5), st.none()), max_size=3
@@ -497,6 +510,22 @@ def test_a_box_is_right_or_an_error_of_ours(boxes: list[Any], categories: int) -
         assert any(box[0] < -1 or box[1] < -1 or box[0] + box[2] > 101 or box[1] + box[3] > 81 for box in found)
 
 
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ([0, 0, 100, 80], True),
+        ([-1, -1, 102, 82], True),
+        ([-1.1, 0, 50, 50], False),
+        ([0, -1.1, 50, 50], False),
+        ([51.2, 0, 50, 50], False),
+        ([0, 31.2, 50, 50], False),
+    ],
+)
+def test_every_edge_of_a_picture_counts(box: list[float], inside: bool) -> None:
+    assert (outside([box], 100, 80) is None) == inside
+    assert (outside([[1, 1, 5, 5], box], 100, 80) is None) == inside
+
+
 def test_objects_come_in_either_of_their_shapes() -> None:
     boxes, words = [[1, 2, 3.5, 4], [5, 6, 7, 8]], ["red", "blue"]
     columns = {"id": [1, 2], "area": [14, 56], "bbox": boxes, "category": words, "iscrowd": [0, 0]}
@@ -506,6 +535,9 @@ def test_objects_come_in_either_of_their_shapes() -> None:
     for wrong in ({}, {"bbox": boxes}, [{"bbox": boxes[0]}], "red", 7, {"bbox": boxes, "category": None}, [3]):
         with pytest.raises(DataError, match="are no boxes with categories; give"):
             objects_of(wrong)
+    for box in ([1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -2, 5]):
+        with pytest.raises(DataError, match="has no area"):
+            objects_of({"bbox": [box], "category": ["red"]})
     for crowd in (columns | {"iscrowd": [0, 1]}, [listed[0] | {"iscrowd": 1}]):
         with pytest.raises(DataError, match="an object is a crowd"):
             objects_of(crowd)

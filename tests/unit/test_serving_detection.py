@@ -125,5 +125,7 @@ def test_hugging_faces_client_works_as_it_is(
     broken = httpx.post(f"{address}/models/one", content=PICTURES[0][:80], headers={"content-type": "image/png"})
     assert broken.status_code == 400
     assert "an image cannot be read" in broken.text
+    text = httpx.post(f"{address}/models/one", content=b'{"inputs": ""}', headers={"content-type": "image/png"})
+    assert "an image cannot be read (cannot identify" in text.text
     page = httpx.post(f"{address}/models/one", content=b"<html>", headers={"content-type": "text/html"})
     assert page.status_code in (400, 422)

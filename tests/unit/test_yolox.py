@@ -114,6 +114,44 @@ def test_it_computes_what_its_folded_form_computes() -> None:
         assert values.std() > 1e-3
 
 
+def counted(config: YoloxConfig) -> dict[str, torch.Tensor]:
+    """Weights that follow from their names and places, so that they are the same everywhere."""
+    found = {}
+    for name, tensor in tensors_of(config).items():
+        at = torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+        if tensor.dim() == 4:
+            found[name] = torch.sin(at * 0.7 + len(name)) * (3 / tensor[0].numel()) ** 0.5
+        else:
+            found[name] = 0.1 * torch.cos(at + len(name)) + name.endswith(("bn.weight", "running_var"))
+    return found
+
+
+def test_it_computes_what_it_did_when_onnx_runtime_agreed() -> None:
+    """Of the network as it was when its answers were an exported one's (test_yolox_exported.py asks for a download): the
+    order of the four corners, of what is joined and of levels shows nowhere else."""
+    config = YoloxConfig(width=0.0625, image_size=(64, 512), num_labels=2)
+    model = YoloxForObjectDetection(config, Yolox(config), 2).double().eval()
+    model.load_state_dict(
+        {name.removeprefix("head.") if "preds" in name else f"yolox.{name}": v for name, v in counted(config).items()}
+    )
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(512), indexing="ij")
+    pixels = torch.stack([(x * 3 + y * (channel + 1)) % 256 for channel in range(3)])[None].double()
+    with torch.no_grad():
+        found = model(pixels)
+    boxes = [
+        [0.015926, -0.067906, -0.110953, -0.013087],
+        [-1.20392, -8.432661, -2.28728, 7.468059],
+        [4.783672, -2.719616, -5.955319, 0.265754],
+        [2.117188, -6.578404, -4.855541, 4.571062],
+    ]
+    logits = [[0.09357, -0.087594], [5.80281, -1.076427], [18.830061, 2.893805]]
+    expected = {"boxes": boxes, "logits": logits, "objectness": [-0.03288, -1.004711, -9.190865]}
+    anchors = {"boxes": [0, 500, 600, 671], "logits": [7, 530, 650], "objectness": [33, 610, 660]}
+    for name, values in expected.items():
+        told = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(found[name][0, anchors[name]], told, atol=2e-6, rtol=0)
+
+
 def test_prediction_layers_go_level_by_level() -> None:
     layers = Predictions(2, 3)
     levels = tuple(torch.randn(2, 2, side, side + 1) for side in (3, 2, 1))
