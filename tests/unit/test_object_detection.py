@@ -22,7 +22,9 @@ from ray_lora import BaseSpec, load_base
 from ray_lora.bases.yolox import Letterbox
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RecipeError
+from ray_lora.inference.answer_columns import AnswerColumns
 from ray_lora.inference.predict import NotFiniteError, is_finite, predict
+from ray_lora.inference.tables import Answer
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.tasks import plain_spec
 from ray_lora.tasks.detection.assignment import assign
@@ -467,6 +469,15 @@ def test_figures_are_drawn_of_right_and_wrong(tmp_path: Path) -> None:
     assert sum(bool(axis.images) for axis in few.axes) == 1
 
 
+def test_answers_are_a_column_of_one_type() -> None:
+    item = {"score": 0.5, "label": "red", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}
+    for parameters, kind in (({}, pa.int64()), ({"rounded": False}, pa.float64())):
+        columns = AnswerColumns(["object-detection"], parameters)
+        assert columns.type.value_type.field("box").type.field("xmin").type == kind
+        answers = [Answer(None, answer, pipeline="object-detection") for answer in ([item, item], [])]
+        assert columns.of(["a", "a"], answers)["prediction"].to_pylist() == [[item, item], []]
+
+
 # -------------------------------------------------------------------- rows
 
 NUMBERS = st.one_of(
@@ -587,6 +598,26 @@ def test_its_head_is_not_fitted_before() -> None:
         job = Job("a", "rows", spec, LoraSpec(), TrainingSpec(head_start=start))
         assert fits(job, Splits(split, split)) == fitted
         assert say_start(job, Splits(split, None)) == []
+
+
+def test_a_base_of_half_precision_answers_as_one_of_single(tmp_path: Path) -> None:
+    folder, found = tiny(tmp_path / "tiny"), []
+    for dtype in ("float32", "bfloat16"):
+        base = load_base(BaseSpec(model=str(folder), dtype=dtype))
+        task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
+        features = task.encode(rows(4))
+        engine = AdapterEngine(base, slots=1, max_rank=2, train=True)
+        slot = engine.init(LoraSpec(r=2, target_modules=("lateral_conv0.conv",)), task.head, seed=0)
+        ((_, outputs),) = engine.forward(task.collate(features), torch.tensor([slot] * 4))
+        losses, _ = task.loss(outputs, features)
+        losses.sum().backward()
+        assert losses.dtype == torch.float32
+        assert engine.grad[slot].isfinite().all()
+        assert engine.grad[slot].any()
+        found.append(losses.detach())
+        engine.close()
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.05)
+    assert not torch.equal(found[1], found[0])
 
 
 def test_it_learns_and_opens_in_plain_peft(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ def counted(config: YoloxConfig) -> dict[str, torch.Tensor]:
 
 
 def test_it_computes_what_it_did_when_onnx_runtime_agreed() -> None:
-    """Of the network as it was when its answers were an exported one's (test_yolox_exported.py asks for a download): the
-    order of the four corners, of what is joined and of levels shows nowhere else."""
+    """When an exported one's answers were its own (test_yolox_exported.py, which asks for a download): the order of the
+    four corners, of what is joined and of levels shows nowhere else."""
     config = YoloxConfig(width=0.0625, image_size=(64, 512), num_labels=2)
     model = YoloxForObjectDetection(config, Yolox(config), 2).double().eval()
     model.load_state_dict(
