@@ -7,9 +7,10 @@ MiniLM, texts of about 25 tokens with two labels (tweets, each with a number of 
 `first`: `ray-lora train` of 20 steps on 500,000 rows in one parquet file, seconds from the command to the first step:
 in pieces with an empty cache, again with what the first run kept, and read on the driver and encoded in the worker
 (the `direct` way, which is what was before). `border`: the same for fewer rows. `millions`: the same command on 1 and
-10 million rows in 100 files, and the peak of the worker's and the driver's memory, its own (USS) and with what is
-mapped (RSS). `speeds`: rows a second on one thread. `steps`: a training step on rows from files against rows in memory,
-taken in turns. `answers`: see `benchmarks/answers.py`.
+10 million rows in 100 files, and the peak of the worker's and the driver's memory: of no file (anonymous), of no other
+process (USS), and all (RSS); what is mapped of files the system takes back when it needs room. `speeds`: rows a second
+on one thread. `steps`: a training step on rows from files against rows in memory, taken in turns. `answers`: see
+`benchmarks/answers.py`.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def trained(folder: Path, name: str, data: Path, setup: str, cache: str) -> dict
 
 
 def peaks_of(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Peaks of the driver and the worker until the process ends, looked at four times a second."""
+    """Peaks of memory of the driver, the worker and encoders until the process ends, looked at four times a second."""
     peaks: dict[str, int] = {}
     while process.poll() is None:
         for one in [psutil.Process(process.pid), *_children(process.pid)]:
@@ -145,11 +146,20 @@ def peaks_of(process: subprocess.Popen[bytes]) -> dict[str, int]:
                 told = one.memory_full_info()
             except psutil.Error:
                 continue
-            for kind, value in (("uss", told.uss), ("rss", told.rss)):
+            for kind, value in (("uss", told.uss), ("rss", told.rss), ("anonymous", anonymous(one.pid))):
                 key = f"{who}_{kind}_mb"
                 peaks[key] = max(peaks.get(key, 0), value >> 20)
         time.sleep(0.25)
     return {key: value for key, value in peaks.items() if not key.startswith("_")}
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of a process that are no file's pages, which the system could take back."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -262,7 +272,7 @@ def answers(folder: Path) -> dict[str, Any]:
     """Tables of rows that name their adapters."""
     from benchmarks.answers import measure
 
-    return measure(folder)
+    return measure()
 
 
 PARTS: dict[str, Callable[[Path], Any]] = {

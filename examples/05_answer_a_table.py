@@ -33,7 +33,7 @@ def main() -> None:
         fn_constructor_kwargs={"store": str(STORE), "adapter_column": "adapter_of"},
         batch_format="pyarrow",
         batch_size=4096,
-        concurrency=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=1,
     )
     for row in answered.take_all()[::8]:

@@ -25,7 +25,7 @@ def comparison(result: dict[str, Json]) -> Iterator[Any]:
             scores = [_score(line["metrics"][key]) for key in (metric, *other)]
             rows.append(["all rows" if name is None else name, line["rows"], line["ref"], mark, *scores])
     by = f", by {result['by']}" if result["by"] else ""
-    yield f"{result['rows']:,} rows of {result['data']}{by}; 95 % intervals of 200 draws of rows (percentile bootstrap)"
+    yield f"{result['rows']:,} rows of {result['data']}{by}; 95 % intervals (percentile bootstrap over rows)"
     yield table([result["by"] or "rows of", "rows", "adapter", "", metric, *other], rows)
     if len(slices) > _MOST_SLICES + 1:
         yield f"and {len(slices) - _MOST_SLICES - 1:,} more values of {result['by']}; --json has all"

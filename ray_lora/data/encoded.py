@@ -2,16 +2,18 @@
 
     write_rows(path, [(features, size), ...])          # appears whole or not at all
     file = EncodedFile(path)
-    file[3], file.sizes[3], file.cut[3]                # {"input_ids": [...], "label": 1}, tokens, why it was cut
+    file[3], file.sizes[3], file.cut                   # {"input_ids": [...], "label": 1}, tokens, rows that were cut
 
 A row is one value of the file's column, as MessagePack writes it: texts, numbers, bytes, tensors, lists and mappings.
-It knows rows' values, not what they mean.
+Of the file's pages only those are read that hold what is asked for: to open millions of rows costs as little as to open
+a few. It knows rows' values, not what they mean.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,9 +26,10 @@ from numpy.typing import NDArray
 
 from ray_lora.errors import DataError
 from ray_lora.tasks import Features
+from ray_lora.tasks.rows import count_cut
 
-_SCHEMA = pa.schema([("row", pa.binary()), ("size", pa.int32()), ("cut", pa.string())])
-_BATCH = 1024  # rows in one of a file's batches; all but the last have as many
+_SCHEMA = pa.schema([("row", pa.binary()), ("size", pa.int32())])
+_BATCH = 1024  # rows in one of a file's batches; all but the last have as many. A batch behind them sums them up
 _TENSOR, _ARRAY, _TUPLE = 1, 2, 3  # MessagePack's types of our own
 
 
@@ -42,12 +45,15 @@ def write_rows(path: Path, rows: Iterable[tuple[Features, int]]) -> int:
         OSError: the disk is full, or not to be written.
     """
     fresh, left, written = path.with_name(f".{path.name}.{uuid.uuid4().hex}"), iter(rows), 0
+    cut = Counter[str]()
     try:
         with fresh.open("wb") as file:
             with pa.ipc.new_file(file, _SCHEMA) as writer:
                 while batch := list(islice(left, _BATCH)):
                     writer.write_batch(_batch(batch))
                     written += len(batch)
+                    cut += count_cut(row for row, _ in batch)
+                writer.write_batch(_batch([({"rows": written, "cut": dict(cut)}, 0)]))
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave a whole name over half the bytes
         fresh.replace(path)
@@ -60,8 +66,7 @@ class EncodedFile:
     """The rows of a file that `write_rows` wrote, read from its pages when they are asked for.
 
     Attributes:
-        sizes: of each row, what `task.size` gives.
-        cut: of each row, why it is cut; null for one that is whole.
+        cut: how many rows are cut, by why.
 
     Raises:
         OSError: it is not there, or not whole.
@@ -69,31 +74,34 @@ class EncodedFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        except pa.ArrowInvalid as error:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if self._reader.schema != _SCHEMA:
+                raise OSError(f"{path} is of another kind: {self._reader.schema}")
+            last = self._reader.get_batch(self._reader.num_record_batches - 1)
+            told = _unpack(last.column("row")[0].as_py())
+            self._count: int = told["rows"]
+            self.cut = Counter[str](told["cut"])
+        except (pa.ArrowInvalid, ValueError, LookupError, TypeError) as error:
             raise OSError(f"{path} is not whole: {error}") from None
-        if reader.schema != _SCHEMA:
-            raise OSError(f"{path} is of another kind: {reader.schema}")
-        self._rows = [_views(batch.column("row")) for batch in batches]
-        self._sizes, self._cut = ([batch.column(name) for batch in batches] for name in ("size", "cut"))
+        self._read: dict[int, tuple[NDArray[np.int32], memoryview]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._sizes))
+        return self._count
 
     def __getitem__(self, row: int) -> Features:
-        batch, at = divmod(row, _BATCH)
-        offsets, data = self._rows[batch]
+        number, at = divmod(row, _BATCH)
+        if number not in self._read:
+            self._read[number] = _views(self._reader.get_batch(number).column("row"))
+        offsets, data = self._read[number]
         found: Features = _unpack(data[offsets[at] : offsets[at + 1]])
         return found
 
     @property
     def sizes(self) -> NDArray[np.int32]:
-        return np.concatenate([sizes.to_numpy() for sizes in self._sizes] or [np.zeros(0, np.int32)])
-
-    @property
-    def cut(self) -> pa.ChunkedArray:
-        return pa.chunked_array(self._cut, pa.string())
+        """Of each row, what `task.size` gives."""
+        batches = range(self._reader.num_record_batches - 1)
+        parts = [self._reader.get_batch(number).column("size").to_numpy() for number in batches]
+        return np.concatenate(parts or [np.zeros(0, np.int32)])
 
 
 def _batch(rows: Sequence[tuple[Features, int]]) -> pa.RecordBatch:
@@ -101,10 +109,8 @@ def _batch(rows: Sequence[tuple[Features, int]]) -> pa.RecordBatch:
         packed = [_pack(row) for row, _ in rows]
     except (TypeError, ValueError, OverflowError) as error:
         raise UnkeptError(f"an encoded row cannot be kept in a file: {error}") from None
-    columns = [packed, [size for _, size in rows], [row.get("cut") for row, _ in rows]]
-    return pa.RecordBatch.from_arrays(
-        [pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], schema=_SCHEMA
-    )
+    sizes = [size for _, size in rows]
+    return pa.RecordBatch.from_arrays([pa.array(packed, pa.binary()), pa.array(sizes, pa.int32())], schema=_SCHEMA)
 
 
 def _pack(value: Any) -> bytes:

@@ -21,6 +21,8 @@ from ray_lora.data.jsonl import read_jsonl
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
+DESCRIBED = ("parquet", "arrow")  # files that say of what types their columns are
+
 
 @contextmanager
 def reading(file: File) -> Iterator[None]:
@@ -50,7 +52,7 @@ def described(file: File) -> pa.Schema | None:
     Raises:
         DataError: it is broken.
     """
-    if file.format not in ("parquet", "arrow"):
+    if file.format not in DESCRIBED:
         return None
     with reading(file), file.place.open() as opened:
         schema = pa.parquet.read_schema(opened) if file.format == "parquet" else _arrow_reader(opened).schema

@@ -76,8 +76,9 @@ def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
             begin, first, rows = at, first + rows, 0
         rows += size
         if rows > 2 * most_rows:  # a group alone
-            for skipped in range(0, rows, most_rows):
-                part = min(most_rows, rows - skipped)
+            share = -(-rows // -(-rows // most_rows))  # about equal parts
+            for skipped in range(0, rows, share):
+                part = min(share, rows - skipped)
                 pieces.append(Piece(file, number, (at, at + 1), first + skipped, part, skipped))
             begin, first, rows = at + 1, first + rows, 0
     if rows:

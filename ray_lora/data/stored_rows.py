@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
@@ -67,17 +66,17 @@ class StoredRows(Mapping[int, Features]):
 
     def sizes(self) -> list[int]:
         """What `task.size` gives for each row, in the order of their numbers."""
-        found: list[int] = np.concatenate([np.zeros(0, np.int32), *self._parts("sizes")]).tolist()
+        parts = [
+            self._file(at).sizes[stretch.skipped : stretch.skipped + stretch.rows]
+            for at, stretch in enumerate(self._stretches)
+        ]
+        found: list[int] = np.concatenate([np.zeros(0, np.int32), *parts]).tolist()
         return found
 
     def cut(self) -> Counter[str]:
-        """How many rows are cut, by why."""
-        return sum((Counter(part.drop_null().to_pylist()) for part in self._parts("cut")), Counter[str]())
-
-    def _parts(self, what: Literal["sizes", "cut"]) -> Iterator[Any]:
-        """Of each stretch's rows."""
-        for at, stretch in enumerate(self._stretches):
-            yield getattr(self._file(at), what)[stretch.skipped : stretch.skipped + stretch.rows]
+        """How many rows are cut, by why; those of a file are told by whoever holds its first row."""
+        firsts = (at for at, stretch in enumerate(self._stretches) if not stretch.skipped)
+        return sum((self._file(at).cut for at in firsts), Counter[str]())
 
     def _read(self, row: int) -> Features:
         at = self._at(row)

@@ -205,6 +205,7 @@ class TableAnswers:
         wanted = {one.entry.sha256: one.entry for one in block if one.entry.sha256 not in self._unusable}
         if wanted:
             self._unusable |= mounts.mount(list(wanted.values()), self._fetched.take)
+        encoded = _encode(mounts, rows, block)
         found: list[list[Answer | None]] = []
         features: list[Features] = []
         slots: list[int] = []
@@ -215,11 +216,12 @@ class TableAnswers:
                 found.append([Answer(one.entry, error=self._unusable[key])] * len(one.rows))
                 continue
             found.append([None] * len(one.rows))
-            for number, encoded in enumerate(rows.features(mounts.tasks[key], one.rows)):
-                if isinstance(encoded, str):
-                    found[at][number] = Answer(one.entry, error=encoded)
+            for number, row in enumerate(one.rows):
+                feature = encoded[id(mounts.tasks[key])][row]
+                if isinstance(feature, str):
+                    found[at][number] = Answer(one.entry, error=feature)
                 else:
-                    features.append(encoded)
+                    features.append(feature)
                     slots.append(mounts.slots[key])
                     places.append((at, number))
         if features:
@@ -242,6 +244,16 @@ class _Asked:
     ref: str | None
     entry: Entry
     rows: Sequence[int]
+
+
+def _encode(mounts: Mounts, rows: TableRows, block: Sequence[_Asked]) -> dict[int, dict[int, Features | str]]:
+    """Features of a block's rows, by task and row; each task encodes its rows together."""
+    of_task: dict[int, tuple[Task, list[int]]] = {}
+    for one in block:
+        task = mounts.tasks.get(one.entry.sha256)
+        if task is not None:
+            of_task.setdefault(id(task), (task, []))[1].extend(one.rows)
+    return {key: dict(zip(mine, rows.features(task, mine), strict=True)) for key, (task, mine) in of_task.items()}
 
 
 def _blocks(asked: Sequence[_Asked], slots: int) -> Iterator[list[_Asked]]:

@@ -17,7 +17,7 @@ from typing import get_args
 import ray
 
 from ray_lora.data.files import File
-from ray_lora.data.pieces import Piece, read_piece, settle
+from ray_lora.data.pieces import Piece, look, read_piece, settle
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RecipeError
 from ray_lora.inference.answer_columns import AnswerColumns
 from ray_lora.inference.pinned import Pinned, pin
@@ -28,7 +28,7 @@ from ray_lora.running.local_ray import start_ray
 from ray_lora.running.parts import Format, Parts
 from ray_lora.running.rows_progress import RowsProgress
 from ray_lora.store import Store, open_store
-from ray_lora.tasks import Column, Task, task_of
+from ray_lora.tasks import TASKS, Column, Task, task_class, task_of
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _names_adapters(column: str) -> dict[str, Column]:
 def work_of(wanted: Asked, pinned: Pinned, pieces: Sequence[Piece], slots: int, dtype: str) -> Work:
     """What actors are told; DataError where the files cannot be answered by any of the adapters."""
     columns = dict(wanted.columns or {})
-    tasks = {task_of(entry.task) for entry in pinned.entries.values() if entry.task is not None}
+    tasks = _tasks(pinned)
     known = {name for task in tasks for name in task.columns}
     if tasks and (unknown := sorted(set(columns) - known)):
         raise RecipeError(f"--column names {unknown}; the adapters' tasks have {', '.join(sorted(known))}")
@@ -206,6 +206,13 @@ def work_of(wanted: Asked, pinned: Pinned, pieces: Sequence[Piece], slots: int, 
     )
 
 
+def _tasks(pinned: Pinned) -> set[type[Task]]:
+    """What the adapters do; of those that plain PEFT wrote, what gives their pipeline's answers."""
+    told = {task_of(entry.task) for entry in pinned.entries.values() if entry.task is not None}
+    plain = any(entry.task is None for entry in pinned.entries.values())
+    return told | {task_class(name) for name in TASKS if plain and task_class(name).pipeline in pinned.pipelines}
+
+
 def _absolute(path: str) -> str:
     """From any folder: workers have folders of their own."""
     return str(Path(path).expanduser().absolute())
@@ -220,7 +227,7 @@ def _check_columns(
     wanted: Asked,
 ) -> None:
     """DataError where no adapter can be asked with these columns, or one is in the way of an answer's."""
-    table = read_piece(piece, roles).slice(0, 0)
+    table = look(piece, roles).empty_table()
     AnswerColumns(pinned.pipelines, {}, wanted.prefix).check(table.column_names, piece.file.path)
     wrong = []
     for task in tasks:
@@ -229,7 +236,7 @@ def _check_columns(
             return
         except DataError as error:
             wrong.append(str(error).replace("the table", piece.file.path, 1))
-    if wrong and all(entry.task is not None for entry in pinned.entries.values()):
+    if wrong:
         raise DataError("\n".join(sorted(wrong)))
 
 

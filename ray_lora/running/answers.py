@@ -10,7 +10,6 @@ knows pieces and parts, and no tensors.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_lora.allowed import environment
@@ -30,8 +29,8 @@ from ray_lora.inference.tables import SLOTS
 from ray_lora.recipe import Json
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.answer_plan import Asked, begin, check_apart, done_before, work_of
-from ray_lora.running.answering import Answering, Done, Tally, TooManyErrorsError, Work
-from ray_lora.running.local_ray import start_ray
+from ray_lora.running.answering import Answering, Done, Tally, Work
+from ray_lora.running.local_ray import quiet_data, start_ray
 from ray_lora.running.parts import Parts
 from ray_lora.running.rows_progress import RowsProgress
 
@@ -154,10 +153,7 @@ def _map(work: Work, tally: Any, missing: Sequence[int], pace: Pace) -> None:
     if pace.gpu and devices < 1:
         raise RecipeError("--gpu is asked for, and the cluster has no GPU; leave it out")
     most = max(1, min(pace.workers or int(devices), len(missing)))
-    context = DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
+    with quiet_data():
         numbers = ray.data.from_items([{"piece": number} for number in missing], override_num_blocks=len(missing))
         answered = numbers.map_batches(
             Answering,
@@ -171,8 +167,6 @@ def _map(work: Work, tally: Any, missing: Sequence[int], pace: Pace) -> None:
         )
         for _ in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass
-    finally:
-        context.enable_progress_bars = bars
 
 
 def _with(work: Work, tally: Any) -> Work:
@@ -180,6 +174,7 @@ def _with(work: Work, tally: Any) -> Work:
 
 
 def _too_many(state: Mapping[str, Any], output: str) -> RayLoraError:
+    """No input is wrong that was checked before, so it is a run that failed."""
     more = state["errors"] - len(state["wrong"])
     lines = [
         f"{state['errors']:,} of {state['rows']:,} rows have errors, more than the {state['allowed']:,} that may "
@@ -188,7 +183,7 @@ def _too_many(state: Mapping[str, Any], output: str) -> RayLoraError:
         *([f"and {more:,} more"] if more > 0 else []),
         f"what is answered is in {output!r}, and the same command goes on",
     ]
-    return TooManyErrorsError("\n".join(lines))
+    return RayLoraError("\n".join(lines))
 
 
 def _plain(error: BaseException) -> BaseException:

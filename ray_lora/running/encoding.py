@@ -9,8 +9,6 @@ whoever needs it. It knows pieces and tasks, no splits, engines or adapters.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import pickle
 import time
@@ -26,25 +24,43 @@ from ray_lora.allowed import environment
 from ray_lora.data.check import MOST_NAMED, wrong_rows
 from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.data.encoder import Encoder
-from ray_lora.data.pieces import Piece, digest, look
+from ray_lora.data.formats import DESCRIBED
+from ray_lora.data.pieces import Piece, digest, first_pieces, look, look_at_files
 from ray_lora.data.read import roles
 from ray_lora.data.row_cache import BOUND, RowCache, bound
 from ray_lora.data.through import table_of
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, TaskSpec
+from ray_lora.running.local_ray import quiet_data
 from ray_lora.running.reading import Tell
 from ray_lora.tasks import Features, Task, task_of
 
 _AT_ONCE = 1024  # rows encoded in one call
+_Of = TypeVar("_Of")
 _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a look at one piece found."""
+class Glance:
+    """What is to be found out about one piece.
 
-    rows: int
-    taught: Any  # of `task.learn`
+    Attributes:
+        teaches: it holds training rows.
+        first: it is the first of its file, whose digest is taken with it.
+    """
+
+    piece: Piece
+    teaches: bool
+    first: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found out: `taught` is of `task.learn`."""
+
+    rows: int = 0
+    taught: Any = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,29 +82,31 @@ class Wrong:
     more: int
 
 
-def look_at_files(pieces: Sequence[Piece], data: DataSpec, task: type[Task], tell: Tell) -> list[tuple[pa.Schema, str]]:
-    """(columns and types, digest) of each file, from the first piece of each."""
+def look_at(pieces: Sequence[Piece], data: DataSpec, task: type[Task], tell: Tell) -> list[pa.Schema]:
+    """The task's columns and their types in each file; files that do not describe themselves are read for that."""
     wanted = roles(data, task.columns)
-
-    def seen(piece: Piece) -> tuple[pa.Schema, str]:
-        return look(piece, wanted), digest([piece.file])
-
-    return _everywhere(pieces, seen, tell, "looking at files", lambda _: 0)
+    if all(piece.file.format in DESCRIBED for piece in pieces):
+        return look_at_files(pieces, wanted)
+    return _everywhere(first_pieces(pieces), lambda piece: look(piece, wanted), tell, "looking at files")
 
 
-def survey(pieces: Sequence[Piece], data: DataSpec, spec: TaskSpec, tell: Tell) -> list[Seen]:
-    """What each piece's rows teach, where the pieces lie.
+def survey(glances: Sequence[Glance], data: DataSpec, spec: TaskSpec, tell: Tell) -> list[Seen]:
+    """What each piece's rows teach, and each file's digest, where the pieces lie.
 
     Raises:
         DataError: a file is broken, or lacks a column.
     """
     task = task_of(spec)
+    sizes = [glance.piece.rows for glance in glances if glance.teaches]
 
-    def seen(piece: Piece) -> Seen:
-        table = table_of(piece, data, task)
-        return Seen(table.num_rows, task.learn(spec, table))
+    def seen(glance: Glance) -> Seen:
+        found = digest([glance.piece.file]) if glance.first else ""
+        if not glance.teaches:
+            return Seen(digest=found)
+        table = table_of(glance.piece, data, task)
+        return Seen(table.num_rows, task.learn(spec, table), found)
 
-    return _everywhere(pieces, seen, tell, "reading", lambda found: found.rows)
+    return _everywhere(glances, seen, tell, "reading", lambda found: found.rows, sizes)
 
 
 def encode(
@@ -112,7 +130,8 @@ def encode(
         except WrongRowsError as error:
             return error.wrong
 
-    found = _everywhere(pieces, made, tell, "encoding", lambda one: one.rows if isinstance(one, Shard) else 0)
+    sizes = [piece.rows for piece in pieces]
+    found = _everywhere(pieces, made, tell, "encoding", lambda one: one.rows if isinstance(one, Shard) else 0, sizes)
     return [one for one in found if isinstance(one, Shard)], [one for one in found if isinstance(one, Wrong)]
 
 
@@ -172,13 +191,17 @@ def fetched(told: Any) -> Encoder:
 
 
 def _everywhere(
-    items: Sequence[Piece],
-    each: Callable[[Piece], _Found],
+    items: Sequence[_Of],
+    each: Callable[[_Of], _Found],
     tell: Tell,
     what: str,
-    rows_of: Callable[[_Found], int],
+    rows_of: Callable[[_Found], int] = lambda _: 0,
+    sizes: Sequence[int | None] = (None,),
 ) -> list[_Found]:
-    """What a function gives for each piece, in their order, as tasks of Ray Data.
+    """What a function gives for each item, in their order, as tasks of Ray Data.
+
+    Args:
+        rows_of: how many rows were done with what it gave; sizes: how many there are to be done, where that is known.
 
     Raises:
         DataError: that of one of them, as it was raised there.
@@ -197,9 +220,9 @@ def _everywhere(
 
     found: dict[int, _Found] = {}
     done = 0
-    of_rows = sum(item.rows or 0 for item in items) if all(item.rows is not None for item in items) else None
+    of_rows = sum(size or 0 for size in sizes) if None not in sizes else None
     tell(what, 0, len(items), 0, of_rows)
-    with _quiet():
+    with quiet_data():
         numbers = ray.data.from_items(
             [{"number": number} for number in range(len(items))], override_num_blocks=max(1, len(items))
         )
@@ -224,19 +247,3 @@ def _list(told: Any) -> list[Any]:
 def _environment() -> dict[str, str]:
     """Whose code tasks may import, and one thread for each of them."""
     return {**environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without bars and lines of its own."""
-    context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = before
-        logger.setLevel(level)

@@ -30,7 +30,7 @@ from ray_lora.data.rows import say_given, settle_columns
 from ray_lora.data.stored_rows import Stretch
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
-from ray_lora.running.encoding import Shard, encode, fetched, kept, look_at_files, survey
+from ray_lora.running.encoding import Glance, Shard, encode, fetched, kept, look_at, survey
 from ray_lora.running.reading import Tell
 from ray_lora.tasks import task_of
 
@@ -99,16 +99,26 @@ def prepare_large(
 
 def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Remembered:
     """What the files hold, and what the training rows teach."""
-    task, pieces, digests = task_of(recipe.task), {}, {}
+    task, pieces = task_of(recipe.task), dict[str, list[Piece]]()
     for split, mine in files.items():
         cuts = cut(mine)
-        looks = look_at_files(first_pieces(cuts), recipe.data, task, tell)
-        pieces[split] = settle_columns(cuts, recipe.data, task.columns, [schema for schema, _ in looks])
-        digests[split] = [found for _, found in looks]
+        looks = look_at(cuts, recipe.data, task, tell)
+        pieces[split] = settle_columns(cuts, recipe.data, task.columns, looks)
     _check_alike(pieces)
-    seen = survey(pieces["train"], recipe.data, recipe.task, tell)
+    firsts = {split: set(map(id, first_pieces(mine))) for split, mine in pieces.items()}
+    glances = [
+        (split, Glance(piece, split == "train", id(piece) in firsts[split]))
+        for split, mine in pieces.items()
+        for piece in mine
+        if split == "train" or id(piece) in firsts[split]
+    ]
+    seen = survey([glance for _, glance in glances], recipe.data, recipe.task, tell)
+    digests: dict[str, list[str]] = {split: [] for split in pieces}
+    for (split, _), one in zip(glances, seen, strict=True):
+        digests[split] += [one.digest] if one.digest else []
+    taught = [one.taught for (_, glance), one in zip(glances, seen, strict=True) if glance.teaches]
     try:
-        spec = task.merge(recipe.task, [one.taught for one in seen])
+        spec = task.merge(recipe.task, taught)
     except DataError as error:
         raise DataError(f"{say_given(recipe.data.train or '')}: {error}") from None
     return Remembered(spec, pieces, digests, {})

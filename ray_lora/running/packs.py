@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, Recipe
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.local_ray import start_ray
 from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
@@ -76,7 +78,7 @@ def check(
     most_slots: int | None = None,
     quiet: bool = True,
 ) -> Prepared:
-    """Check recipes that are to share one base, and put their rows into the object store.
+    """Check recipes that are to share one base, and make their rows ready; Ray is started where none runs.
 
     Raises:
         RayLoraError: something does not fit; the message says what.
@@ -88,7 +90,10 @@ def check(
                 f"recipes {first.name!r} and {recipe.name!r} differ in base or scaling; one pack trains on one base"
             )
     device = "cuda" if first.scaling.use_gpu else "cpu"
-    base = describe_base(first.base, device)
+    with ThreadPoolExecutor(1) as aside:  # Ray starts other processes meanwhile, and waits for them
+        described = aside.submit(describe_base, first.base, device)
+        start_ray()
+        base = described.result()
     pieces = max(4, first.scaling.num_workers)
     sources = {name: prepare(recipe, datasets, pieces, base.processor, quiet) for name, recipe in recipes.items()}
     plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]

@@ -133,7 +133,10 @@ class Parts:
             with self._files.open_input_file(f"{self._path}/{self._part(number)}") as file:
                 if self.format == "parquet":
                     return pa.parquet.read_table(file, columns=columns)
-                rows = [json.loads(line) for line in file.read().decode().splitlines()]
+                lines = file.read().decode().split("\n")  # a text may hold all other ends of lines
+            if lines.pop():
+                return None
+            rows = [json.loads(line) for line in lines]
             return pa.table({name: [row[name] for row in rows] for name in columns})
         except (OSError, pa.ArrowException, ValueError, KeyError):
             return None

@@ -5,7 +5,7 @@
         fn_constructor_kwargs={"store": "./store", "adapter_column": "customer"},
         batch_format="pyarrow",
         batch_size=4096,
-        concurrency=(1, 4),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=4),
         num_cpus=1,
     )
 

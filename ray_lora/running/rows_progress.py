@@ -38,6 +38,7 @@ class RowsProgress:
     def show(self, done: int, errors: int = 0, more: str = "", last: bool = False) -> None:
         """How far it is, unless that was said a moment ago and this is not the last word."""
         now = time.monotonic() - self._started
+        self._begun(done, now)
         if self._quiet or (not self._redraws and not last and now - self._said < _EVERY_S):
             return
         self._said = now
@@ -48,14 +49,17 @@ class RowsProgress:
     def text(self, done: int, errors: int, seconds: float) -> str:
         """What is said of so many rows after so many seconds. The rate is of the time since rows began to be done."""
         told = f"{done:,} of {self.rows:,} rows" if self.rows is not None else f"{done:,} rows"
-        if self._first is None and done > self.before:
-            self._first = seconds, done
-        elif self._first is not None and seconds > self._first[0]:
+        self._begun(done, seconds)
+        if self._first is not None and seconds > self._first[0]:
             rate = (done - self._first[1]) / (seconds - self._first[0])
             told += f", {rate:,.0f} rows/s"
             if self.rows is not None and rate > 0:
                 told += f", {duration((self.rows - done) / rate)} left"
         return told + (f", {errors:,} errors" if errors else "")
+
+    def _begun(self, done: int, seconds: float) -> None:
+        if self._first is None and done > self.before:
+            self._first = seconds, done
 
     def close(self) -> None:
         """End the line that was redrawn."""

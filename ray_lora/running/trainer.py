@@ -25,7 +25,6 @@ from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
 from ray_lora.running.coordinator import Record
-from ray_lora.running.local_ray import start_ray
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
@@ -73,7 +72,6 @@ class LoraTrainer:
             RayLoraError: something is wrong with a recipe or its data; raised before any worker starts.
         """
         started = time.perf_counter()
-        start_ray()
         prepared = check({recipe.name: recipe for recipe in self.recipes}, self.datasets, len(self.recipes), self.quiet)
         scaling = self.scaling_config or scaling_of(self.recipes[0])
         prepared, packs = spread(prepared, scaling, len(self.recipes))

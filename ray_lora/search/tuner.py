@@ -25,7 +25,6 @@ from ray_lora.allowed import listed
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
-from ray_lora.running.local_ray import start_ray
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.running.trainer import located
 from ray_lora.search import report
@@ -87,7 +86,6 @@ class LoraTuner:
             RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
         """
         metric, mode = scored_by(self.recipe, self.tune_config)
-        start_ray()
         trials = count_trials(self.space, self.tune_config.num_samples)
         recipe = with_bounds(self.recipe, self.space)
         prepared = check({self.recipe.name: recipe}, self.datasets, trials, self.quiet)

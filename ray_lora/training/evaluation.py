@@ -24,7 +24,8 @@ def evaluate(
     A member without validation rows answers its last batch, and has no scores and no temperature. Every worker of the
     group calls it.
     """
-    rows = {member.job.name: _asked(member) for member in due}
+    read: dict[int, list[Features]] = {}  # of each split once: rows on a disk are new objects whenever they are read
+    rows = {member.job.name: _asked(member, read) for member in due}
     features = [row for member in due for row in rows[member.job.name]]
     slots = [member.slot for member in due for _ in rows[member.job.name]]
     answers: list[Json] = []
@@ -60,9 +61,12 @@ def _calibrates(member: Member) -> bool:
     return member.job.training.calibrate and member.splits.validation is not None and calibrates(member.task)
 
 
-def _asked(member: Member) -> list[Features]:
-    """This worker's rows to be answered."""
-    if member.splits.validation is not None:
-        return list(member.splits.validation.rows.values())
+def _asked(member: Member, read: dict[int, list[Features]]) -> list[Features]:
+    """This worker's rows to be answered; `read` has those of the splits that were asked for before."""
+    validation = member.splits.validation
+    if validation is not None:
+        if id(validation) not in read:
+            read[id(validation)] = list(validation.rows.values())
+        return read[id(validation)]
     rows = member.splits.train.rows
     return [rows[row] for row in member.last_rows if row in rows]

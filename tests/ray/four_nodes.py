@@ -30,16 +30,16 @@ class Nodes:
         self._folder = folder
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
         ray.init(address=self._cluster.address, logging_level="ERROR", log_to_driver=False)
-        self._others: list[tuple[Any, Path]] = []
+        self.others: list[tuple[Any, Path]] = []
         for number in range(3):
             cache = folder / f"cache-{number}"
             added = self._cluster.add_node(num_cpus=1, object_store_memory=80 << 20, env_vars={FOLDER: str(cache)})
-            self._others.append((added, cache))
+            self.others.append((added, cache))
         self._cluster.wait_for_nodes()
         self.killed: list[str] = []
 
     def kill(self, when: str) -> None:
-        node, cache = self._others.pop()
+        node, cache = self.others.pop()
         self._cluster.remove_node(node, allow_graceful=False)
         shutil.rmtree(cache, ignore_errors=True)
         self.killed.append(when)

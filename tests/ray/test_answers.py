@@ -32,6 +32,7 @@ from tests.unit.serving_world import WORDS, card, make_adapter, make_base
 
 NAMES = [f"c{number}" for number in range(5)]
 FILES, ROWS, GROUP = 3, 400, 100
+SMALL = 10  # rows of a piece of the run that is killed, so that it does not end before
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def check(output: Path, right: list[dict[str, Any]]) -> None:
     found = pa.parquet.read_table(output).to_pylist()
     assert [row["id"] for row in found] == [row["id"] for row in right]
     for row, wanted in zip(found, right, strict=True):
-        assert (row["text"], row["error"]) == (wanted["text"], wanted["error"])
+        assert (row["text"], str(row["error"])[:30]) == (wanted["text"], str(wanted["error"])[:30])  # no store's place
         if wanted["error"] is None:
             assert row["prediction"]["label"] == wanted["prediction"]["label"]
             assert row["prediction"]["score"] == pytest.approx(wanted["prediction"]["score"], abs=1e-5)
@@ -142,7 +143,7 @@ def test_a_killed_run_goes_on(world: Path, right: list[dict[str, Any]], tmp_path
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     script = (
         "import sys; from ray_lora.cli import main; import ray_lora.running.answers as a; "
-        f"a.answer_files.__kwdefaults__.update(most_rows={GROUP}, dtype='float32'); sys.exit(main(sys.argv[1:]))"
+        f"a.answer_files.__kwdefaults__.update(most_rows={SMALL}, dtype='float32'); sys.exit(main(sys.argv[1:]))"
     )
     command[1:3] = ["-c", script]
     first = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -154,7 +155,7 @@ def test_a_killed_run_goes_on(world: Path, right: list[dict[str, Any]], tmp_path
     while workers():
         time.sleep(0.05)
     kept = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
-    assert 2 <= len(kept) < 12
+    assert 2 <= len(kept) < FILES * ROWS // SMALL
     (output / ".part-left-behind").write_text("torn")
     spoilt = sorted(kept)[0]
     (output / spoilt).write_bytes((output / spoilt).read_bytes()[:-20])
@@ -177,7 +178,7 @@ def test_a_killed_run_goes_on(world: Path, right: list[dict[str, Any]], tmp_path
 def test_too_many_errors_end_a_run(world: Path, tmp_path: Path) -> None:
     with pytest.raises(RayLoraError, match="rows have errors, more than the 2 that may") as raised:
         run(asked(world, tmp_path / "out"), max_errors=2)
-    assert type(raised.value).__name__ == "TooManyErrorsError"
+    assert type(raised.value) is RayLoraError  # exit code 1
     assert str(raised.value).count(".parquet, row ") >= 3
     result = run(asked(world, tmp_path / "out"), max_errors=6)  # the same command goes on
     assert result["errors"] == 6
@@ -240,3 +241,16 @@ def test_map_batches_answers(world: Path, right: list[dict[str, Any]]) -> None:
     assert [row["error"] for row in found] == [row["error"] for row in right]
     for row, wanted in zip(found, right, strict=True):
         assert (row["prediction"] or {}).get("label") == (wanted["prediction"] or {}).get("label")
+
+
+def test_nodes_that_die_cost_nothing(world: Path, right: list[dict[str, Any]], tmp_path: Path) -> None:
+    for name in ("rows", "store"):
+        (tmp_path / name).symlink_to(world / name)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("RAY_ADDRESS", None)
+    program = [sys.executable, "-m", "tests.ray.nodes_that_answer", str(tmp_path)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["killed"], told["rows"], told["errors"]) == (2, 1200, 6)
+    check(tmp_path / "out", right)

@@ -107,7 +107,7 @@ def test_rows_are_encoded_once(tiny_bert_folder: Path, tmp_path: Path, monkeypat
     (held,) = RowCache().held()
     assert (held.pieces, held.rows) == (6, 136)
     with monkeypatch.context() as nobody:
-        for name in ("encode", "survey", "look_at_files"):
+        for name in ("encode", "survey", "look_at"):
             nobody.setattr(large, name, None)
         again = prepared(recipe)
         assert {split: again.rows(split) for split in again.splits} == {"train": 96, "validation": 40}
@@ -123,6 +123,8 @@ def test_rows_are_encoded_once(tiny_bert_folder: Path, tmp_path: Path, monkeypat
     now = {path.name: path.stat().st_ino for path in torn.parent.glob("*.arrow")}
     assert {name: now[name] for name in kept} == kept
     assert len(now) == len(kept) + 1
+    both = prepared(recipe.override({"data.validation": folder}))  # whoever scores the rows that trained
+    assert (both.rows("train"), both.rows("validation")) == (95, 95)
 
 
 def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp_path: Path) -> None:

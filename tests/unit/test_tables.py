@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.inference import stored
 from ray_lora.inference import tables as tables_module
 from ray_lora.inference.answer_columns import AnswerColumns
+from ray_lora.inference.comparing import BASE, compare
+from ray_lora.inference.intervals import as_good, intervals, standard_error
 from ray_lora.inference.pinned import pin
 from ray_lora.inference.predict import predict
 from ray_lora.inference.tables import Answer, TableAnswers
+from ray_lora.running.predictor import LoraPredictor
+from ray_lora.serving.trials.feedback_table import feedback_table
 from ray_lora.store import open_store
+from ray_lora.tasks import build_task
+from ray_lora.tasks.text_classification import TextClassification, TextClassificationSpec
 from tests.unit.serving_world import WORDS, card, make_adapter, make_base, make_tagger, peft_probabilities
 
 NAMES = [f"a{number}" for number in range(5)]
@@ -42,9 +52,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = card(make_adapter(base, store / "wild", seed=11), base, ["no", "yes"]) / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({key: value * (1e30 if "lora_" in key else 1) for key, value in tensors.items()}, weights)
-    (store / "wild" / "ray_lora.json").write_text(
-        (store / "wild" / "ray_lora.json").read_text().replace('"sha256"', '"metrics": {}, "sha256"')
-    )
     _forget_hash(store / "wild")
     torn = card(make_adapter(base, store / "torn", seed=13), base, ["no", "yes"]) / "adapter_model.safetensors"
     torn.write_bytes(torn.read_bytes()[:1000])
@@ -52,8 +59,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _forget_hash(folder: Path) -> None:
-    import json
-
     told = json.loads((folder / "ray_lora.json").read_text())
     (folder / "ray_lora.json").write_text(json.dumps(told | {"sha256": None}))
 
@@ -174,6 +179,20 @@ def test_a_version_that_changes_is_not_answered_with(world: Path, tmp_path: Path
     assert "no longer what it was when this run began" in answer.error or "written" in answer.error
 
 
+def test_a_folder_of_plain_peft_answers_without_a_card(world: Path, tmp_path: Path) -> None:
+    folder = make_adapter(world / "base", tmp_path / "store" / "plain", seed=21)
+    store = open_store(str(tmp_path / "store"))
+    pinned = pin(store, ["plain"])
+    assert pinned.pipelines == ("text-classification",)
+    given = texts(4, 5)
+    tables = TableAnswers(store, pinned, dtype="float32", parameters={"top_k": 2})
+    answers = tables.answer(pa.table({"text": given}), ["plain"] * 4)
+    tables.close()
+    for answer, plain in zip(answers, peft_probabilities(world / "base", folder, given), strict=True):
+        scores = {item["label"]: item["score"] for item in answer.prediction}
+        assert [scores["LABEL_0"], scores["LABEL_1"]] == pytest.approx(plain, abs=1e-5)
+
+
 def test_columns_have_one_type_whatever_a_part_holds(world: Path) -> None:
     given, refs = texts(4), ["a0", "tagger", "nobody", "a1"]
     pinned = pin(open_store(str(world / "store")), refs)
@@ -214,3 +233,119 @@ def test_adapters_are_read_once_and_ahead(world: Path, monkeypatch: pytest.Monke
     tables.close()
     assert sorted(read) == [f"{name}@1" for name in NAMES]
     assert torch.is_inference_mode_enabled() is False
+
+
+# ---------------------------------------------------------------- compared on the same rows
+
+
+def labelled(count: int, labels: Sequence[str], path: Path) -> str:
+    rows = [{"text": text, "label": labels[at % 2], "shop": "ab"[at % 2]} for at, text in enumerate(texts(count, 4))]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_the_base_alone_is_compared_where_it_has_a_trained_head(tmp_path: Path) -> None:
+    """A fine-tuned classifier as the base: its own head's answers are the plain class's."""
+    plain = make_base(tmp_path / "plain")
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_pretrained(plain, num_labels=2)
+    for parameter in model.classifier.parameters():
+        parameter.data.normal_(0, 1)
+    model.config.id2label, model.config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer.save_pretrained(base)
+    for seed, name in enumerate(("one", "two")):
+        card(make_adapter(base, tmp_path / "store" / name, seed=seed), base, ["no", "yes"])
+    data = labelled(24, ["no", "yes"], tmp_path / "rows.parquet")
+    told = compare(["one", "two"], data, str(tmp_path / "store"))
+    assert told["notes"] == []
+    assert [line["ref"] for line in told["scores"]] == ["one@1", "two@1", BASE]
+    model.eval()
+    right = 0
+    for row in pa.parquet.read_table(data).to_pylist():
+        logits = model(**tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False)).logits[0]
+        right += row["label"] == ("no", "yes")[int(logits.argmax())]
+    assert told["scores"][2]["metrics"]["accuracy"]["value"] == pytest.approx(right / 24)
+    card(make_adapter(base, tmp_path / "store" / "three", seed=3), base, ["yes", "no"])
+    labels = compare(["three"], data, str(tmp_path / "store"), by="shop")
+    assert "its head answers no, yes" in labels["notes"][0]
+    assert [line["slice"] for line in labels["scores"]] == [None, "a", "b"]
+
+
+def test_adapters_of_two_tasks_are_not_compared(world: Path, tmp_path: Path) -> None:
+    data = labelled(4, ["a0-0", "a0-1"], tmp_path / "rows.parquet")
+    with pytest.raises(RecipeError, match="compare adapters of one task"):
+        compare(["a0", "tagger"], data, str(world / "store"))
+    with pytest.raises(DataError, match="row 1: label 'a0-0' is not one of"):
+        compare(["a0", "a2"], data, str(world / "store"))
+
+
+def test_rows_are_encoded_once_for_adapters_of_one_task(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = world / "base"
+    for seed, name in enumerate(("one", "two", "three")):
+        card(make_adapter(base, tmp_path / "store" / name, seed=seed), base, ["no", "yes"])
+    encoded: list[str] = []
+    encode = TextClassification.encode
+
+    def counting(self: TextClassification, rows: Sequence[Any]) -> Any:
+        encoded.extend(row["text"] for row in rows)
+        return encode(self, rows)
+
+    monkeypatch.setattr(TextClassification, "encode", counting)
+    data = labelled(20, ["no", "yes"], tmp_path / "rows.parquet")
+    told = compare(["one", "two", "three"], data, str(tmp_path / "store"), by="shop")
+    assert len(told["scores"]) == 9
+    assert encoded == texts(20, 4)
+
+
+def test_intervals_hold_what_chance_does() -> None:
+    """Of a share of 200 rows they are as wide as the normal approximation's."""
+    task = build_task(TextClassificationSpec(labels=("no", "yes"), max_length=8), SimpleNamespace(
+        pad_token_id=0, model_max_length=32, num_special_tokens_to_add=lambda pair=False: 2
+    ))  # fmt: skip
+    features = [{"labels": at % 2} for at in range(200)]
+    answers = [{"label": ("no", "yes")[at % 2 if at < 160 else 1 - at % 2], "score": 1.0} for at in range(200)]
+    scored = intervals(task, answers, features)["accuracy"]
+    wide = 1.96 * standard_error(0.8, 200)
+    assert (scored.value, scored.low, scored.high) == (
+        pytest.approx(0.8), pytest.approx(0.8 - wide, abs=0.015), pytest.approx(0.8 + wide, abs=0.015)
+    )  # fmt: skip
+    assert as_good(scored, scored, "max")
+    worse = intervals(task, [{"label": "no", "score": 1.0}] * 200, features)["accuracy"]
+    assert not as_good(worse, scored, "max")
+
+
+def test_feedback_is_a_table(tmp_path: Path) -> None:
+    arm = {"name": "tweets", "version": 2, "variant": "split", "began": "x"}
+    told = [{"id": "b", "value": True, "time": 3.0}, {"id": "a", "value": 0.5, "time": 1.0}, {"id": "a", "value": False,
+            "time": 2.0}]  # fmt: skip
+    lines = [json.dumps({**arm, **line, "user": None}) for line in told]
+    (tmp_path / "x.feedback.jsonl").write_text("\n".join(lines) + "\n")
+    table = feedback_table(tmp_path)
+    assert [(row["id"], row["version"], row["value"]) for row in table.to_pylist()] == [("a", 2, 0.0), ("b", 2, 1.0)]
+    assert feedback_table(tmp_path / "nothing").num_rows == 0
+
+
+@pytest.mark.parametrize("kind", ["pyarrow", "pandas", "numpy"])
+def test_batches_of_any_kind_are_answered(world: Path, kind: str) -> None:
+    given = texts(3, 6)
+    table = pa.table({"text": given, "who": ["a0", "nobody", None]})
+    batch = {"pyarrow": table, "pandas": table.to_pandas(), "numpy": {
+        name: table.column(name).to_numpy() for name in table.column_names
+    }}[kind]  # fmt: skip
+    predictor = LoraPredictor(str(world / "store"), adapter_column="who", columns={"tokens": "text"})
+    found = predictor(batch).to_pylist()
+    assert [row["adapter"] for row in found] == ["a0", "nobody", None]
+    assert [row["error"] is None for row in found] == [True, False, False]
+    one = LoraPredictor(str(world / "store"), "a0", prefix="our_")(table)
+    assert one.column_names[2:] == ["our_prediction", "our_adapter", "our_version", "our_sha256", "our_error"]
+    with pytest.raises(DataError, match="has no column 'text'"):
+        LoraPredictor(str(world / "store"), "a0")(table.rename_columns(["words", "who"]))
+    with pytest.raises(AdapterNotFoundError, match="did you mean 'a0'"):
+        LoraPredictor(str(world / "store"), "a00")
+    with pytest.raises(RecipeError, match="give the adapter that answers all rows, or adapter_column"):
+        LoraPredictor(str(world / "store"))
