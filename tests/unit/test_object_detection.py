@@ -502,8 +502,8 @@ def test_a_box_is_right_or_an_error_of_ours(boxes: list[Any], categories: int) -
             isinstance(box, list)
             and len(box) == 4
             and all(type(value) in (int, float) and math.isfinite(value) for value in box)
-            and box[2] > 0
-            and box[3] > 0
+            and box[0] + box[2] > box[0]
+            and box[1] + box[3] > box[1]
             for box in boxes
         ]
         assert not all(right) or len(boxes) != categories
@@ -517,8 +517,13 @@ def test_a_box_is_right_or_an_error_of_ours(boxes: list[Any], categories: int) -
             assert x + wide <= 100 + 1e-9
             assert y + high <= 80 + 1e-9
             assert math.dist(box, [x, y, wide, high]) < 4
+            assert min(wide, high) > 0
     else:
-        assert any(box[0] < -1 or box[1] < -1 or box[0] + box[2] > 101 or box[1] + box[3] > 81 for box in found)
+        edges = [(box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in found]
+        assert any(
+            left < -1 or top < -1 or right > 101 or low > 81 or right <= 0 or low <= 0 or left >= 100 or top >= 80
+            for left, top, right, low in edges
+        )
 
 
 @pytest.mark.parametrize(
@@ -530,6 +535,8 @@ def test_a_box_is_right_or_an_error_of_ours(boxes: list[Any], categories: int) -
         ([0, -1.1, 50, 50], False),
         ([51.2, 0, 50, 50], False),
         ([0, 31.2, 50, 50], False),
+        ([-0.9, 10, 0.8, 50], False),
+        ([10, 80.1, 50, 0.5], False),
     ],
 )
 def test_every_edge_of_a_picture_counts(box: list[float], inside: bool) -> None:

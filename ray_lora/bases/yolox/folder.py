@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ray_lora.bases.built import BuildContext, Built
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.bases.yolox.config import YoloxConfig
+from ray_lora.bases.yolox.config import Shaped, YoloxConfig
 from ray_lora.bases.yolox.letterbox import Letterbox
 from ray_lora.bases.yolox.network import Yolox, YoloxForObjectDetection
 from ray_lora.errors import AdapterError, BaseModelError
@@ -41,9 +42,9 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     """
     config = read_config(folder)
     yolox = Yolox(config)
+    check_tensors(_shapes(folder), config)
     if context.device.type != "meta":
-        tensors = _read(folder)
-        check_tensors(tensors, config)
+        tensors = load_file(folder / _WEIGHTS)
         yolox.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_OWN)})
 
     def plain(spec: HeadSpec) -> nn.Module:
@@ -152,7 +153,7 @@ def public(model: YoloxForObjectDetection) -> dict[str, Tensor]:
     }
 
 
-def check_tensors(tensors: Mapping[str, Tensor], config: YoloxConfig) -> None:
+def check_tensors(tensors: Mapping[str, Shaped], config: YoloxConfig) -> None:
     """BaseModelError unless names and shapes are those of the public state dict."""
     with torch.device("meta"):
         model = YoloxForObjectDetection(config, Yolox(config), config.num_labels)
@@ -182,9 +183,16 @@ def read_config(folder: Path) -> YoloxConfig:
         ) from None
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+
+def _shapes(folder: Path) -> dict[str, Shaped]:
+    """Names and shapes in a folder, of which no numbers are read."""
     try:
-        return load_file(folder / _WEIGHTS)
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            return {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{str(folder / _WEIGHTS)!r} cannot be read: {error}") from None
 

@@ -43,10 +43,11 @@ def objects_of(value: Any) -> tuple[list[list[float]], list[Any]]:
 
 
 def outside(boxes: Sequence[Box], width: int, height: int) -> str | None:
-    """What to say of the first box that is not in a picture of this size."""
+    """What to say of the first box that is not in a picture of this size, or only in the rounding around it."""
     for box in boxes:
         x, y, wide, high = box
-        if min(x, y) < -_SLACK or x + wide > width + _SLACK or y + high > height + _SLACK:
+        beyond = min(x, y) < -_SLACK or x + wide > width + _SLACK or y + high > height + _SLACK
+        if beyond or min(clipped(box, width, height)[2:]) <= 0:
             return (
                 f"box {shown(list(box))} leads out of its picture of {width} x {height} pixels; boxes are [x, y, "
                 "width, height] in pixels of the upright picture, no corners and no shares"
@@ -70,7 +71,7 @@ def _box(box: Any) -> list[float]:
     if not numbers:
         raise DataError(f"box {shown(box)} is not [x, y, width, height], four finite numbers")
     x, y, wide, high = map(float, box)
-    if wide <= 0 or high <= 0:
+    if x + wide <= x or y + high <= y:
         raise DataError(
             f"box {shown(box)} has no area; boxes are [x, y, width, height], so of corners give the differences, and "
             "leave an object of no size out"
