@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ray_lora.serving import AppArgs, build_app
     from ray_lora.store import Entry, Store, open_store
     from ray_lora.tasks.image_classification import ImageClassificationSpec
+    from ray_lora.tasks.object_detection import ObjectDetectionSpec
     from ray_lora.tasks.text_classification import TextClassificationSpec
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "LoraSpec",
     "LoraTrainer",
     "LoraTuner",
+    "ObjectDetectionSpec",
     "RayLoraError",
     "Recipe",
     "RecipeError",
@@ -124,6 +126,7 @@ _MODULES = {  # public name -> the module that holds it
     "running.predictor": ("LoraPredictor",),
     "running.trainer": ("LoraTrainer",),
     "tasks.image_classification": ("ImageClassificationSpec",),
+    "tasks.object_detection": ("ObjectDetectionSpec",),
     "tasks.text_classification": ("TextClassificationSpec",),
 }
 _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}

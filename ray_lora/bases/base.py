@@ -29,7 +29,7 @@ class Base:
 
     Attributes:
         id: the name, hub id, folder, file or builder it was asked for by.
-        folder: the folder or GGUF file it was read from; `Path()` for a builder's.
+        folder: the folder or GGUF file it was read from; `Path()` for that of a builder by name.
         backbone: the model without a task head.
         processor: its tokenizer or image processor, or None.
         config: transformers' config, or the facts that a builder gives.

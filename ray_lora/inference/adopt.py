@@ -63,7 +63,7 @@ def adopt(
     update: dict[str, Json] = {"task": known, "sha256": None}
     if base is not None:
         where = Path(base).expanduser()
-        name = str(where.absolute()) if where.exists() and loaded.built is None else base
+        name = str(where.absolute()) if where.exists() and loaded.folder != Path() else base
         update |= {"base": name, "base_fingerprint": tried.fingerprint, "base_revision": None}
     return replace(adapter, card=card.model_copy(update=update))
 

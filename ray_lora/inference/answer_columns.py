@@ -26,6 +26,7 @@ _FIELDS: dict[str, dict[str, pa.DataType]] = {  # of one answer, or of each item
     "token-classification": {"entity": pa.string(), "index": pa.int64(), "word": pa.string(), **_SPAN},
     "question-answering": {"answer": pa.string(), **_SPAN},
 }
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ENTITIES = {"entity_group": pa.string(), "word": pa.string(), **_SPAN}
 NAMES = ("prediction", "adapter", "version", "sha256", "error")
 
@@ -99,6 +100,10 @@ class AnswerColumns:
 
 def _type(pipeline: str, parameters: Mapping[str, Json]) -> pa.DataType:
     """Of one row's answer; a pipeline that is not known here answers in JSON."""
+    if pipeline == "object-detection":
+        pixels = pa.int64() if parameters.get("rounded", True) else pa.float64()
+        box = pa.struct(dict.fromkeys(_CORNERS, pixels))
+        return pa.list_(pa.struct({"score": pa.float64(), "label": pa.string(), "box": box}))
     if pipeline not in _FIELDS:
         return pa.string()
     entities = pipeline == "token-classification" and parameters.get("aggregation_strategy") not in (None, "none")

@@ -33,6 +33,7 @@ _MAX_SLOTS = 64
 _MAX_ROWS = {"cpu": 64, "cuda": 512}  # of one pass: more fill the device no better
 _BATCH = "training.per_device_train_batch_size"
 _SHARE = 0.8  # of the free memory that a plan may use
+_PASS = 0.4  # of it that a pass may, which has fewer rows where they are large
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,14 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     weights += transposes(base.backbone) if device == "cpu" else 0
     base_bytes = weights * width
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
-    pass_bytes = _activations(base, built.longest, _MAX_ROWS[device]) * width
     free = _free_memory(device)
+    max_rows = _MAX_ROWS[device]
+    while max_rows > 1 and _activations(base, built.longest, max_rows) * width > _PASS * free:
+        max_rows //= 2
+    pass_bytes = _activations(base, built.longest, max_rows) * width
     fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
     batch = min([recipe.training.per_device_train_batch_size, *choices(recipe, _BATCH)])
-    filling = -(-_MAX_ROWS[device] // batch)  # adapters whose batches fill a pass
+    filling = -(-max_rows // batch)  # adapters whose batches fill a pass
     wanted = recipe.scaling.slots or min(filling, _MAX_SLOTS, most_slots or _MAX_SLOTS)
     if fits < (recipe.scaling.slots or 1):
         least = recipe.scaling.slots or 1
@@ -125,7 +129,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         pass_bytes=pass_bytes,
         free_bytes=free,
         slots=max(1, min(wanted, fits)),
-        max_rows=_MAX_ROWS[device],
+        max_rows=max_rows,
     )
 
 

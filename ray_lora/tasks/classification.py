@@ -26,8 +26,13 @@ _TARGET = "labels"  # the class index in a row's features
 
 
 class ClassificationSpec(TaskSpec):
-    """`labels: null` takes the labels from the training data: whole numbers by value, others by word."""
+    """`labels: null` takes the labels from the training data: whole numbers by value, others by word.
 
+    Attributes:
+        least: how many labels there must be.
+    """
+
+    least: ClassVar[int] = 2
     labels: tuple[str, ...] | None = None
 
     @field_validator("labels", mode="before")
@@ -45,8 +50,9 @@ class ClassificationSpec(TaskSpec):
     @field_validator("labels")
     @classmethod
     def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-            raise ValueError("labels must be at least two different words")
+        if labels is not None and (len(labels) < cls.least or len(set(labels)) < len(labels)):
+            many = "two different words" if cls.least == 2 else "one word, and different ones"
+            raise ValueError(f"labels must be at least {many}")
         return labels
 
     @property
@@ -69,8 +75,10 @@ class Labelled:
 
     @classmethod
     def merge(cls, spec: TaskSpec, learned: Iterable[Taught]) -> TaskSpec:
-        known = cast(ClassificationSpec, spec).labels is not None
-        return spec if known else spec.model_copy(update={"labels": settle(learned)})
+        options = cast(ClassificationSpec, spec)
+        if options.labels is not None:
+            return spec
+        return spec.model_copy(update={"labels": settle(learned, options.least)})
 
 
 def taught(spec: TaskSpec, values: Iterable[tuple[int, Any]]) -> Taught:

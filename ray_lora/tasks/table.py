@@ -17,6 +17,7 @@ TASKS: dict[str, str] = {
     "token-classification": "ray_lora.tasks.token_classification:TokenClassification",
     "question-answering": "ray_lora.tasks.question_answering:QuestionAnswering",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
+    "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
 }
 DEFAULT = "text-classification"
 

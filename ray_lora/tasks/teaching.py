@@ -32,13 +32,14 @@ def teach(values: Iterable[tuple[int, Any]]) -> Taught:
     return list(words), wrong[:_MOST_NAMED]
 
 
-def settle(learned: Iterable[Taught]) -> Learnt:
-    """The labels of all blocks, in order; DataError when there are fewer than two."""
+def settle(learned: Iterable[Taught], least: int = 2) -> Learnt:
+    """The labels of all blocks, in order; DataError when there are fewer than `least`."""
     taught = list(learned)
     labels = learnt(word for words, _ in taught for word in words)
-    if len(labels) < 2:
+    if len(labels) < least:
+        needed = "at least two are" if least == 2 else f"at least {least} is"
         lines = [
-            f"the training rows have {len(labels)} different labels {list(labels)}; at least two are needed",
+            f"the training rows have {len(labels)} different labels {list(labels)}; {needed} needed",
             *(f"row {row + 1}: {why}" for _, wrong in taught for row, why in wrong),
         ]
         raise DataError("\n".join(lines))

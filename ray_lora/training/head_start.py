@@ -21,7 +21,7 @@ from ray_lora.inference.frozen import Kept, keep
 from ray_lora.inference.head_alone import fit_best
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Features, Task
+from ray_lora.tasks import Features, Task, task_of
 from ray_lora.training.job import Job
 from ray_lora.training.shards import Group, Split, Splits
 
@@ -93,11 +93,17 @@ def _spread(tensor: Tensor) -> float:
 def fits(job: Job, splits: Splits) -> bool:
     """Whether a job's head is fitted before it trains."""
     start = job.training.head_start
-    return start == "fitted" or (start == "auto" and splits.validation is not None)
+    return start == "fitted" or (start == "auto" and splits.validation is not None and _fittable(job))
+
+
+def _fittable(job: Job) -> bool:
+    """Whether `auto` tries to fit heads of the job's task: its `fits_head`, which is true where it does not say."""
+    told: bool = getattr(task_of(job.task), "fits_head", True)
+    return told
 
 
 def say_start(job: Job, splits: Splits) -> list[str]:
     """What somebody should know of how a job's head begins."""
-    if job.training.head_start != "auto" or splits.validation is not None:
+    if job.training.head_start != "auto" or splits.validation is not None or not _fittable(job):
         return []
     return [f"{job.data} has no validation rows, which training.head_start: auto asks; its heads are not fitted before"]

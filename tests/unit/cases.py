@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from torch import nn
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
+from tests.unit import detection
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -70,6 +73,37 @@ def image_case(folder: Path) -> Case:
         wrong=[
             ({"image": png(picture(0))[:99]}, "an image cannot be read"),
             ({"label": "maybe"}, "label 'maybe' is not one of 'no', 'perhaps', 'yes'"),
+        ],
+    )
+
+
+def detection_case(folder: Path) -> Case:
+    """On a folder of YOLOX's of three classes without names."""
+    rows = detection.rows(6)
+    width, height = Image.open(io.BytesIO(rows[0]["image"])).size
+    where = f"leads out of its picture of {width} x {height} pixels"
+
+    def changed(**objects: Any) -> dict[str, Any]:
+        return {"objects": {"bbox": [[1.0, 2.0, 9.0, 9.0]], "category": ["red"]} | objects}
+
+    return Case(
+        ObjectDetectionSpec(labels=tuple(sorted(detection.COLOURS))),
+        rows,
+        detection.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: detection.plain(folder),
+        targets=("C3_p3.conv1.conv", "cls_convs.0.1.conv", "reg_convs.1.0.conv", "dark2.0.conv", "lateral_conv0.conv"),
+        head=("cls_preds", "reg_preds", "obj_preds"),
+        wrong=[
+            ({"image": rows[0]["image"][:99]}, "an image cannot be read"),
+            (changed(bbox=[[1.0, 2.0, 90.0, 9.0]]), rf"box \[1.0, 2.0, 90.0, 9.0\] {where}"),
+            (changed(bbox=[[-2.0, 2.0, 9.0, 9.0]]), where),
+            (changed(bbox=[[1.0, 2.0, 9.0, -9.0]]), "has no area; boxes are .* so of corners give the differences"),
+            (changed(bbox=[[1.0, 2.0, 0.0, 9.0]]), "has no area"),
+            (changed(bbox=[[1.0, 2.0, 9.0]]), r"is not \[x, y, width, height\], four finite numbers"),
+            (changed(bbox=[[1.0, 2.0, 9.0, float("nan")]]), "four finite numbers"),
+            (changed(bbox=[]), "there are 0 boxes and 1 categories"),
+            (changed(category=["rde"]), "label 'rde' is not one of 'blue', 'red', 'white'.* did you mean 'red'"),
         ],
     )
 

@@ -10,8 +10,10 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
+from tests.unit import detection
 from tests.unit.bases import save_base
 from tests.unit.cases import (
+    detection_case,
     image_case,
     multi_label_case,
     paired_case,
@@ -40,6 +42,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "words read both ways": tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
+        "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
     }
 
 

@@ -33,7 +33,8 @@ from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import by_tokens, chunks, embed, predict
 from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
 from ray_lora.tasks import Row, Task, build_task, plain_spec, row_of
-from ray_lora.tasks.image_classification import ImageClassificationSpec, _open
+from ray_lora.tasks.image_classification import ImageClassificationSpec
+from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import Learnt, label_index, learnt
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conformance import check_task
@@ -408,7 +409,7 @@ def test_images_are_upright_as_transformers_sees_them(kind: str, orientation: in
     data = photo(kind, orientation)
     right = np.asarray(load_image(Image.open(io.BytesIO(data))))
     for form in (data, base64.b64encode(data).decode(), Image.open(io.BytesIO(data)), {"bytes": data, "path": "a"}):
-        assert np.array_equal(np.asarray(_open(form)), right)
+        assert np.array_equal(np.asarray(open_picture(form)), right)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_images_are_upright_as_transformers_sees_them(kind: str, orientation: in
     ],
 )
 def test_images_of_other_colours_are_as_transformers_sees_them(data: bytes) -> None:
-    assert np.array_equal(np.asarray(_open(data)), np.asarray(load_image(Image.open(io.BytesIO(data)))))
+    assert np.array_equal(np.asarray(open_picture(data)), np.asarray(load_image(Image.open(io.BytesIO(data)))))
 
 
 def test_a_palette_with_many_alphas_is_read_without_a_warning() -> None:
@@ -432,7 +433,7 @@ def test_a_palette_with_many_alphas_is_read_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         right = np.asarray(load_image(Image.open(io.BytesIO(data))))
-    assert np.array_equal(np.asarray(_open(data)), right)
+    assert np.array_equal(np.asarray(open_picture(data)), right)
 
 
 @pytest.mark.parametrize(
@@ -443,18 +444,18 @@ def test_images_that_eight_bits_cannot_hold_are_refused(kind: str, said: str) ->
     image.save(buffer, "TIFF")
     for form in (image, buffer.getvalue()):
         with pytest.raises(DataError, match=f"its pixels are .*{said}.* scale it to 8 bits"):
-            _open(form)
+            open_picture(form)
 
 
 def test_images_that_are_too_large_or_torn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torn = Image.open(io.BytesIO(photo("PNG")[:-60]))  # opens, and breaks when it is read
     with pytest.raises(DataError, match="an image cannot be read"):
-        _open(torn)
+        open_picture(torn)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all that Pillow does up to twice as many
         with pytest.raises(DataError, match="30 by 20 pixels; scale it down"):
-            _open(photo("PNG"))
+            open_picture(photo("PNG"))
 
 
 def test_an_image_struct_is_a_requests_value(image_base: Base) -> None:

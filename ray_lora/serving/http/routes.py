@@ -21,6 +21,7 @@ from ray_lora.serving.http.asking import chosen, headers_of, ref_of, user_of
 from ray_lora.serving.http.hub import add_hub
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.page import add_page
+from ray_lora.serving.http.raw import RawInputs
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.names import BASE
@@ -35,6 +36,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
     faults.install(app)
+    app.add_middleware(RawInputs)
     app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
     app.add_middleware(RequestId, echo=echo_ids)
 

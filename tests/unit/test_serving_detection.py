@@ -1,0 +1,131 @@
+"""Detectors behind the endpoint: rows of several adapters and sizes in one pass, and Hugging Face's client as it is."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from huggingface_hub import InferenceClient, constants
+
+from ray_lora import BaseSpec, Card, load_base
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.predict import predict
+from ray_lora.recipe import LoraSpec
+from ray_lora.store import open_store
+from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
+from tests.conformance.rules import near
+from tests.unit.detection import COLOURS, rows, tiny
+from tests.unit.http_server import serving
+
+LABELS = tuple(sorted(COLOURS))
+NAMES = ("one", "two")
+ASK = {"threshold": 0.2, "top_k": 5}
+PICTURES = [row["image"] for row in rows(6)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/, a tiny YOLOX, and store/ with two adapters of random numbers that are sure of something."""
+    root = tmp_path_factory.mktemp("detectors")
+    base = load_base(BaseSpec(model=str(tiny(root / "base")), dtype="float32"))
+    task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
+    engine = AdapterEngine(base, slots=2, max_rank=4)
+    for seed, name in enumerate(NAMES):
+        lora = LoraSpec(r=2 + 2 * seed, target_modules=("conv",), exclude_modules=("stem.conv",))
+        slot = engine.init(lora, task.head, seed=seed)
+        draw = torch.Generator().manual_seed(seed)
+        spread = {key: 0.03 if "lora" in key else 0.3 for key in engine.read(slot)}
+        fresh = {
+            key: torch.randn(value.shape, generator=draw) * spread[key] for key, value in engine.read(slot).items()
+        }
+        sure = {key: value + 2 for key, value in fresh.items() if "obj_preds" in key and key.endswith("bias")}
+        engine.write(slot, fresh | sure)
+        engine.refresh([slot])
+        open_store(str(root / "store")).put(engine.export(slot, Card(task=task.spec, base=str(root / "base"))), name)
+    engine.close()
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path) -> dict[str, list[Any]]:
+    """What each adapter answers by itself, to each picture."""
+    found = {}
+    for name in NAMES:
+        base = load_base(BaseSpec(model=str(world / "base"), dtype="float32"))
+        task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
+        engine = AdapterEngine(base, slots=1, max_rank=4)
+        slot = engine.load(open_store(str(world / "store")).load(name)[1])
+        features = task.encode([{"image": picture} for picture in PICTURES])
+        found[name] = [predict(engine, {slot: task}, features, [slot] * 6, [options] * 6) for options in (ASK, {})]
+        engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def address(world: Path) -> Iterator[str]:
+    with serving(world) as address:
+        yield address
+
+
+def test_every_picture_is_answered_in_its_own_pixels(address: str, alone: dict[str, list[Any]]) -> None:
+    inputs = [base64.b64encode(picture).decode() for picture in PICTURES]
+
+    def ask(name: str) -> Any:
+        body = {"model": name, "inputs": inputs, "parameters": ASK}
+        reply = httpx.post(f"{address}/v1/predict", json=body, timeout=None)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+    with ThreadPoolExecutor(2) as pool:
+        for name, told in zip(NAMES, pool.map(ask, NAMES), strict=True):
+            assert told["task"] == "object-detection"
+            assert near(told["predictions"], alone[name][0])
+    assert alone["one"][0] != alone["two"][0]
+    assert any(alone["one"][0])
+    assert all(len(answer) <= 5 for answer in alone["one"][0])
+
+
+def test_wrong_requests_say_why(address: str) -> None:
+    picture = base64.b64encode(PICTURES[0]).decode()
+    for inputs, parameters, why in (
+        (picture, {"iou": 2}, "iou 2 must be a number from 0 to 1"),
+        (picture, {"nms": 0.5}, "it takes threshold, iou, top_k, rounded"),
+        ("no picture", {}, "an image cannot be read"),
+        (7, {}, "an image is a int"),
+    ):
+        body = {"model": "one", "inputs": inputs, "parameters": parameters}
+        reply = httpx.post(f"{address}/v1/predict", json=body, timeout=None)
+        assert reply.status_code == 400
+        assert why in reply.json()["error"]["message"]
+    (listed,) = [one for one in httpx.get(f"{address}/v1/models").json()["data"] if one["id"] == "one"]
+    assert (listed["labels"], listed["input"]) == (list(LABELS), ["image"])
+    assert listed["full"]["threshold"] == 0.0
+
+
+def test_hugging_faces_client_works_as_it_is(
+    address: str, alone: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sends a picture as it is where there are no parameters, as base64 in JSON otherwise."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    client = InferenceClient(model=f"{address}/models/one")
+    (tmp_path / "picture.png").write_bytes(PICTURES[0])
+    wanted = alone["one"][0][0]
+    for given in (PICTURES[0], str(tmp_path / "picture.png")):
+        found = client.object_detection(given, threshold=0.2)[:5]
+        assert [(one.label, one.score) for one in found] == [(w["label"], pytest.approx(w["score"])) for w in wanted]
+        assert [vars(one.box) for one in found] == [one["box"] for one in wanted]
+        plain = client.object_detection(given)
+        assert [vars(one.box) for one in plain] == [one["box"] for one in alone["one"][1][0]]
+    broken = httpx.post(f"{address}/models/one", content=PICTURES[0][:80], headers={"content-type": "image/png"})
+    assert broken.status_code == 400
+    assert "an image cannot be read" in broken.text
+    text = httpx.post(f"{address}/models/one", content=b'{"inputs": ""}', headers={"content-type": "image/png"})
+    assert "an image cannot be read (cannot identify" in text.text
+    page = httpx.post(f"{address}/models/one", content=b"<html>", headers={"content-type": "text/html"})
+    assert page.status_code in (400, 422)
