@@ -30,7 +30,7 @@ from ray_lora.tasks import Column
 MOST_NAMED = 10  # wrong rows in one message
 
 
-class TooManyErrorsError(RayLoraError):
+class TooManyErrorsError(RayLoraError, RuntimeError):
     """More rows have errors than the run may have."""
 
 

@@ -243,13 +243,13 @@ def test_map_batches_answers(world: Path, right: list[dict[str, Any]]) -> None:
         assert (row["prediction"] or {}).get("label") == (wanted["prediction"] or {}).get("label")
 
 
-def test_nodes_that_die_cost_nothing(world: Path, right: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_nodes_that_die_cost_nothing(
+    world: Path, right: list[dict[str, Any]], tmp_path: Path, own_ray: dict[str, str]
+) -> None:
     for name in ("rows", "store"):
         (tmp_path / name).symlink_to(world / name)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    environment.pop("RAY_ADDRESS", None)
     program = [sys.executable, "-m", "tests.ray.nodes_that_answer", str(tmp_path)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True)
+    done = subprocess.run(program, env=own_ray, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["killed"], told["rows"], told["errors"]) == (2, 1200, 6)

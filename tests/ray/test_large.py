@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -150,15 +149,14 @@ def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp
         prepared(recipe.override({"data.train": folder}))
 
 
-def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: Path) -> None:
+def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: Path, own_ray: dict[str, str]) -> None:
     """Four nodes with a disk each: one dies while files are read, one while they are encoded, one before workers want
     what it had."""
     recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
     expected = alone(recipe, tmp_path / "alone")[1]
     folder = in_files(table(tmp_path / "train.jsonl"), tmp_path / "rows", 24)
     (tmp_path / "recipe.json").write_text(recipe.override({"data.train": folder}).model_dump_json())
-    environment = os.environ | {"PYTHONPATH": str(ROOT), FOLDER: str(tmp_path / "kept")}
-    environment.pop("RAY_ADDRESS", None)
+    environment = own_ray | {FOLDER: str(tmp_path / "kept")}
     program = [sys.executable, "-m", "tests.ray.four_nodes", str(tmp_path)]
     done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
