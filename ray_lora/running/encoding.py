@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,17 +109,17 @@ def survey(glances: Sequence[Glance], data: DataSpec, spec: TaskSpec, tell: Tell
 
 
 def encode(
-    pieces: Sequence[Piece], names: Sequence[str], encoder: Encoder, data: DataSpec, tell: Tell
+    pieces: Sequence[Piece], names: Sequence[str], encoder: Encoder, data: DataSpec, tell: Tell, begun: float
 ) -> tuple[list[Shard], list[Wrong]]:
     """Check and encode pieces, each into the cache of the node where that is done.
 
     Args:
-        names: of each piece, in the cache.
+        names: of each piece, in the cache. begun: as `kept` has it.
 
     Returns:
         the shards of pieces that are right, in the pieces' order, and what is wrong in the others.
     """
-    told, begun = ray.put(encoder), time.time()
+    told = ray.put(encoder)
     named = dict(zip(pieces, names, strict=True))
 
     def made(piece: Piece) -> Shard | Wrong:
@@ -141,7 +140,7 @@ class WrongRowsError(DataError):
     wrong: Wrong
 
 
-def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec, begun: float = 0.0) -> EncodedFile:
+def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec, begun: float) -> EncodedFile:
     """A piece's encoded rows in this node's cache, made where they are not there.
 
     Args:
@@ -165,7 +164,8 @@ def kept(piece: Piece, name: str, encoder: Encoder, data: DataSpec, begun: float
                 error.wrong = Wrong(piece, tuple(wrong[:MOST_NAMED]), max(0, len(wrong) - MOST_NAMED))
                 raise error
             write_rows(path, _encoded(table, encoder.task))
-            cache.trim()
+            if cache.over() > 0:
+                cache.trim()
             if cache.over() > 0:
                 raise DataError(
                     f"the encoded rows of this run alone take more than {bound() / 1e9:g} GB; "

@@ -9,6 +9,7 @@ It knows files, pieces and what is remembered of them; what is done with a piece
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -48,6 +49,7 @@ class Encoded:
         shards: in the rows' order; firsts: the number, in the split, of each one's first row.
         encoder: a reference to what `ray.put` was given.
         key: of the encoder; data: which column is which.
+        begun: when this run began to use what is kept, which nobody removes to make room for more of it.
     """
 
     shards: tuple[Shard, ...]
@@ -55,6 +57,7 @@ class Encoded:
     key: str
     data: DataSpec
     sha256: str
+    begun: float
 
     @property
     def rows(self) -> int:
@@ -85,15 +88,16 @@ def prepare_large(
     Raises:
         DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
     """
-    data, key = recipe.data, _key(recipe, files)
+    data, key, begun = recipe.data, _key(recipe, files), time.time()
     known = recall(key, files) or _look(recipe, files, tell)
     encoder = Encoder.of(known.task, processor, data.columns)
     pieces = {split: known.pieces[split] for split in files}
-    shards = _encoded(pieces, known, encoder, data, tell)
+    shards = _encoded(pieces, known, encoder, data, tell, begun)
     remember(key, replace(known, rows={split: [shard.rows for shard in found] for split, found in shards.items()}))
     told = ray.put(encoder)
     return known.task, {
-        split: Encoded(tuple(found), told, encoder.key, data, known.sha256(split)) for split, found in shards.items()
+        split: Encoded(tuple(found), told, encoder.key, data, known.sha256(split), begun)
+        for split, found in shards.items()
     }
 
 
@@ -142,7 +146,12 @@ def _columns(piece: Piece) -> set[str]:
 
 
 def _encoded(
-    pieces: Mapping[str, Sequence[Piece]], known: Remembered, encoder: Encoder, data: DataSpec, tell: Tell
+    pieces: Mapping[str, Sequence[Piece]],
+    known: Remembered,
+    encoder: Encoder,
+    data: DataSpec,
+    tell: Tell,
+    begun: float,
 ) -> dict[str, list[Shard]]:
     """The shards of all pieces: those that some node has, and those that are made now."""
     names = {split: [_name(piece, known.digests[split][piece.number]) for piece in pieces[split]] for split in pieces}
@@ -157,7 +166,7 @@ def _encoded(
             else:
                 missing[name] = piece
     if missing:
-        made, wrong = encode(list(missing.values()), list(missing), encoder, data, tell)
+        made, wrong = encode(list(missing.values()), list(missing), encoder, data, tell, begun)
         raise_wrong(((one.piece.file.path, one.rows) for one in wrong), sum(one.more for one in wrong))
         found |= {shard.name: shard for shard in made}
     return {split: [found[name] for name in mine] for split, mine in names.items()}
@@ -241,7 +250,7 @@ def opened(shard: Shard, split: Encoded) -> EncodedFile:
             return cache.open(split.key, shard.name)
         except (RayError, OSError):  # that node, or what it had, is gone
             pass
-    return kept(shard.piece, shard.name, fetched(split.encoder), split.data)
+    return kept(shard.piece, shard.name, fetched(split.encoder), split.data, split.begun)
 
 
 def _bytes(encoder: str, name: str) -> bytes:
