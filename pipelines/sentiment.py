@@ -50,7 +50,8 @@ SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here 
 MAILS = (
     "task.labels=[ham, spam]",
     "task.max_length=128",
-    "training.num_train_epochs=3",
+    "training.num_train_epochs=4",  # this and the rate by the validation rows, of 2 to 5 epochs at 3e-4 to 1e-3
+    "training.learning_rate=5e-4",
     "training.eval_steps=null",
 )
 SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
