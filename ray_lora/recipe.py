@@ -27,6 +27,7 @@ __all__ = [
     "DataSpec",
     "Json",
     "LoraSpec",
+    "PersonalSpec",
     "Recipe",
     "ScalingSpec",
     "SearchSpec",
@@ -133,6 +134,22 @@ class SearchSpec(Spec):
     seed: int = 0
 
 
+class PersonalSpec(Spec):
+    """One adapter for each person, site, shop or device of one table: `ray-lora personal`."""
+
+    key: str | None = None  # the column that says whose a row is
+    group: str | None = (
+        None  # the column of a person's group, which gets an adapter of its own; null: all are one group
+    )
+    order: str | None = None  # the column that says when a row was; null: rows stand in their files as they came
+    min_rows: int = Field(default=16, ge=4)  # who has fewer has the group's adapter
+    held_out: float = Field(default=0.25, gt=0, lt=1)  # share of everyone's rows, the latest, that choose
+    parent: str | None = None  # a ref in the store that groups begin from; null: they begin as any adapter does
+    num_train_epochs: int = Field(default=4, ge=1)  # of a person; a group has training's
+    learning_rate: float | None = Field(default=None, gt=0)  # of a person; null: training's
+    per_device_train_batch_size: int | None = Field(default=None, ge=1)  # of a person; null: training's
+
+
 class ScalingSpec(Spec):
     """Ray's `ScalingConfig` for one pack, and how many packs."""
 
@@ -159,6 +176,7 @@ class Recipe(Spec):
     lora: LoraSpec = LoraSpec()
     training: TrainingSpec = TrainingSpec()
     search: SearchSpec = SearchSpec()
+    personal: PersonalSpec = PersonalSpec()
     scaling: ScalingSpec = ScalingSpec()
     tracking: TrackingSpec = TrackingSpec()
     store: str = "./store"

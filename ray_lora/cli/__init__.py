@@ -14,7 +14,7 @@ from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
 app = new_group("Train, search and serve many LoRA adapters on one shared frozen base.")
-for command in (runs.train, runs.search, runs.plan, use.evaluate, use.predict, use.serve, runs.schema):
+for command in (runs.train, runs.search, runs.personal, runs.plan, use.evaluate, use.predict, use.serve, runs.schema):
     app.command()(command)
 for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab):
     adapters.app.command()(steering)

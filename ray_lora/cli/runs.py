@@ -35,6 +35,17 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFla
         say(result, trials_table, f"best: {best['ref']}, {scores(best['metrics'])}; {result['seconds']:.0f} s")
 
 
+def personal(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
+    """Train an adapter for each person of the recipe's table and put them into its store."""
+    with answering(as_json) as say:
+        read = Recipe.load(recipe, overrides or [])
+        from ray_lora.running.people import personal_recipe
+
+        result = personal_recipe(read)
+        lines = [[key, value] for key, value in result.items()]
+        say(result, table(["", ""], lines))
+
+
 def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
     """Say what the recipe will cost in memory, steps and parameters, before anything starts."""
     with answering(as_json) as say:

@@ -208,10 +208,14 @@ class AdapterEngine:
             self.layers[name].init(slot, generator)
         if head is not None:
             self.heads[head.architecture].init(slot, head.num_labels, generator, head.labels)
-        if config.lora_dropout:
-            self.dropout[slot] = config.lora_dropout
+        self.drop(slot, config.lora_dropout)
         self.refresh([slot])
         return slot
+
+    def drop(self, slot: int, share: float) -> None:
+        """The share of what a slot's low-rank layers read that passes with draws drop."""
+        if share:
+            self.dropout[slot] = share
 
     def load(self, adapter: Adapter) -> int:
         """Put an adapter into a free slot; returns the slot. One without a head answers with the base's own, as in

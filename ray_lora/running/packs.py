@@ -212,7 +212,7 @@ class PackRun:
         told = PackConfig(
             pack=f"pack-{number}",
             coordinator=self.coordinator,
-            base=_for_workers(self.prepared),
+            base=base_for_workers(self.prepared),
             sources=self.prepared.sources,
             output=str(self.output / "jobs"),
             slots=plan.slots,
@@ -283,7 +283,7 @@ class PackRun:
         self.progress.show(records)
 
 
-def _for_workers(prepared: Prepared) -> BaseSpec:
+def base_for_workers(prepared: Prepared) -> BaseSpec:
     """The base as a process in another folder names it: a relative folder becomes an absolute one."""
     spec, folder = prepared.recipe.base, prepared.base.folder
     local = folder == Path(spec.model).expanduser()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Pack:
     def __init__(
         self,
         engine: AdapterEngine,
-        data: Mapping[str, Splits],
+        data: MutableMapping[str, Splits],
         *,
         group: Group = ALONE,
         output: Path | None = None,
@@ -79,8 +79,12 @@ class Pack:
 
     # ---------------------------------------------------------------- joining and leaving
 
-    def join(self, job: Job, state: Path | None = None) -> int:
+    def join(self, job: Job, state: Path | None = None, begin: Adapter | None = None) -> int:
         """Give a job a slot, fresh or as its checkpoint left it; returns the slot.
+
+        Args:
+            state: the folder of its checkpoint, where it may have one.
+            begin: what it goes on from instead of a fresh adapter; of the job's own ranks, targets and task.
 
         Raises:
             RecipeError: its targets or ranks do not fit the base.
@@ -96,14 +100,18 @@ class Pack:
         batch = job.training.per_device_train_batch_size * self.group.world
         per_epoch = math.ceil(splits.train.total / batch)
         total = steps_of(job.training, per_epoch)
-        slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
+        if begin is None:
+            slot = self.engine.init(job.lora, task.head, job.training.seed, task.peft_type)
+        else:
+            slot = self.engine.load(begin)
+            self.engine.drop(slot, job.lora.lora_dropout)
         self.optimizer.join(slot, job.training, total)
         member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
         try:
             if state is not None and has_state(state):
                 member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
-            else:
+            elif begin is None:
                 with self._timed("head_start"):
                     self.starts.begin(job, task, splits, slot)
         except AdapterError:
@@ -163,7 +171,7 @@ class Pack:
         # a job whose last checkpoint was its last step has only its evaluation left
         training = [member for member in members if member.step < member.total]
         if training:
-            self._train(training)
+            self.train(training)
         failed = [member for member in training if not math.isfinite(member.losses[-1] + member.grad_norm)]
         with self._timed("evaluate"):
             due = [member for member in members if member not in failed and self._evaluates(member)]
@@ -177,7 +185,8 @@ class Pack:
                 reports += self._report(member, rates[member.slot], scores.get(member.job.name))
         return reports
 
-    def _train(self, members: Sequence[Member]) -> None:
+    def train(self, members: Sequence[Member]) -> None:
+        """One optimizer step of members that have one left, each on its own next batch; nothing is evaluated."""
         sums, counts = self._gradients(members)
         with self._timed("reduce"):
             self._reduce(sums, counts, members)

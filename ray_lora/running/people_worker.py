@@ -1,0 +1,106 @@
+"""A worker that trains people: an actor with the base that is given blocks of people and puts adapters into the store.
+
+It keeps the encoded rows and the adapters that people begin as; killed, it begins again with the block that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import AdapterNotFoundError
+from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec
+from ray_lora.running.plan import Plan
+from ray_lora.running.sources import Source, load_splits
+from ray_lora.store import CHAMPION, Store, open_store
+from ray_lora.tasks import build_task
+from ray_lora.training.job import Job
+from ray_lora.training.people import Outcome, Share, train_people
+
+
+@dataclass(frozen=True)
+class Began:
+    """What people begin as.
+
+    Attributes:
+        ref: `name@version`. name: what it is called without a version.
+    """
+
+    ref: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PeopleTold:
+    """What a worker is told at its start."""
+
+    base: BaseSpec
+    source: Source
+    lora: LoraSpec
+    plan: Plan
+    store: str
+    tracking: str | None
+
+
+class PeopleWorker:
+    """See the module."""
+
+    def __init__(self, told: PeopleTold) -> None:
+        import ray
+
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        self._told = told
+        self._store = open_store(told.store, told.tracking)
+        base = load_base(told.base, told.plan.device)
+        embeddings = any("embed" in str(target) for target in told.lora.target_modules)
+        self._engine = AdapterEngine(
+            base, slots=told.plan.slots, max_rank=told.plan.max_rank, train=True, embeddings=embeddings
+        )
+        self._task = build_task(told.source.task, base.processor)
+        self._engine.reserve_head(self._task.head)
+        self._rows = load_splits(told.source, self._task, 0, 1).train.rows
+        self._begins: dict[str | None, Adapter | None] = {None: None}
+
+    def train(
+        self, number: int, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Train a block; its number, and a line for each of its people in the order in which they ended."""
+        for share in shares:
+            if share.begin is not None and share.begin not in self._begins:
+                self._begins[share.begin] = self._store.load(share.begin)[1]
+        job = Job("people", "people", self._told.source.task, self._told.lora, training)
+        outcomes = train_people(self._engine, self._begins, job, self._rows, shares, self._told.plan.max_rows)
+        return number, [self._kept(outcome, names[outcome.name]) for outcome in outcomes]
+
+    def _kept(self, outcome: Outcome, name: str) -> dict[str, Any]:
+        """An outcome's line, once its adapter is in the store."""
+        ref = None if outcome.adapter is None else put(self._store, outcome.adapter, name)
+        return {
+            "name": outcome.name,
+            "rows": outcome.rows,
+            "later": outcome.later,
+            "loss_before": outcome.loss_before,
+            "loss_after": outcome.loss_after,
+            "before": outcome.before,
+            "after": outcome.after,
+            "epoch": outcome.epoch,
+            "adapter": ref,
+            "error": outcome.error,
+        }
+
+
+def put(store: Store, adapter: Adapter, name: str) -> str:
+    """The ref of an adapter in the store, put there unless the name's champion is it."""
+    try:
+        entry = store.resolve(name)
+        if entry.sha256 == adapter.sha256:
+            return entry.ref
+    except AdapterNotFoundError:
+        pass
+    return store.put(adapter, name, aliases=(CHAMPION,)).ref
