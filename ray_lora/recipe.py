@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
+from ray_lora.transform_spec import TransformSpec
 
 __all__ = [
     "BaseSpec",
@@ -34,6 +35,7 @@ __all__ = [
     "TaskSpec",
     "TrackingSpec",
     "TrainingSpec",
+    "TransformSpec",
     "check_key",
 ]
 
@@ -158,6 +160,8 @@ class Recipe(Spec):
     data: DataSpec = DataSpec()
     lora: LoraSpec = LoraSpec()
     training: TrainingSpec = TrainingSpec()
+    # what is done to training rows, one after the other
+    augmentation: tuple[SerializeAsAny[TransformSpec], ...] = Field(default=(), exclude_if=lambda told: not told)
     search: SearchSpec = SearchSpec()
     scaling: ScalingSpec = ScalingSpec()
     tracking: TrackingSpec = TrackingSpec()

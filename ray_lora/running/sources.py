@@ -228,4 +228,7 @@ def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int)
 
 def jobs_of(recipes: Mapping[str, Recipe], sources: Mapping[str, Source]) -> list[Job]:
     """One job a recipe, on the source of the same name."""
-    return [Job(name, name, sources[name].task, recipe.lora, recipe.training) for name, recipe in recipes.items()]
+    return [
+        Job(name, name, sources[name].task, recipe.lora, recipe.training, recipe.augmentation)
+        for name, recipe in recipes.items()
+    ]
