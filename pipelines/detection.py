@@ -2,8 +2,8 @@
 
     python -m pipelines.detection [--smoke] [--seeds N] [--json] [--keep] [key=value ...]
 
-The base is YOLOX-Tiny as sml2h3 trained it (PyPI's ddddocr, MIT), for pictures of 256 x 256; what it knows is one class,
-the glyphs and icons of captchas. Before stands the base, whose four classes begin unsure.
+The base is YOLOX-Tiny as sml2h3 trained it (PyPI's ddddocr, MIT), for pictures of 256 x 256; what it knows is one
+class, the glyphs and icons of captchas. Before stands the base, whose four classes begin unsure.
 """
 
 from __future__ import annotations

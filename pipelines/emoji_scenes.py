@@ -3,9 +3,9 @@
     python -m pipelines.emoji_scenes [--out data]
 
 Twemoji's drawings (Twitter and contributors, CC-BY-4.0, 64 x 64 pixels with alpha) from npm `emoji-datasource-twitter`
-16.0.0, turned, mirrored and scaled, lie on crops of scikit-learn's two photographs. A drawing is in one split alone, and so
-is a part of a photograph: training crops are of its left three fifths, the others of the rest. A box holds the pixels that a
-drawing covers by half or more; where another drawing lies over a corner of it, it is the whole drawing's.
+16.0.0, turned, mirrored and scaled, lie on crops of scikit-learn's two photographs. A drawing is in one split alone,
+and so is a part of a photograph: training crops are of its left three fifths, the others of the rest. A box holds the
+pixels that a drawing covers by half or more; where another drawing lies over a corner of it, it is the whole drawing's.
 
     data/detection/{train,validation,test}.parquet
     data/yolox-tiny-256/        the packaged base `yolox-tiny`, the same numbers, for pictures of 256 x 256 pixels
