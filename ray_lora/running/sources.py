@@ -89,7 +89,8 @@ def prepare(
 def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
     """The files of each split that the recipe gives."""
     given = {split: getattr(recipe.data, split) for split in SPLITS}
-    return {split: find_files(paths, split) for split, paths in given.items() if paths is not None}
+    found = {split: paths for split, paths in given.items() if paths is not None}
+    return {split: find_files(paths, split, recipe.data.images_of(split)) for split, paths in found.items()}
 
 
 def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:

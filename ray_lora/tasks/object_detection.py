@@ -83,13 +83,16 @@ class ObjectDetection(Labelled):
         """Every picture is decoded: its end may be missing, and its size says whether boxes are in it."""
         images = (image for chunk in block.column("image").chunks for image in chunk)
         for row, (image, objects) in enumerate(zip(images, block.column("objects").to_pylist(), strict=True)):
+            value = image.as_py()
             try:
-                width, height = open_picture(image.as_py()).size
-                why = outside(objects_of(objects)[0], width, height)
+                width, height = open_picture(value).size
+                boxes = [box for crowds in (False, True) for box in objects_of(objects, crowds)[0]]
+                why = outside(boxes, width, height)
             except DataError as error:
                 why = str(error)
             if why is not None:
-                yield row, why
+                name = value.get("path") if isinstance(value, Mapping) else None
+                yield row, f"picture {name!r}: {why}" if name else why
         yield from wrong_labels(_categories(block), cast(ClassificationSpec, spec).labels or ())
 
     @classmethod
@@ -110,6 +113,9 @@ class ObjectDetection(Labelled):
             boxes, categories = objects_of(row["objects"])
             features["boxes"] = [clipped(box, *picture.size) for box in boxes]
             features["classes"] = [label_index(category, self.labels) for category in categories]
+            boxes, categories = objects_of(row["objects"], crowds=True)
+            features["crowd_boxes"] = [clipped(box, *picture.size) for box in boxes]
+            features["crowd_classes"] = [label_index(category, self.labels) for category in categories]
         return features
 
     def size(self, features: Features) -> int:
@@ -215,7 +221,7 @@ def _categories(block: pa.Table) -> Iterable[tuple[int, Any]]:
     """(row, category) of every object; none of rows whose objects are wrong, which `check` names."""
     for row, objects in enumerate(block.column("objects").to_pylist()):
         try:
-            _, categories = objects_of(objects)
+            categories = [one for crowds in (False, True) for one in objects_of(objects, crowds)[1]]
         except DataError:
             continue
         yield from ((row, category) for category in categories)
