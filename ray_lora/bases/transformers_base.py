@@ -30,6 +30,9 @@ _WRONG = (
     struct.error,
 )  # what transformers raises for files it cannot use
 
+_ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
+_SEGMENTS = "AutoModelForSemanticSegmentation"
+
 _LOADING = threading.RLock()
 
 
@@ -44,7 +47,7 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
 
     try:
         with quiet():
-            return AutoModel.from_pretrained(
+            model = AutoModel.from_pretrained(
                 *_place(path),
                 dtype=dtype,
                 attn_implementation=attention,
@@ -52,6 +55,7 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
                 use_safetensors=True,
                 **_within(path),
             )
+            return _telling(model)
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be loaded from {str(path)!r}: {error}") from None
 
@@ -64,9 +68,16 @@ def describe_backbone(path: Path, model: str) -> Any:
         with quiet():
             config = AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
         with torch.device("meta"):
-            return AutoModel.from_config(config)
+            return _telling(AutoModel.from_config(config))
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be read from {str(path)!r}: {error}") from None
+
+
+def _telling(model: Any) -> Any:
+    """The model, which gives all hidden states where a head needs them."""
+    if model.config.model_type in _ALL_STAGES:
+        model.config.output_hidden_states = True
+    return model
 
 
 def load_processor(path: Path) -> Any:
@@ -173,6 +184,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
     if factory is None:
         raise AdapterError(
             f"transformers has no class {spec.architecture!r}; name a class such as AutoModelForSequenceClassification"
+        )
+    if spec.architecture == _SEGMENTS and config.model_type not in _ALL_STAGES:
+        raise AdapterError(
+            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
+            f"of transformers {', '.join(_ALL_STAGES)} is"
         )
     try:
         with torch.device("meta"):
