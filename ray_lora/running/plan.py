@@ -91,6 +91,11 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     _probe_once(recipe, base, head)
     engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
     engine.reserve_head(head)
+    if recipe.training.head_start == "fitted" and base.own_outputs(head.architecture) is not None:
+        raise RecipeError(
+            f"training.head_start: fitted has nothing to fit: the head of {task.type} is the base's own and is never "
+            "trained; leave it out"
+        )
     for lora in lora_choices(recipe):
         engine.match(lora, head)
     slot = engine.init(recipe.lora, head, seed=0)

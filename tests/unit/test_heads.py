@@ -351,10 +351,10 @@ def test_sizes_that_grow_unevenly_with_the_labels_are_refused() -> None:
 
 
 def test_a_head_tied_to_the_base_is_refused(tmp_path: Path) -> None:
-    folder = save_base("gpt2", tmp_path / "gpt2")
+    folder = save_base("bert", tmp_path / "bert")
     engine = AdapterEngine(open_base(folder), slots=1)
-    with pytest.raises(AdapterError, match=r"ties 'lm_head.weight' to another weight.*tie_word_embeddings: false"):
-        engine.reserve_head(HeadSpec("AutoModelForCausalLM", 2))
+    with pytest.raises(AdapterError, match=r"ties 'cls.*' to another weight.*tie_word_embeddings: false"):
+        engine.reserve_head(HeadSpec("AutoModelForMaskedLM", 2))
 
 
 def test_a_head_of_another_shape_says_both(oracles: list[tuple[Any, Path]]) -> None:
