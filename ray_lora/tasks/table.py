@@ -18,6 +18,7 @@ TASKS: dict[str, str] = {
     "question-answering": "ray_lora.tasks.question_answering:QuestionAnswering",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
     "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
+    "sequential-recommendation": "ray_lora.tasks.sequential_recommendation:SequentialRecommendation",
 }
 DEFAULT = "text-classification"
 

@@ -17,11 +17,12 @@ from ray_lora.tasks import Row
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection
+from tests.unit import detection, histories
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -104,6 +105,23 @@ def detection_case(folder: Path) -> Case:
             (changed(bbox=[[1.0, 2.0, 9.0, float("nan")]]), "four finite numbers"),
             (changed(bbox=[]), "there are 0 boxes and 1 categories"),
             (changed(category=["rde"]), "label 'rde' is not one of 'blue', 'red', 'white'.* did you mean 'red'"),
+        ],
+    )
+
+
+def recommendation_case(folder: Path) -> Case:
+    """On a folder of SASRec's, whose items are numbers and whose output layer no adapter has a copy of."""
+    return Case(
+        SequentialRecommendationSpec(),
+        histories.rows(7),
+        histories.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: histories.plain(folder),
+        targets=("query", "value", "merge", "up", "down"),
+        head=(),
+        wrong=[
+            ({"items": []}, "items .* are no history; give a list of ids, the oldest first"),
+            ({"items": [905, None]}, r"items \[905, None\] hold None, which is no id"),
         ],
     )
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection
+from tests.unit import detection, histories
 from tests.unit.bases import save_base
 from tests.unit.cases import (
     detection_case,
@@ -18,6 +18,7 @@ from tests.unit.cases import (
     multi_label_case,
     paired_case,
     question_case,
+    recommendation_case,
     regression_case,
     tagged_both_ways_case,
     tagged_case,
@@ -43,6 +44,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
+        "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
     }
 
 
