@@ -4,7 +4,8 @@
     score_full(data, rate=3e-4, seed=0, on="test")["f1_macro"]
 
 Both are of any task: the plain class is the one that `task.head` names; loss, answers and scores are the task's. Rows,
-their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's.
+their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's. Where no adapter has a head of
+its own, the output layer is trained alone for comparison.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import transformers
 from transformers import get_scheduler
 
+from ray_lora.bases import builders
+from ray_lora.bases.built import plain_of
 from ray_lora.bases.load import Base, load_base, locate
 from ray_lora.data.check import learn
 from ray_lora.data.rows import read_rows
@@ -32,6 +35,7 @@ from ray_lora.tasks import Features, Task, build_task, task_class
 from ray_lora.tasks.classification import Classification
 from ray_lora.training.member import steps_of
 
+OUTPUT_RATES = (1e-3, 3e-3, 1e-2)  # of the output layer alone; validation rows choose
 _WINDOWS = 16  # in one pass of full training: a long row of many windows is several passes' worth of memory
 
 
@@ -72,6 +76,8 @@ class Data:
 def score_head(data: Data) -> dict[str, float]:
     """Held-out scores of the best head alone on the frozen base: of the task's own class, and for a label a row also a
     logistic regression on mean-pooled features, which is often better; validation rows choose."""
+    if data.base.own_outputs(data.task.head.architecture) is not None:
+        return _score_output_layer(data)
     engine, task = AdapterEngine(data.base, slots=1, max_rank=1), data.task
     train, validation, test = (data.rows(split) for split in ("train", "validation", "test"))
     heads = [head_alone(engine, task, train, validation)]
@@ -82,6 +88,15 @@ def score_head(data: Data) -> dict[str, float]:
     scores = task.score(best(test), test)
     engine.close()
     return scores
+
+
+def _score_output_layer(data: Data) -> dict[str, float]:
+    """Held-out scores of the output layer trained alone, by gradient steps, on the frozen base."""
+    task, (validation, test) = data.task, (data.rows(split) for split in ("validation", "test"))
+    models = [train_full(data, rate, 0, output_alone=True) for rate in OUTPUT_RATES]
+    better = max if task.metrics[task.metric] == "max" else min
+    best = better(models, key=lambda model: task.score(answers_of(model, task, validation), validation)[task.metric])
+    return task.score(answers_of(best, task, test), test)
 
 
 def score_bare(data: Data) -> dict[str, float]:
@@ -100,15 +115,18 @@ def score_full(data: Data, rate: float, seed: int, on: str) -> dict[str, float]:
     return data.task.score(answers_of(model, data.task, rows), rows)
 
 
-def train_full(data: Data, rate: float, seed: int) -> Any:
-    """The plain class with every weight trained on the recipe's rows."""
+def train_full(data: Data, rate: float, seed: int, output_alone: bool = False) -> Any:
+    """The plain class with every weight trained on the recipe's rows, or a copy of its output layer alone."""
     torch.manual_seed(seed)
     task, training = data.task, data.recipe.training
     model = plain_model(data.recipe, task)
     rows = data.rows("train")
     batch = training.per_device_train_batch_size
     steps = steps_of(training, math.ceil(len(rows) / batch))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=training.weight_decay)
+    if output_alone:
+        untie(model, data.base.prefix)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay)
     warm = training.warmup_steps
     schedule = get_scheduler(
         training.lr_scheduler_type,
@@ -116,21 +134,33 @@ def train_full(data: Data, rate: float, seed: int) -> Any:
         num_warmup_steps=math.ceil(steps * warm) if warm < 1 else int(warm),
         num_training_steps=steps,
     )
-    model.train()
+    model.train(not output_alone)
     for chosen in batches(len(rows), training, seed, steps):
         step(model, task, [rows[row] for row in chosen])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm or float("inf"))
+        torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return model.eval()
 
 
+def untie(model: Any, prefix: str) -> None:
+    """Freeze everything and give what lies outside the backbone weights of its own, which train."""
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if name != prefix and not name.startswith(f"{prefix}."):
+            for key, parameter in module.named_parameters(recurse=False):
+                setattr(module, key, torch.nn.Parameter(parameter.detach().clone()))
+
+
 def plain_model(recipe: Recipe, task: Task) -> Any:
-    """Transformers' class of the task's head on the recipe's base, in float32."""
+    """The plain class of the task's head on the recipe's base, in float32: transformers', or a folder's of ours."""
     from ray_lora.bases.transformers_base import is_gguf
 
     path, head = locate(recipe.base.model), task.head
+    ours = builders.of_folder(path)
+    if ours is not None:
+        return plain_of(builders.build(recipe.base.model, "cpu", ours), head, "cpu").requires_grad_(True)
     told: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     within = {"gguf_file": path.name} if is_gguf(path) else {}
     if within:

@@ -30,6 +30,7 @@ def leave_last_out(
     time: str = "timestamp",
     rating: str | None = None,
     least_rating: float = 0.0,
+    longest: int | None = None,
     where: str = "the table",
 ) -> dict[str, pa.Table]:
     """Rows of each split, users in the order in which they first come.
@@ -37,6 +38,8 @@ def leave_last_out(
     Args:
         user, item, time: columns. Items of one time are in the table's order.
         rating, least_rating: interactions rated lower are left out, where there is such a column.
+        longest: items of a training row; a longer history becomes several rows, each of the items behind those of the
+            row before, so that all of it is learned from. None: one row a user, of which a base reads the latest.
         where: what the table is called in messages.
 
     Users of fewer than four items are in no split.
@@ -66,18 +69,28 @@ def leave_last_out(
             f"{where}: none of {len(ordered)} users has {LEAST} items; one is asked for in each split, and one is "
             "before them"
         )
+    whole = {
+        split: [(who, items[: len(items) - back + 1]) for who, items in enough.items()]
+        for split, back in HELD_BACK.items()
+    }
+    if longest is not None:
+        whole["train"] = [(who, part) for who, items in whole["train"] for part in _stretches(items, longest)]
+    kinds = {name: table.schema.field(column).type for name, column in (("user", user), ("item", item))}
     return {
         split: pa.table(
             {
-                user: pa.array(list(enough), table.schema.field(user).type),
-                "items": pa.array(
-                    [items[:-back] for items in enough.values()], pa.list_(table.schema.field(item).type)
-                ),
-                "next": pa.array([items[-back] for items in enough.values()], table.schema.field(item).type),
+                user: pa.array([who for who, _ in rows], kinds["user"]),
+                "items": pa.array([items[:-1] for _, items in rows], pa.list_(kinds["item"])),
+                "next": pa.array([items[-1] for _, items in rows], kinds["item"]),
             }
         )
-        for split, back in HELD_BACK.items()
+        for split, rows in whole.items()
     }
+
+
+def _stretches(items: list[Any], longest: int) -> list[list[Any]]:
+    """Pieces from the end on whose last item is the next one's first: every item but the first is asked for once."""
+    return [items[max(0, end - longest) : end + 1] for end in range(len(items) - 1, 0, -longest)]
 
 
 def _wrong(values: Mapping[str, list[Any]], time: str, rating: str | None) -> Iterator[tuple[int, str]]:

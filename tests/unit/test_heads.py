@@ -18,7 +18,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.training.state import load_state, save_state
 from tests.unit import shelf
-from tests.unit.bases import engine_on, open_base, part, plain, quiet_peft, save_base, token_batch, wrap
+from tests.unit.bases import engine_on, open_base, part, plain, quiet_peft, token_batch, wrap
 
 LABELS = (2, 5, 3)
 MIXED = [0, 1, 2, 3, 0, 3, 2, 1, 1, 0, 2, 3]

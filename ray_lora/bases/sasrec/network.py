@@ -1,7 +1,7 @@
 """SASRec's network: causal self-attention over the items of a history, and the item embeddings again as outputs.
 
     states = SasRec(config)(input_ids).last_hidden_state               # [rows, items, hidden]
-    SasRecForNextItem(config, sasrec)(input_ids)["logits"]             # [rows, items, vocabulary], what comes after each
+    SasRecForNextItem(config, sasrec)(input_ids)["logits"]             # [rows, items, vocabulary]: what comes after
 
 Blocks normalise before attention and before the feed-forward layer, as later transformers do; the paper's own are
 wired otherwise. It knows tensors: no files, ids or users.

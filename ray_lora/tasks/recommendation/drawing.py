@@ -49,9 +49,13 @@ def _lists(lists: Sequence[Sequence[Any]], truths: Sequence[Any]) -> Figure:
     cells = [mine + [""] * (DEPTH + 1 - len(mine)) for mine in text]
     colours = [["#eeeeee", *(_HIT if place == places[row] else "white" for place in range(DEPTH))] for row in rows]
     table = axis.table(
-        cells, colours, colLabels=["next", *map(str, range(1, DEPTH + 1))], rowLabels=[f"row {row + 1}" for row in rows],
-        loc="center", cellLoc="center",
-    )  # fmt: skip
+        cells,
+        colours,
+        colLabels=["next", *map(str, range(1, DEPTH + 1))],
+        rowLabels=[f"row {row + 1}" for row in rows],
+        loc="center",
+        cellLoc="center",
+    )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.scale(1, 1.3)

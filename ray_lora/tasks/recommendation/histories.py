@@ -36,10 +36,10 @@ def say_unknown(unknown: Sequence[Any], known: Sequence[Any], kind: str) -> str:
     """
     named = ", ".join(map(shown, unknown[:_MOST_NAMED]))
     more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-    one = "item" if len(unknown) == 1 else "items"
+    one, are, them = ("item", "is", "it") if len(unknown) == 1 else ("items", "are", "them")
     other = any(type(item) is not type(known[0]) for item in unknown)
     why = f"; its ids are {kind}" if other else ""
     return (
-        f"{one} {named}{more} {'is' if len(unknown) == 1 else 'are'} not among the {len(known):,} items of this base, such as {known[0]!r}{why}; leave "
-        f"{'it' if len(unknown) == 1 else 'them'} out"
+        f"{one} {named}{more} {are} not among the {len(known):,} items of this base, such as {known[0]!r}{why}; leave "
+        f"{them} out"
     )
