@@ -22,6 +22,7 @@ import transformers
 from transformers import get_scheduler
 
 from ray_lora.bases import builders
+from ray_lora.bases.built import plain_of
 from ray_lora.bases.load import Base, load_base, locate
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.data.check import learn
@@ -37,7 +38,7 @@ from ray_lora.tasks.classification import Classification
 from ray_lora.training.member import steps_of
 
 _WINDOWS = 16  # in one pass of full training: a long row of many windows is several passes' worth of memory
-HEAD_RATES = (1e-3, 3e-3, 1e-2)  # of a head that is trained step by step
+HEAD_RATES = (1e-3, 3e-3, 1e-2)  # of a head that is trained step by step; validation rows choose
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ class Data:
 def score_head(data: Data) -> dict[str, float]:
     """Held-out scores of the best head alone on the frozen base: of the task's own class, and for a label a row also a
     logistic regression on mean-pooled features, which is often better; validation rows choose. A head whose loss has no
-    one bottom is trained as an adapter is, at the best of `HEAD_RATES`."""
+    one bottom, or that is the base's own, is trained step by step as an adapter is, at the best of `HEAD_RATES`."""
     task = data.task
-    if not getattr(task, "fits_head", True):
+    if not getattr(task, "fits_head", True) or data.base.own_outputs(task.head.architecture) is not None:
         return _trained_head(data)
     engine = AdapterEngine(data.base, slots=1, max_rank=1)
     train, validation, test = (data.rows(split) for split in ("train", "validation", "test"))
@@ -127,11 +128,14 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     """The plain class with every weight trained on the recipe's rows.
 
     Args:
-        only: a regular expression; what it does not match the beginning of a parameter's name stays as it is.
+        only: a regular expression; what it does not match the beginning of a parameter's name stays as it is. A head
+            that shares weights with the backbone has a copy of them then.
     """
     torch.manual_seed(seed)
     task, training = data.task, data.recipe.training
     model = plain_model(data.recipe, task)
+    if only:
+        untie(model, data.base.prefix)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(re.match(only, name) is not None)
     rows = data.rows("train")
@@ -146,7 +150,7 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
         num_warmup_steps=math.ceil(steps * warm) if warm < 1 else int(warm),
         num_training_steps=steps,
     )
-    model.train()
+    model.train(not only)
     for chosen in batches(len(rows), training, seed, steps):
         step(model, task, [rows[row] for row in chosen])
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
@@ -156,13 +160,21 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     return model.eval()
 
 
+def untie(model: Any, prefix: str) -> None:
+    """Give what lies outside the backbone weights of its own."""
+    for name, module in list(model.named_modules()):
+        if name != prefix and not name.startswith(f"{prefix}."):
+            for key, parameter in module.named_parameters(recurse=False):
+                setattr(module, key, torch.nn.Parameter(parameter.detach().clone()))
+
+
 def plain_model(recipe: Recipe, task: Task) -> Any:
     """The class of the task's head on the recipe's base, in float32: transformers', or a builder's own."""
     from ray_lora.bases.transformers_base import is_gguf
 
     head = task.head
     if builders.is_builder(recipe.base.model) or builders.of_folder(locate(recipe.base.model)) is not None:
-        return _built_model(load_base(recipe.base.model_copy(update={"dtype": "float32"})), head)
+        return _built_model(recipe, head)
     path = locate(recipe.base.model)
     told: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     within = {"gguf_file": path.name} if is_gguf(path) else {}
@@ -177,7 +189,11 @@ def plain_model(recipe: Recipe, task: Task) -> Any:
     )
 
 
-def _built_model(base: Base, head: HeadSpec) -> Any:
+def _built_model(recipe: Recipe, head: HeadSpec) -> Any:
+    base = load_base(recipe.base.model_copy(update={"dtype": "float32"}))
+    if base.own_outputs(head.architecture) is not None:  # which may share the backbone's weights
+        ours = None if builders.is_builder(recipe.base.model) else builders.of_folder(locate(recipe.base.model))
+        return plain_of(builders.build(recipe.base.model, "cpu", ours), head, "cpu").requires_grad_()
     model = base.fresh(head)
     assert model is not None
     setattr(model, base.prefix, copy.deepcopy(base.backbone))

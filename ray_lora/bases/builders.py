@@ -29,6 +29,7 @@ FOLDERS: dict[str, str] = {  # ours, of folders: config.json's model_type -> mod
     "efficientnet-lite": "ray_lora.bases.efficientnet.folder:open_folder",
     "segmenter": "ray_lora.bases.segmenters.folder:open_folder",
     "yolox": "ray_lora.bases.yolox.folder:open_folder",
+    "sasrec": "ray_lora.bases.sasrec.folder:open_folder",
 }
 
 

@@ -1,4 +1,4 @@
-"""A head that is the base's own: frozen, the same for all adapters, and no part of any (a language model's output layer).
+"""A head that is the base's own: frozen, the same for all adapters, no part of any (a language model's output layer).
 
     values = own_values(base, HeadSpec("AutoModelForCausalLM", 49152), model)      # {"lm_head.weight": [49152, 576]}
 

@@ -191,8 +191,9 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     """The plan of a recipe as plain data; reads and checks its files, starts nothing."""
     from ray_lora.running.sources import inspect
 
-    task, rows = inspect(recipe)
-    plan = make_plan(recipe, task, describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu"))
+    base = describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu")
+    task, rows = inspect(recipe, base.processor)
+    plan = make_plan(recipe, task, base)
     batch = recipe.training.per_device_train_batch_size * recipe.scaling.num_workers
     per_epoch = math.ceil(rows["train"] / batch)
     steps = recipe.training.max_steps
