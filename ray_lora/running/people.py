@@ -111,6 +111,7 @@ class _Run:
     def __init__(self, recipe: Recipe, prepared: Prepared, store: Store, output: Path, quiet: bool) -> None:
         self.recipe, self.prepared, self.store, self.output, self.quiet = recipe, prepared, store, output, quiet
         self.source = prepared.sources[recipe.name]
+        self._told: Any = None  # what workers are told, in Ray's object store
 
     def all(self, people: Sequence[Person], parent: Began | None, started: float) -> PersonalResult:
         recipe = self.recipe
@@ -220,14 +221,18 @@ class _Run:
         count = max(1, min(count, -(-people // _SLOTS)))
         room = plan.free_bytes * _SHARE / count - plan.base_bytes - plan.pass_bytes
         slots = recipe.scaling.slots or max(1, min(_SLOTS, int(room // plan.slot_bytes) - 1))
-        told = PeopleTold(base_for_workers(self.prepared), self.source, recipe.lora, replace(plan, slots=slots),
-                          recipe.store, recipe.tracking.uri)  # fmt: skip
+        self._told = ray.put(
+            PeopleTold(
+                base_for_workers(self.prepared), self.source, recipe.lora, recipe.augmentation,
+                replace(plan, slots=slots), recipe.store, recipe.tracking.uri,
+            )
+        )  # fmt: skip
         resources = {"num_cpus": 1, "num_gpus": 1 if recipe.scaling.use_gpu else 0}
         remote = ray.remote(PeopleWorker).options(
             **resources, max_restarts=4, max_task_retries=4,
             runtime_env={"env_vars": {**WORKER_ENV, **environment()}},
         )  # fmt: skip
-        return [remote.remote(told) for _ in range(count)]
+        return [remote.remote() for _ in range(count)]
 
     # ---------------------------------------------------------------- what is told
 

@@ -15,7 +15,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterNotFoundError
-from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec, TransformSpec
 from ray_lora.running.plan import Plan
 from ray_lora.running.sources import Source, load_splits
 from ray_lora.store import CHAMPION, Store, open_store
@@ -43,6 +43,7 @@ class PeopleTold:
     base: BaseSpec
     source: Source
     lora: LoraSpec
+    augmentation: tuple[TransformSpec, ...]
     plan: Plan
     store: str
     tracking: str | None
@@ -50,6 +51,21 @@ class PeopleTold:
 
 class PeopleWorker:
     """See the module."""
+
+    def __init__(self) -> None:
+        self._here: _Here | None = None
+
+    def train(
+        self, told: PeopleTold, number: int, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Train a block; its number, and a line for each of its people in the order in which they ended."""
+        if self._here is None:
+            self._here = _Here(told)
+        return number, self._here.train(shares, names, training)
+
+
+class _Here:
+    """The base, the rows and the adapters that people begin as, in this process."""
 
     def __init__(self, told: PeopleTold) -> None:
         import ray
@@ -67,16 +83,14 @@ class PeopleWorker:
         self._rows = load_splits(told.source, self._task, 0, 1).train.rows
         self._begins: dict[str | None, Adapter | None] = {None: None}
 
-    def train(
-        self, number: int, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
-    ) -> tuple[int, list[dict[str, Any]]]:
-        """Train a block; its number, and a line for each of its people in the order in which they ended."""
+    def train(self, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec) -> list[dict[str, Any]]:
+        """A line for each of a block's people."""
         for share in shares:
             if share.begin is not None and share.begin not in self._begins:
                 self._begins[share.begin] = self._store.load(share.begin)[1]
-        job = Job("people", "people", self._told.source.task, self._told.lora, training)
+        job = Job("people", "people", self._told.source.task, self._told.lora, training, self._told.augmentation)
         outcomes = train_people(self._engine, self._begins, job, self._rows, shares, self._told.plan.max_rows)
-        return number, [self._kept(outcome, names[outcome.name]) for outcome in outcomes]
+        return [self._kept(outcome, names[outcome.name]) for outcome in outcomes]
 
     def _kept(self, outcome: Outcome, name: str) -> dict[str, Any]:
         """An outcome's line, once its adapter is in the store."""

@@ -3,8 +3,9 @@
     person_name("tweets", "alice@example.com")     # "tweets.person.alice_40example_2ecom"
     group_name("tweets", "Berlin")                 # "tweets.group._42erlin"
 
-Small letters, digits and "-" stand for themselves, other bytes of UTF-8 as "_" and two hexadecimal digits: names differ on file systems too that do not tell large letters from small ones. A key that is too long for a name has its
-SHA-256 after two dots.
+Small letters, digits and "-" stand for themselves, other bytes of UTF-8 as "_" and two hexadecimal digits, so that
+names differ on file systems too that do not tell large letters from small ones. A key that is too long for a name has
+its SHA-256 after two dots.
 """
 
 from __future__ import annotations

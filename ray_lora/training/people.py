@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_lora.adapters.adapter import Adapter
@@ -136,7 +136,7 @@ def train_people(
 
 def _begun(pack: Pack, share: Share, job: Job, begin: Adapter | None, rows: Mapping[int, Features]) -> _Course:
     pack.data[share.name] = Splits(Split(dict(enumerate(map(rows.__getitem__, share.rows))), len(share.rows)))
-    pack.join(Job(share.name, share.name, job.task, job.lora, job.training), begin=begin)
+    pack.join(replace(job, name=share.name, data=share.name), begin=begin)
     return _Course(share, pack.members[share.name], [rows[row] for row in share.later])
 
 
