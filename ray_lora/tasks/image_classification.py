@@ -22,6 +22,7 @@ from ray_lora.tasks.task import Column, Features, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
@@ -99,3 +100,23 @@ class ImageClassification(Classification):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features])}
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`, and `pictures`: above those answered right, the surest first, below those answered
+        wrong, the surest last."""
+        from ray_lora.tasks.sheet import as_seen, sheet
+
+        truth = [self.labels[target] for target in self.targets(features)]
+        right = [answer["label"] == label for answer, label in zip(predictions, truth, strict=True)]
+
+        def draw(axis: Any, row: int) -> None:
+            answer, normal = predictions[row], getattr(self._processor, "do_normalize", False)
+            told = [getattr(self._processor, name, None) if normal else None for name in ("image_mean", "image_std")]
+            axis.imshow(as_seen(features[row]["pixel_values"], *told).numpy())
+            said = f"{answer['label']} {answer['score']:.2f}" + ("" if right[row] else f"\nis {truth[row]}")
+            axis.set_title(said, fontsize=8, color="green" if right[row] else "red")
+
+        order = sorted(
+            range(len(right)), key=lambda row: (not right[row], predictions[row]["score"] * (-1 if right[row] else 1))
+        )
+        return {**super().figures(predictions, features), "pictures": sheet(order, draw)}
