@@ -25,6 +25,7 @@ from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
@@ -122,3 +123,31 @@ class ImageClassification(Classification):
         assert self._normalised is not None
         pixels = self._normalised.of_shown(view.pixels)
         return features | {"pixel_values": pixels.to(features["pixel_values"].dtype)}
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`, and `pictures`: above those answered right, the surest first, below those answered
+        wrong, the surest last."""
+        from ray_lora.tasks.sheet import sheet
+
+        truth = [self.labels[target] for target in self.targets(features)]
+        right = [answer["label"] == label for answer, label in zip(predictions, truth, strict=True)]
+
+        def draw(axis: Any, row: int) -> None:
+            answer = predictions[row]
+            axis.imshow(self._seen(features[row]).permute(1, 2, 0).clamp(0, 1).numpy())
+            said = f"{answer['label']} {answer['score']:.2f}" + ("" if right[row] else f"\nis {truth[row]}")
+            axis.set_title(said, fontsize=8, color="green" if right[row] else "red")
+
+        order = sorted(
+            range(len(right)), key=lambda row: (not right[row], predictions[row]["score"] * (-1 if right[row] else 1))
+        )
+        return {**super().figures(predictions, features), "pictures": sheet(order, draw)}
+
+    def _seen(self, features: Features) -> Tensor:
+        """[channels, height, width] from 0 to 1; as bright as its brightest where it cannot be told what the processor
+        does."""
+        pixels = features["pixel_values"].float()
+        if self._normalised is not None:
+            return self._normalised.shown(pixels)
+        low, high = pixels.min(), pixels.max()
+        return (pixels - low) / (high - low).clamp(min=1e-6)

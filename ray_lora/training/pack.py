@@ -34,7 +34,7 @@ from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.augmented import augmented
 from ray_lora.training.calibration import calibrated
 from ray_lora.training.evaluation import evaluate
-from ray_lora.training.figures import FIGURES, write_figures
+from ray_lora.training.figures import FIGURES, write_all
 from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
@@ -300,8 +300,7 @@ class Pack:
         member.evaluated.save(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-        if member.answered is not None:
-            write_figures(member.task, *member.answered, self.output / member.job.name / FIGURES)
+        write_all(member, self.output / member.job.name / FIGURES)
 
     def _fail(self, member: Member) -> Report:
         """Take a job out that cannot go on; what its last evaluation found and its last checkpoint stay in its
