@@ -207,9 +207,8 @@ class _Run:
 
         def begin(worker: Any, numbered: tuple[int, Sequence[Share]]) -> Any:
             number, block = numbered
-            return worker.train.remote(
-                number, list(block), {share.name: names[share.name] for share in block}, training
-            )
+            mine = {share.name: names[share.name] for share in block}
+            return worker.train.remote(self._told, number, list(block), mine, training)
 
         yield from pool.map_unordered(begin, list(enumerate(blocks)))
 

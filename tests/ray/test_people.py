@@ -20,19 +20,18 @@ from ray_lora.running.people import PersonalTrainer
 from ray_lora.store import open_store
 from tests.ray.rows import tiny_recipe
 
-WORDS = ("good", "bad")
+WORDS, OTHERS = ("good", "bad"), ("warm", "cold")
 
 
 def people_rows(path: Path, people: int, rows: int) -> Path:
-    """People of two cities; in one of them "good" is no good, and some people differ from their city."""
+    """People of two cities, in one of which "good" is no good; every fifth person says it in other words."""
     draw, lines = random.Random(0), []
     for person in range(people):
-        city = "north" if person % 2 else "south"
-        turned = (city == "south") != (person % 5 == 0)
+        city, words = "north" if person % 2 else "south", OTHERS if person % 5 == 0 else WORDS
         for at in range(4 if person == 3 else rows):
-            word = draw.choice(WORDS)
-            text = " ".join([*(draw.choice("abcdefgh") for _ in range(3)), word])
-            label = "yes" if (word == "good") != turned else "no"
+            word = draw.choice(words)
+            text = " ".join([*(draw.choice("abcdefgh") for _ in range(2)), word])
+            label = "yes" if (word == words[0]) != (city == "south") else "no"
             lines.append({"text": text, "label": label, "who": f"P {person}", "city": city, "at": at})
     draw.shuffle(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -51,6 +50,10 @@ def personal_recipe(base: Path, folder: Path, **more: Any) -> Recipe:
     return tiny_recipe(base, folder).override(told | more)
 
 
+def read(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "people.csv").read_text().splitlines()))
+
+
 def test_everyone_of_a_table(tiny_bert_folder: Path, tmp_path: Path) -> None:
     recipe = personal_recipe(tiny_bert_folder, tmp_path)
     found = PersonalTrainer(recipe, quiet=True).fit()
@@ -59,13 +62,13 @@ def test_everyone_of_a_table(tiny_bert_folder: Path, tmp_path: Path) -> None:
     assert lines["P 3"]["why"] == "too few rows"
     assert lines["P 3"]["answers"] == "shops.group.north@1"
     for name in ("P 0", "P 5"):  # who differ from their city
-        assert lines[name]["why"] == "gains"
+        assert lines[name]["why"] == "gains", found.table
         assert lines[name]["answers"] == f"shops.person._50_20{name[-1]}@1"
         assert float(str(lines[name]["loss after"])) < float(str(lines[name]["loss before"]))
     store = open_store(recipe.store)
     owned = {str(line["answers"]) for line in found.table if line["why"] == "gains"}
     assert owned | {"shops.group.north@1", "shops.group.south@1"} == {entry.ref for entry in store.list()}
-    written = list(csv.DictReader((found.folder / "people.csv").open()))
+    written = read(found.folder)
     assert [line["answers"] for line in written] == [str(line["answers"]) for line in found.table]
     assert (found.folder / "gains.png").stat().st_size > 1000
     again = PersonalTrainer(recipe, quiet=True).fit()  # nothing is trained twice
@@ -80,8 +83,8 @@ def test_from_a_parent_of_the_store(tiny_bert_folder: Path, tmp_path: Path) -> N
     assert {str(line["answers"]).partition("@")[0] for line in found.table if line["why"] != "gains"} <= {
         "shops.group.south"
     }
-    refused = personal_recipe(tiny_bert_folder, tmp_path, **{**more, "task": {"type": "regression"}})
-    with pytest.raises(RecipeError, match="is an adapter for text-classification; task.type is"):
+    refused = personal_recipe(tiny_bert_folder, tmp_path, **{**more, "task": {"type": "image-classification"}})
+    with pytest.raises(RecipeError, match=r"is an adapter for text-classification; task\.type is"):
         PersonalTrainer(refused, quiet=True).fit()
     with pytest.raises(RecipeError, match=r"of everyone's rows the latest choose"):
         PersonalTrainer(personal_recipe(tiny_bert_folder, tmp_path, **{"data.validation": "x.jsonl"}))
@@ -118,8 +121,8 @@ def test_a_killed_worker_and_a_killed_run_cost_nothing(
     assert second.returncode == 0, second.stderr
     told = json.loads(second.stdout.splitlines()[-1])
     assert told["own"] == expected.summary["own"]
-    mine = list(csv.DictReader((output / "people.csv").open()))
-    theirs = list(csv.DictReader((expected.folder / "people.csv").open()))
+    mine = read(output)
+    theirs = read(expected.folder)
     for one, other in zip(mine, theirs, strict=True):
         assert (one["person"], one["why"]) == (other["person"], other["why"])
         assert float(one["loss after"] or 0) == pytest.approx(float(other["loss after"] or 0), abs=1e-4)
