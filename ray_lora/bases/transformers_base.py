@@ -30,7 +30,11 @@ _WRONG = (
     struct.error,
 )  # what transformers raises for files it cannot use
 
+_ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
+_SEGMENTS = "AutoModelForSemanticSegmentation"
+
 _LOADING = threading.RLock()
+_OWN_HEADS = frozenset({"AutoModelForCausalLM"})  # whose output layer was trained with the base
 
 
 def is_gguf(path: Path) -> bool:
@@ -44,7 +48,7 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
 
     try:
         with quiet():
-            return AutoModel.from_pretrained(
+            model = AutoModel.from_pretrained(
                 *_place(path),
                 dtype=dtype,
                 attn_implementation=attention,
@@ -52,6 +56,7 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
                 use_safetensors=True,
                 **_within(path),
             )
+            return _telling(model)
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be loaded from {str(path)!r}: {error}") from None
 
@@ -64,9 +69,16 @@ def describe_backbone(path: Path, model: str) -> Any:
         with quiet():
             config = AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
         with torch.device("meta"):
-            return AutoModel.from_config(config)
+            return _telling(AutoModel.from_config(config))
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be read from {str(path)!r}: {error}") from None
+
+
+def _telling(model: Any) -> Any:
+    """The model, which gives all hidden states where a head needs them."""
+    if model.config.model_type in _ALL_STAGES:
+        model.config.output_hidden_states = True
+    return model
 
 
 def load_processor(path: Path) -> Any:
@@ -118,6 +130,15 @@ def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
                 if tuple(file.get_slice(name).get_shape()) == shapes[name]:
                     found[name] = file.get_tensor(name).float()
     return found
+
+
+def own_outputs(config: Any, architecture: str) -> int | None:
+    """How many outputs a class has that answers by the base's own, frozen head: a token of its vocabulary each. None
+    for a class whose head is an adapter's."""
+    if architecture not in _OWN_HEADS:
+        return None
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def check_gguf(path: Path) -> None:
@@ -173,6 +194,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
     if factory is None:
         raise AdapterError(
             f"transformers has no class {spec.architecture!r}; name a class such as AutoModelForSequenceClassification"
+        )
+    if spec.architecture == _SEGMENTS and config.model_type not in _ALL_STAGES:
+        raise AdapterError(
+            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
+            f"of transformers {', '.join(_ALL_STAGES)} is"
         )
     try:
         with torch.device("meta"):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
 _ROWS, _COLUMNS = 2, 4
 RIGHT, WRONG = "lime", "red"
@@ -30,16 +29,3 @@ def sheet(order: Sequence[int], draw: Callable[[Any, int], None]) -> Figure:
     for axis, row in zip(axes, shown, strict=False):
         draw(axis, row)
     return figure
-
-
-def as_seen(pixels: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """[height, width, channels] from 0 to 1 of what a base reads, [channels, height, width].
-
-    Args:
-        mean, std: with which its processor normalised; None: it did not.
-    """
-    import torch
-
-    if mean is not None and std is not None:
-        pixels = pixels * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    return pixels.permute(1, 2, 0).clamp(0, 1).float()
