@@ -7,8 +7,8 @@ A camera sends a picture, waits for its answer and sends the next: JPEG of 640 x
 class without an adapter in this process, from the JPEG to the answer, with the same dtype and one thread, so both
 sides see the same machine.
 
-    endpoint, bare   milliseconds at the 50th and 99th percentile, and the mean of each part: `decode` is the picture made
-                     the base's input, `queue` waiting for a batch, `pass` the forward pass and its answer's decoding,
+    endpoint, bare   milliseconds at the 50th and 99th percentile, and the mean of each part: `decode` makes the picture
+                     the base's input, `queue` waits for a batch, `pass` is the forward pass and the answer it gives,
                      `answer` what is left: HTTP, JSON, base64, the adapter's entry and lease
     adds             the endpoint's percentiles less the bare pass's; `pairs`: of the differences picture by picture
 """
