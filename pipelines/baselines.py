@@ -127,9 +127,15 @@ def train_full(data: Data, rate: float, seed: int) -> Any:
 
 
 def plain_model(recipe: Recipe, task: Task) -> Any:
-    """Transformers' class of the task's head on the recipe's base, in float32."""
+    """The plain class of the task's head on the recipe's base, in float32."""
     from ray_lora.bases.transformers_base import is_gguf
 
+    base = load_base(recipe.base.model_copy(update={"dtype": "float32"}))
+    if base.built is not None:
+        model = base.fresh(task.head)
+        assert model is not None
+        setattr(model, base.prefix, base.backbone.requires_grad_(True))
+        return model
     path, head = locate(recipe.base.model), task.head
     told: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     within = {"gguf_file": path.name} if is_gguf(path) else {}

@@ -77,9 +77,14 @@ def with_pictures(table: pa.Table, place: Place, roles: Mapping[str, Column]) ->
 def renamed(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
     """A table of a folder's metadata file, whose column `file_name`, its pictures' paths, has the role's name."""
     column = column_of(roles)
-    if not _METADATA.fullmatch(place.name.rpartition("/")[2]) or column in table.column_names:
+    if not is_metadata(place) or column in table.column_names:
         return table
     return table.rename_columns([column if name == "file_name" else name for name in table.column_names])
+
+
+def is_metadata(place: Place) -> bool:
+    """Whether a file is a folder's metadata file by its name."""
+    return _METADATA.fullmatch(place.name.rpartition("/")[2]) is not None
 
 
 def named_by_path(schemas: Iterable[pa.Schema]) -> bool:

@@ -22,7 +22,16 @@ from ray_lora.data.class_labels import named
 from ray_lora.data.csv_file import are_whole_numbers
 from ray_lora.data.files import File, check_unchanged
 from ray_lora.data.formats import described, read_format, reading, row_groups
-from ray_lora.data.pictures import BY_PATH, PICTURE, column_of, digest_of, read_pictures, renamed, with_pictures
+from ray_lora.data.pictures import (
+    BY_PATH,
+    PICTURE,
+    column_of,
+    digest_of,
+    is_metadata,
+    read_pictures,
+    renamed,
+    with_pictures,
+)
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
@@ -121,7 +130,8 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
             end = None if piece.rows is None else piece.skipped + piece.rows
             table = read_pictures(piece.file.place, piece.file.pictures[piece.skipped : end], column_of(roles))
         else:
-            table = read_format(piece.file, piece.groups, roles, columns)
+            every = None if is_metadata(piece.file.place) else columns  # its pictures' column has another name there
+            table = read_format(piece.file, piece.groups, roles, every)
             if piece.rows is not None:
                 table = table.slice(piece.skipped, piece.rows)
             table = _with_meaning(piece, table, roles)
