@@ -44,7 +44,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
     for options in ({"threshold": 0.5}, {"false_alarms": 0.1}):
         with pytest.raises(ValidationError, match=r"of a label of interest; name it: task\.positive"):
             ImageClassificationSpec(**options)
-    with pytest.raises(ValidationError, match="positive 'scrach' is not one of the labels .* did you mean 'scratch'"):
+    with pytest.raises(ValidationError, match=r"positive 'scrach' is not one of the labels .* did you mean 'scratch'"):
         ImageClassificationSpec(labels=LABELS, positive="scrach")
     spec = ImageClassificationSpec(positive="hole")
     with pytest.raises(RecipeError, match="positive 'hole' is not one of the labels dent, good"):
