@@ -33,7 +33,11 @@ _WRONG = (
 
 # types of two towers, texts and pictures, of whose class for pictures one tower is the backbone: its attribute
 _TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
+_ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
+_SEGMENTS = "AutoModelForSemanticSegmentation"
+
 _LOADING = threading.RLock()
+_OWN_HEADS = frozenset({"AutoModelForCausalLM"})  # whose output layer was trained with the base
 
 
 def is_gguf(path: Path) -> bool:
@@ -65,13 +69,15 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
     try:
         with quiet():
             return Backbone.of(
-                AutoModel.from_pretrained(
-                    *_place(path),
-                    dtype=dtype,
-                    attn_implementation=attention,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    **_within(path),
+                _telling(
+                    AutoModel.from_pretrained(
+                        *_place(path),
+                        dtype=dtype,
+                        attn_implementation=attention,
+                        local_files_only=True,
+                        use_safetensors=True,
+                        **_within(path),
+                    )
                 )
             )
     except _WRONG as error:
@@ -86,9 +92,16 @@ def describe_backbone(path: Path, model: str) -> Backbone:
         with quiet():
             config = AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
         with torch.device("meta"):
-            return Backbone.of(AutoModel.from_config(config))
+            return Backbone.of(_telling(AutoModel.from_config(config)))
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be read from {str(path)!r}: {error}") from None
+
+
+def _telling(model: Any) -> Any:
+    """The model, which gives all hidden states where a head needs them."""
+    if model.config.model_type in _ALL_STAGES:
+        model.config.output_hidden_states = True
+    return model
 
 
 def load_processor(path: Path, pictures: bool = False) -> Any:
@@ -148,6 +161,15 @@ def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     return found
 
 
+def own_outputs(config: Any, architecture: str) -> int | None:
+    """How many outputs a class has that answers by the base's own, frozen head: a token of its vocabulary each. None
+    for a class whose head is an adapter's."""
+    if architecture not in _OWN_HEADS:
+        return None
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
 def check_gguf(path: Path) -> None:
     """BaseModelError unless what reads GGUF files is installed."""
     if importlib.util.find_spec("gguf") is None:
@@ -201,6 +223,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
     if factory is None:
         raise AdapterError(
             f"transformers has no class {spec.architecture!r}; name a class such as AutoModelForSequenceClassification"
+        )
+    if spec.architecture == _SEGMENTS and config.model_type not in _ALL_STAGES:
+        raise AdapterError(
+            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
+            f"of transformers {', '.join(_ALL_STAGES)} is"
         )
     try:
         with torch.device("meta"):

@@ -17,13 +17,17 @@ from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_se
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.inspection import Inspection, Interest
+from ray_lora.tasks.normalised import Normalised
 from ray_lora.tasks.task import Column, Features, Row, Task
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
@@ -150,6 +154,54 @@ class ImageClassification(Classification):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features])}
+
+    @cached_property
+    def _normalised(self) -> Normalised | None:
+        return Normalised.of(self._processor)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """Nothing where it cannot be told what the processor does."""
+        found = self._normalised
+        return frozenset() if found is None else frozenset({"pictures", "colours"} if found.colours else {"pictures"})
+
+    def view(self, features: Features) -> Picture:
+        """What comes in from outside is what the processor makes zero of."""
+        assert self._normalised is not None  # else it augments nothing
+        return Picture(self._normalised.shown(features["pixel_values"]), self._normalised.ground)
+
+    def with_view(self, features: Features, view: Picture) -> Features:
+        assert self._normalised is not None
+        pixels = self._normalised.of_shown(view.pixels)
+        return features | {"pixel_values": pixels.to(features["pixel_values"].dtype)}
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`, and `pictures`: above those answered right, the surest first, below those answered
+        wrong, the surest last."""
+        from ray_lora.tasks.sheet import sheet
+
+        truth = [self.labels[target] for target in self.targets(features)]
+        right = [answer["label"] == label for answer, label in zip(predictions, truth, strict=True)]
+
+        def draw(axis: Any, row: int) -> None:
+            answer = predictions[row]
+            axis.imshow(self._seen(features[row]).permute(1, 2, 0).clamp(0, 1).numpy())
+            said = f"{answer['label']} {answer['score']:.2f}" + ("" if right[row] else f"\nis {truth[row]}")
+            axis.set_title(said, fontsize=8, color="green" if right[row] else "red")
+
+        order = sorted(
+            range(len(right)), key=lambda row: (not right[row], predictions[row]["score"] * (-1 if right[row] else 1))
+        )
+        return {**super().figures(predictions, features), "pictures": sheet(order, draw)}
+
+    def _seen(self, features: Features) -> Tensor:
+        """[channels, height, width] from 0 to 1; as bright as its brightest where it cannot be told what the processor
+        does."""
+        pixels = features["pixel_values"].float()
+        if self._normalised is not None:
+            return self._normalised.shown(pixels)
+        low, high = pixels.min(), pixels.max()
+        return (pixels - low) / (high - low).clamp(min=1e-6)
 
 
 class PictureInspection(Inspection, ImageClassification):

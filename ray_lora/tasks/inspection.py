@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.classification import METRICS, Classification
-from ray_lora.tasks.pictures import confusion, precision_recall
+from ray_lora.tasks.pictures import precision_recall
 from ray_lora.tasks.scored import Scored
 from ray_lora.tasks.task import Features
 
@@ -83,14 +83,10 @@ class Inspection(Classification):
         return found | super().score(self._answered(predictions), features)
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
-        """`confusion_matrix` of the answered labels, and `precision_recall` of the positive one."""
-        truth = [self.labels[target] for target in self.targets(features)]
-        answered = [answer["label"] for answer in self._answered(predictions)]
-        positives = self._positives(features)
-        return {
-            **confusion(self.labels, truth, answered),
-            **precision_recall(positives, self._scores(predictions), self.interest.label),
-        }
+        """What the class draws of the answered labels, and `precision_recall` of the positive one."""
+        drawn = super().figures(self._answered(predictions), features)
+        curve = precision_recall(self._positives(features), self._scores(predictions), self.interest.label)
+        return {**drawn, **curve}
 
     def settled(self, predictions: Sequence[Json], features: Sequence[Features], temperature: float) -> TaskSpec:
         """The options with the threshold that these validation rows ask for, unless they say one themselves.
