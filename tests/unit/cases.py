@@ -21,7 +21,7 @@ from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection
+from tests.unit import detection, yolos
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -105,6 +105,17 @@ def detection_case(folder: Path) -> Case:
             (changed(bbox=[]), "there are 0 boxes and 1 categories"),
             (changed(category=["rde"]), "label 'rde' is not one of 'blue', 'red', 'white'.* did you mean 'red'"),
         ],
+    )
+
+
+def yolos_case(folder: Path) -> Case:
+    """On a folder of YOLOS's."""
+    return replace(
+        detection_case(folder),
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: yolos.plain(folder),
+        targets=("query", "value", "projection"),
+        head=("class_labels_classifier", "bbox_predictor"),
     )
 
 

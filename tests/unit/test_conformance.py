@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection
+from tests.unit import detection, yolos
 from tests.unit.bases import save_base
 from tests.unit.cases import (
     detection_case,
@@ -22,9 +22,10 @@ from tests.unit.cases import (
     tagged_both_ways_case,
     tagged_case,
     text_case,
+    yolos_case,
 )
 
-VARIANTS = ("pairs of texts", "several labels", "a number", "words read both ways")
+VARIANTS = ("pairs of texts", "several labels", "a number", "words read both ways", "objects by queries")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
+        "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
 
