@@ -120,7 +120,7 @@ def test_answers_are_the_best_items_and_leave_out_what_was_seen() -> None:
     assert [one["score"] for one in found] == pytest.approx(shares[21:11:-1])
     (seen,) = TASK.decode(outputs, rows, {"exclude_seen": False, "top_k": 2})
     assert [one["item"] for one in seen] == [922, 921]
-    (whole,) = TASK.decode(outputs, rows, dict(TASK.full))
+    (whole,) = TASK.decode(outputs, rows, {"top_k": None, "exclude_seen": False})
     assert sum(one["score"] for one in whole) == pytest.approx(1)
     long = TASK.encode([{"items": [922, *histories.NUMBERS[:12]]}])  # the first is seen, though it is not read
     (few,) = TASK.decode({"logits": outputs["logits"].expand(1, 12, 23)}, long, {"top_k": None})
