@@ -75,6 +75,14 @@ def test_items_that_the_base_does_not_know_are_named_by_row(tmp_path: Path) -> N
         TASK.encode([{"items": ["900"]}])
 
 
+def test_a_head_that_nobody_trains_is_not_fitted(tmp_path: Path) -> None:
+    folder = histories.tiny(tmp_path / "base")
+    pq.write_table(pa.Table.from_pylist(histories.rows(5)), tmp_path / "train.parquet")
+    told = [f"base.model={folder}", f"data={{train: {tmp_path}/train.parquet}}", "training.head_start=fitted"]
+    with pytest.raises(RecipeError, match=r"head_start: fitted has nothing to fit: the head of sequential-rec"):
+        plan_recipe(Recipe.load("examples/recommendation.yaml", told))
+
+
 JUNK = st.one_of(
     st.none(), st.booleans(), st.floats(), st.text(max_size=3), st.integers(), st.lists(st.integers(), max_size=2)
 )
