@@ -193,16 +193,16 @@ class ImageSegmentation(Labelled):
         ]
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
-        """Of maps (`scoring`), over all pixels that somebody knows."""
+        """Over all pixels that somebody knows, of maps (`scoring`) or masks."""
         from ray_lora.tasks.segmentation.scoring import count, measure
 
-        maps, _, truths = _pairs(predictions, features)
+        maps, _, truths = _pairs(predictions, features, self.labels)
         return measure(count(maps, truths, len(self.labels)), self.labels, self._background)
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         from ray_lora.tasks.segmentation.drawing import drawn
 
-        return drawn(*_pairs(predictions, features), features, self.labels, self._background)
+        return drawn(*_pairs(predictions, features, self.labels), features, self.labels, self._background)
 
 
 def target(value: Any, size: tuple[int, int], options: ImageSegmentationSpec) -> masks.Array:
@@ -252,14 +252,13 @@ def _values(block: pa.Table, column: str) -> Iterator[Any]:
 
 
 def _pairs(
-    predictions: Sequence[Json], features: Sequence[Features]
+    predictions: Sequence[Json], features: Sequence[Features], labels: Sequence[str]
 ) -> tuple[list[masks.Array], list[masks.Array], list[masks.Array]]:
     """Maps and probabilities of answers, and the truth."""
-    from ray_lora.tasks.segmentation.answers import decoded
+    from ray_lora.tasks.segmentation.answers import read_answer
 
-    maps = [decoded(one["map"]) for one in predictions]
-    sures = [decoded(one["sure"]) for one in predictions]
-    return maps, sures, [masks.of_png(one["truth"]) for one in features]
+    read = [read_answer(answer, labels, one["extent"]) for answer, one in zip(predictions, features, strict=True)]
+    return [best for best, _ in read], [sure for _, sure in read], [masks.of_png(one["truth"]) for one in features]
 
 
 def _sized(processor: Any, size: tuple[int, int] | None) -> Any:
