@@ -138,7 +138,9 @@ def _lesions(draw: random.Random, split: str) -> Scene:
         ]
         pen.polygon(points, fill=(draw.randint(35, 60),) * 3)
         ImageDraw.Draw(mask).polygon(points, fill=1)
-    return Image.blend(picture.filter(ImageFilter.GaussianBlur(1.2)), _grain(draw, size, (0, 255), 70, True), 0.15), mask
+    return Image.blend(
+        picture.filter(ImageFilter.GaussianBlur(1.2)), _grain(draw, size, (0, 255), 70, True), 0.15
+    ), mask
 
 
 # -------------------------------------------------------------------- emoji
@@ -156,7 +158,9 @@ def _emoji(draw: random.Random, split: str) -> Scene:
             figure = drawing.convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
         at = (draw.randint(0, size[0] - side), draw.randint(0, size[1] - side))
         picture.paste(figure, at, figure)
-        mask.paste(1, (*at, at[0] + side, at[1] + side), figure.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
+        mask.paste(
+            1, (*at, at[0] + side, at[1] + side), figure.getchannel("A").point(lambda alpha: 255 * (alpha > 127))
+        )
     return picture, mask
 
 

@@ -34,6 +34,7 @@ _ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden sta
 _SEGMENTS = "AutoModelForSemanticSegmentation"
 
 _LOADING = threading.RLock()
+_OWN_HEADS = frozenset({"AutoModelForCausalLM"})  # whose output layer was trained with the base
 
 
 def is_gguf(path: Path) -> bool:
@@ -129,6 +130,15 @@ def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
                 if tuple(file.get_slice(name).get_shape()) == shapes[name]:
                     found[name] = file.get_tensor(name).float()
     return found
+
+
+def own_outputs(config: Any, architecture: str) -> int | None:
+    """How many outputs a class has that answers by the base's own, frozen head: a token of its vocabulary each. None
+    for a class whose head is an adapter's."""
+    if architecture not in _OWN_HEADS:
+        return None
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def check_gguf(path: Path) -> None:

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_lora.data.alike import WRITTEN, agree
+from ray_lora.data.annotated.pictures import parts, stretches
 from ray_lora.data.csv_file import are_whole_numbers
-from ray_lora.data.files import File, check_unchanged
+from ray_lora.data.files import File, annotated, check_unchanged
 from ray_lora.data.formats import described, read_format, reading, row_groups
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
@@ -36,7 +37,7 @@ class Piece:
     Attributes:
         file: where they are.
         number: of the file among the split's files.
-        groups: parquet's row groups [begin, end); None: the whole file.
+        groups: parquet's row groups, or annotated pictures, [begin, end); None: the whole file.
         skipped: rows of these groups before the piece's first one; a group of many rows is read for several pieces.
         first: number, in its file, of the piece's first row.
         rows: how many, where that is known before they are read.
@@ -54,7 +55,7 @@ class Piece:
 
 def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
     """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, and larger groups in
-    parts; others whole.
+    parts; annotated pictures by their bytes too; others whole.
 
     Raises:
         DataError: a parquet file is broken or has no rows.
@@ -65,6 +66,8 @@ def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
 
 
 def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
+    if file.how is not None:
+        return [Piece(file, number, (at, end), at, end - at) for at, end in stretches(annotated(file), most_rows)]
     if file.format != "parquet":
         return [Piece(file, number)]
     sizes = row_groups(file)
@@ -244,7 +247,8 @@ def only(table: pa.Table, columns: Collection[str] | None) -> pa.Table:
 
 
 def digest(files: Sequence[File]) -> str:
-    """sha256 of a file's bytes; of several files, of their digests in order, as hexadecimal digits.
+    """sha256 of a file's bytes, of annotations and all their pictures; of several files, of their digests in order, as
+    hexadecimal digits.
 
     Raises:
         DataError: a file cannot be read.
@@ -257,6 +261,10 @@ def digest(files: Sequence[File]) -> str:
 def _digest(file: File) -> str:
     check_unchanged(file)
     found = hashlib.sha256()
+    if file.how is not None:
+        for part in parts(annotated(file)):
+            found.update(part)
+        return found.hexdigest()
     with reading(file), file.place.open() as opened:
         while block := opened.read(_BYTES):
             found.update(block)

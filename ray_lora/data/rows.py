@@ -49,7 +49,7 @@ def read_rows(given: str | Sequence[str], data: DataSpec, columns: Mapping[str, 
     Raises:
         DataError: a path means no file, a file is broken, or a column is missing or of another type than in others.
     """
-    files, names = find_files(given, split), roles(data, columns)
+    files, names = find_files(given, split, data.images_of(split)), roles(data, columns)
     pieces = [Piece(file, number) for number, file in enumerate(files)]
     looks = [first_look(piece, names) for piece in pieces]
     pieces = settle_columns(pieces, data, columns, [schema for schema, _ in looks])

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_lora.data.check import raise_wrong
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.data.encoder import Encoder, code_of
-from ray_lora.data.files import File
+from ray_lora.data.files import File, annotated
 from ray_lora.data.pieces import Piece, cut, first_pieces
 from ray_lora.data.remembered import Remembered, recall, remember
 from ray_lora.data.row_cache import RowCache
@@ -73,7 +73,8 @@ def is_large(files: Mapping[str, Sequence[File]]) -> bool:
     every = [file for split in files.values() for file in split]
     if sum(file.size for file in every) >= LARGE_BYTES:
         return True
-    written = sum(file.size for file in every if file.format != "parquet") // _ROW_BYTES
+    written = sum(file.size for file in every if file.format != "parquet" and file.how is None) // _ROW_BYTES
+    written += sum(len(annotated(file).pictures) for file in every if file.how is not None)
     if written + sum(file.size for file in every if file.format == "parquet") < LARGE_ROWS:
         return False  # no row takes less than a byte
     told = cut([file for file in every if file.format == "parquet"])

@@ -16,9 +16,12 @@ from pydantic import PrivateAttr
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
 from ray_lora.tasks.images import open_picture
+from ray_lora.tasks.normalised import Normalised
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,3 +102,23 @@ class ImageClassification(Classification):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features])}
+
+    @cached_property
+    def _normalised(self) -> Normalised | None:
+        return Normalised.of(self._processor)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """Nothing where it cannot be told what the processor does."""
+        found = self._normalised
+        return frozenset() if found is None else frozenset({"pictures", "colours"} if found.colours else {"pictures"})
+
+    def view(self, features: Features) -> Picture:
+        """What comes in from outside is what the processor makes zero of."""
+        assert self._normalised is not None  # else it augments nothing
+        return Picture(self._normalised.shown(features["pixel_values"]), self._normalised.ground)
+
+    def with_view(self, features: Features, view: Picture) -> Features:
+        assert self._normalised is not None
+        pixels = self._normalised.of_shown(view.pixels)
+        return features | {"pixel_values": pixels.to(features["pixel_values"].dtype)}

@@ -18,11 +18,12 @@ from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, segmentation
+from tests.unit import detection, histories, segmentation
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -127,8 +128,28 @@ def segmentation_case(folder: Path) -> Case:
             ({"image": rows[0]["image"][:99]}, "an image cannot be read"),
             ({"mask": rows[0]["mask"][:80]}, "a mask cannot be read"),
             ({"mask": png(mask.resize((9, 8)))}, f"a mask of 9 x 8 pixels on a picture of {width} x {height}"),
-            ({"mask": png(mask.point(lambda index: 7 if 0 < index < 255 else index))}, "the mask has index 7, and the labels"),
+            (
+                {"mask": png(mask.point(lambda index: 7 if 0 < index < 255 else index))},
+                "the mask has index 7, and the labels",
+            ),
             ({"mask": rows[0]["image"]}, "its pixels are colours .RGB., not class indices"),
+        ],
+    )
+
+
+def recommendation_case(folder: Path) -> Case:
+    """On a folder of SASRec's, whose items are numbers and whose output layer no adapter has a copy of."""
+    return Case(
+        SequentialRecommendationSpec(),
+        histories.rows(7),
+        histories.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: histories.plain(folder),
+        targets=("query", "value", "merge", "up", "down"),
+        head=(),
+        wrong=[
+            ({"items": []}, "items .* are no history; give a list of ids, the oldest first"),
+            ({"items": [905, None]}, r"items \[905, None\] hold None, which is no id"),
         ],
     )
 

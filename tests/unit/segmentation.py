@@ -135,4 +135,6 @@ def best_answer(given: Any) -> dict[str, Any]:
     mask = mask_of(given["mask"])
     right = Image.fromarray(np.where(mask == 255, 0, mask).astype(np.uint8))
     sure = Image.fromarray(np.full_like(mask, 255))
-    return {"score": 1.0} | {name: base64.b64encode(png(one)).decode() for name, one in (("map", right), ("sure", sure))}
+    return {"score": 1.0} | {
+        name: base64.b64encode(png(one)).decode() for name, one in (("map", right), ("sure", sure))
+    }

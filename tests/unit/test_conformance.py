@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection, segmentation
+from tests.unit import detection, histories, segmentation
 from tests.unit.bases import save_base
 from tests.unit.cases import (
     detection_case,
@@ -18,6 +18,7 @@ from tests.unit.cases import (
     multi_label_case,
     paired_case,
     question_case,
+    recommendation_case,
     regression_case,
     segformer_case,
     segmentation_case,
@@ -47,6 +48,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
+        "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
     }
 
 

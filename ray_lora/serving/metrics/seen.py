@@ -59,11 +59,13 @@ class Seen:
                     _write(identity, scope["method"], route, status, adapter, seconds, trace)
 
     def _count(self, route: str, status: int, adapter: str, seconds: float) -> None:
-        label = self.meter.adapters.label(adapter.partition("@")[0]) if adapter else ""
-        self.meter.count(REQUESTS, route, str(status), label)
+        """A request that several adapters answer counts for each."""
+        for one in adapter.split(", "):
+            label = self.meter.adapters.label(one.partition("@")[0]) if one else ""
+            self.meter.count(REQUESTS, route, str(status), label)
+            if label:
+                self.meter.count(ADAPTER_SECONDS, label, by=seconds)
         self.meter.observe(SECONDS, seconds, route)
-        if label:
-            self.meter.count(ADAPTER_SECONDS, label, by=seconds)
 
 
 def to_stderr() -> None:
