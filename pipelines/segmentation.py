@@ -2,8 +2,8 @@
 
     python -m pipelines.segmentation [--smoke] [--seeds N] [--json] [--keep] [key=value ...]
 
-Two bases: a small U-Net that `pipelines.segmentation_base` pretrains on drawn scenes, and ERFNet as others trained it for
-the lines of tables (`erfnet-lines`, fetched and converted once). Each adapter's score beside the base's own before,
+Two bases: a small U-Net that `pipelines.segmentation_base` pretrains on drawn scenes, and ERFNet as others trained it
+for the lines of tables (`erfnet-lines`, fetched and converted once). Each adapter's score beside the base's own before,
 the head alone and every weight trained shows what adaptation does. All scenes are `pipelines.segmentation_scenes`'s.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.segmentation_base import prepare
-from pipelines.segmentation_scenes import LABELS, write
+from pipelines.segmentation_scenes import LABELS
+from pipelines.segmentation_scenes import prepare as draw
 from pipelines.story import Asked, Line, asked, tell
 from ray_lora.data.read import read
 
@@ -35,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = asked(__doc__, argv)
     prepare("data")
     for kind in KINDS:
-        write(kind, Path("data"))
+        draw(kind)
     tell("segmentation", [line(given, kind) for kind in KINDS], given)
 
 
 def line(given: Asked, kind: str) -> Line:
-    """What is trained for a kind of scene and compared: before stands the base, with its own classifier where the labels
-    are the same, else with a fresh one."""
+    """What is trained for a kind of scene and compared: before stands the base, with its own classifier where the
+    labels are the same, else with a fresh one."""
     files = [f"data.{split}=data/scenes-{kind}/{split}.parquet" for split in ("train", "validation")]
     others = {"textured": (), "lesions": FEW, "emoji": ERFNET}[kind]
     recipe = given.recipe(RECIPE, [*files, f"task.labels={json.dumps(LABELS[kind])}", *others])

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipelines.segmentation_scenes import LABELS, write
+from pipelines.segmentation_scenes import LABELS
+from pipelines.segmentation_scenes import prepare as draw
 from ray_lora.bases.fingerprint import fingerprint
 from ray_lora.bases.segmenters import Frame, SegmenterConfig, UnetConfig, plain_model, save_folder
 from ray_lora.bases.segmenters.folder import public
@@ -46,10 +47,9 @@ Dice on {held} held-out plain scenes: {dice:.3f}. sha256 of its weights: {finger
 def prepare(out: str | Path = "data") -> Path:
     """Draw the scenes and pretrain the base where they are missing; print what there is. The base's folder."""
     out = Path(out)
-    counts = write("plain", out)
+    draw("plain", out)
     folder = pretrain(out)
     record = json.loads((folder / "pretraining.json").read_text())
-    print(f"plain scenes: {', '.join(f'{n:,} {name}' for name, n in counts.items())}")
     print(f"{folder}: {record['parameters']:,} parameters; Dice on the test split: {record['dice']:.3f}")
     return folder
 

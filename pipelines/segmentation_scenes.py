@@ -8,29 +8,26 @@
 
 A scene is drawn from its kind, split and number, so it is the same every time. `plain` is what the small U-Net learns
 before (`pipelines.segmentation_base`). `lesions` are like medical pictures in kind only, few cases of one class: they
-are generated, and no picture of a person is in them. `emoji` are Twitter's (Twemoji, CC-BY-4.0, by npm's
-`emoji-datasource-twitter`) on crops of scikit-learn's two photographs; an emoji is in one split alone.
+are generated, and no picture of a person is in them. `emoji` are those of `pipelines.emoji_scenes` (Twemoji, CC-BY-4.0)
+on crops of scikit-learn's two photographs; an emoji is in one split alone, and so is a part of a photograph.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import os
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFilter
 
-from ray_lora.bases.packaged import Archive, fetch_archive
+from pipelines.emoji_scenes import SHARES, SOURCE, photographs, read_drawings
+from pipelines.kept_rows import by_group, keep
 
-SCHEMA = pa.schema([("image", pa.binary()), ("mask", pa.binary())])
 SHAPES = ("disc", "box", "triangle")
 LABELS = {
     "plain": ("background", *SHAPES),
@@ -44,31 +41,31 @@ ROWS = {  # of each split
     "lesions": {"train": 16, "validation": 24, "test": 80},
     "emoji": {"train": 200, "validation": 40, "test": 80},
 }
-TWEMOJI = Archive(
-    "npm",
-    "emoji-datasource-twitter",
-    "16.0.0",
-    "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
-    62,
-)
-_SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}  # of the emoji
+_FORM = 1  # a number that grows when something else is drawn
+_LEFT = 0.6  # the part of a photograph that training sees
 
 Scene = tuple[Image.Image, Image.Image]  # picture and mask
 
 
-def write(kind: str, out: Path) -> dict[str, int]:
-    """`scenes-<kind>/<split>.parquet` where it is missing; rows by split."""
-    folder = out / f"scenes-{kind}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in ROWS[kind].items():
-        path = folder / f"{split}.parquet"
-        if path.exists() and pq.read_metadata(path).num_rows == count:
-            continue
-        rows = [dict(zip(SCHEMA.names, map(_png, scene(kind, split, number)), strict=True)) for number in range(count)]
-        fresh = folder / f".{split}.{os.getpid()}"
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), fresh)
-        fresh.replace(path)
-    return dict(ROWS[kind])
+def prepare(kind: str, out: str | Path = "data") -> None:
+    """`scenes-<kind>/<split>.parquet`, where it is missing or of another making.
+
+    Raises:
+        DataError: the emoji cannot be had.
+    """
+    making = {"rows": ROWS[kind], "form": _FORM} | ({"source": SOURCE.sha256} if kind == "emoji" else {})
+    keep(
+        out,
+        f"scenes-{kind}",
+        making,
+        lambda: {f"scenes-{kind}/{split}.parquet": rows(kind, split) for split in ROWS[kind]},
+    )
+
+
+def rows(kind: str, split: str) -> list[dict[str, bytes]]:
+    """All scenes of a split."""
+    scenes = (scene(kind, split, number) for number in range(ROWS[kind][split]))
+    return [{"image": _png(picture), "mask": _png(mask)} for picture, mask in scenes]
 
 
 def scene(kind: str, split: str, number: int) -> Scene:
@@ -149,13 +146,12 @@ def _lesions(draw: random.Random, split: str) -> Scene:
 def _emoji(draw: random.Random, split: str) -> Scene:
     """One to three emoji on a crop of a photograph; the mask is where they are opaque."""
     size = _size(draw)
-    photograph = draw.choice(_photographs())
+    photograph = draw.choice(_grounds(split))
     x, y = (draw.randint(0, whole - part) for whole, part in zip(photograph.size, size, strict=True))
     picture, mask = photograph.crop((x, y, x + size[0], y + size[1])), Image.new("L", size)
     for _ in range(draw.randint(1, 3)):
         side = draw.randint(18, 44)
-        with Image.open(draw.choice(_drawings(split))) as drawing:
-            figure = drawing.convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+        figure = draw.choice(_drawings()[split]).resize((side, side), Image.Resampling.LANCZOS)
         at = (draw.randint(0, size[0] - side), draw.randint(0, size[1] - side))
         picture.paste(figure, at, figure)
         mask.paste(
@@ -164,27 +160,25 @@ def _emoji(draw: random.Random, split: str) -> Scene:
     return picture, mask
 
 
-def _drawings(split: str) -> list[Path]:
-    """The emoji of a split, by a hash of their names."""
-    if not _FOUND:
-        folder = fetch_archive(TWEMOJI, "package/img/twitter/64")
-        for path in sorted(folder.glob("*.png")):
-            place = int(hashlib.sha256(path.name.encode()).hexdigest()[:12], 16) / 16**12
-            name = "train" if place < _SHARES["train"] else "validation" if place < 1 - _SHARES["test"] else "test"
-            _FOUND.setdefault(name, []).append(path)
-    return _FOUND[split]
+@lru_cache(maxsize=1)
+def _drawings() -> dict[str, list[Image.Image]]:
+    """The emoji of each split."""
+    drawings = read_drawings()
+    splits = by_group([one.code for one in drawings], SHARES)
+    return {
+        split: [one.picture for one, mine in zip(drawings, splits, strict=True) if mine == split] for split in SHARES
+    }
 
 
-def _photographs() -> list[Image.Image]:
-    if not _TAKEN:
-        from sklearn.datasets import load_sample_images
-
-        _TAKEN.extend(Image.fromarray(pixels).reduce(2) for pixels in load_sample_images().images)
-    return _TAKEN
-
-
-_FOUND: dict[str, list[Path]] = {}
-_TAKEN: list[Image.Image] = []
+@lru_cache(maxsize=3)
+def _grounds(split: str) -> list[Image.Image]:
+    """The photographs at half size: of each the left part trains, and the right one is held out."""
+    found = []
+    for photograph in photographs():
+        small = photograph.reduce(2)
+        edge = int(small.width * _LEFT)
+        found.append(small.crop((0, 0, edge, small.height) if split == "train" else (edge, 0, *small.size)))
+    return found
 
 
 # -------------------------------------------------------------------- pixels
@@ -230,4 +224,4 @@ if __name__ == "__main__":
     options.add_argument("--out", default="data", help="folder to write to")
     asked = options.parse_args()
     for name in ROWS:
-        print(f"{name}: {write(name, Path(asked.out))}")
+        prepare(name, asked.out)

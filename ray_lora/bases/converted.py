@@ -58,7 +58,8 @@ _LINES_CARD = """# erfnet-lines
 
 ERFNet (2.1 million numbers; Romera et al. 2018) that finds the lines of tables in photographs and scans: background,
 horizontal and vertical lines. SWHL of RapidAI publishes it in PyPI's `wired_table_rec` (Apache-2.0, see LICENSE) as
-`{file}`; who trained it and on which pictures is not said. It knows nothing of driving scenes, for which ERFNet was made.
+`{file}`; who trained it and on which pictures is not said. It knows nothing of driving scenes, for which ERFNet was
+made.
 
 The weights are those of the file, number for number, under the names of mmsegmentation's classes; the batch norms
 behind its convolutions were folded into them before it was published. Its publisher reads pictures at 1024 x 1024; here
