@@ -26,10 +26,9 @@ ERFNET = (  # what differs from the recipe
     "base.model=erfnet-lines",
     "task.image_size=[96, 96]",
     "training.learning_rate=3e-3",
-    "training.max_steps=150",
-    "training.per_device_train_batch_size=8",
+    "training.max_steps=120",
 )
-FEW = ("training.max_steps=120", "training.per_device_train_batch_size=8")
+FEW = ("training.max_steps=120",)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
     "image-classification": (dict, {"label", "score"}),
     "token-classification": (list, {"entity", "score", "index", "word", "start", "end"}),
     "question-answering": (dict, {"answer", "score", "start", "end"}),
+    "image-segmentation": (list, {"score", "label", "mask"}),
 }
 
 
