@@ -242,7 +242,7 @@ def _activations(base: Base, longest: int, rows: int) -> int:
     The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
     architectures are of the same order.
     """
-    config = base.config
+    config = getattr(base.config, "vision_config", base.config)
     layers = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", [1]))
     hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", [64]))
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden

@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.image_classification import ImageClassificationSpec
-from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
 from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, histories, segmentation
+from tests.unit import detection, histories, segmentation, yolos
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -76,6 +77,36 @@ def image_case(folder: Path) -> Case:
             ({"image": png(picture(0))[:99]}, "an image cannot be read"),
             ({"label": "maybe"}, "label 'maybe' is not one of 'no', 'perhaps', 'yes'"),
         ],
+    )
+
+
+def inspected_case(folder: Path) -> Case:
+    """One label is of interest, on a folder of ResNet's."""
+
+    def sure(row: Row) -> Json:
+        ranked = sorted(LABELS, key=lambda label: label != row["label"])
+        return [{"label": label, "score": float(label == row["label"])} for label in ranked]
+
+    spec = ImageClassificationSpec(labels=LABELS, positive="yes", threshold=0.3)
+    return replace(image_case(folder), spec=spec, perfect=sure)
+
+
+def lite_case(folder: Path) -> Case:
+    """On a folder of EfficientNet-Lite's of three classes without names, pictures of a size of the recipe's."""
+
+    def plain_lite() -> nn.Module:
+        base = open_base(folder, torch.float64)
+        model = base.fresh(HeadSpec(IMAGE, len(LABELS)))
+        assert model is not None
+        setattr(model, base.prefix, base.backbone)
+        return model.to(torch.float64).eval()
+
+    return replace(
+        image_case(folder),
+        spec=ImageClassificationSpec(labels=LABELS, image_size=40),
+        plain=plain_lite,
+        targets=("_expand_conv", "_project_conv", "_conv_head"),
+        head=("_fc",),
     )
 
 
@@ -161,6 +192,17 @@ def segformer_case(folder: Path) -> Case:
         plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
         targets=("query", "value", "dense", "proj"),
         head=("decode_head",),
+    )
+
+
+def yolos_case(folder: Path) -> Case:
+    """On a folder of YOLOS's."""
+    return replace(
+        detection_case(folder),
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: yolos.plain(folder),
+        targets=("query", "value", "projection"),
+        head=("class_labels_classifier", "bbox_predictor"),
     )
 
 

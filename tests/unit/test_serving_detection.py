@@ -148,7 +148,7 @@ def test_a_form_is_answered_as_json_is(address: str, alone: dict[str, list[Any]]
     assert one.headers["x-adapter"] == "one@1"
     several = post("/v1/predict", {"model": "two", "parameters": parameters}, PICTURES, "files")
     assert near(several.json()["predictions"], alone["two"][0])
-    each = json.dumps({name: ASK for name in NAMES})
+    each = json.dumps(dict.fromkeys(NAMES, ASK))
     for models in (list(NAMES), json.dumps(NAMES)):
         both = post("/v1/predict", {"model": models, "parameters": each}, PICTURES, "files").json()
         assert both["model"] == list(NAMES)
