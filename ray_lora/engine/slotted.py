@@ -137,7 +137,7 @@ class SlotPoint(SlotModule):
         out, into = self.shapes["weight"][:2]
         y: Tensor = _StackedLinear.apply(rows, weight, bias, routing, out, into)  # type: ignore[no-untyped-call]
         pixels: Tensor = y.reshape(x.shape[0], -1, out).transpose(1, 2).unflatten(2, x.shape[2:])
-        return pixels
+        return pixels.contiguous()  # or what comes behind, a frozen batch norm too, is handed transposed gradients
 
 
 def is_point(module: nn.Module) -> bool:
