@@ -84,8 +84,8 @@ def match(
 
 
 def _is_target(config: LoraSpec, name: str, module: nn.Module) -> bool:
-    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings; and two words of
-    ours, 'all-convolutions' and 'all-layers', which are both."""
+    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings; and two words
+    of ours, 'all-convolutions' and 'all-layers', which are both."""
     if config.exclude_modules is not None and _names(config.exclude_modules, name):
         return False
     if config.target_modules in ("all-linear", "all-convolutions", "all-layers"):

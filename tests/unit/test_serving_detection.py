@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
     engine = AdapterEngine(base, slots=2, max_rank=4)
     for seed, name in enumerate(NAMES):
-        lora = LoraSpec(r=2 + 2 * seed, target_modules=("conv",), exclude_modules=("stem.conv",))
+        lora = LoraSpec(r=2 + 2 * seed, target_modules="all-convolutions")
         slot = engine.init(lora, task.head, seed=seed)
         draw = torch.Generator().manual_seed(seed)
         spread = {key: 0.03 if "lora" in key else 0.3 for key in engine.read(slot)}
