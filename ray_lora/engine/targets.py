@@ -185,6 +185,11 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
             f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
             f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
         )
+    if base.own_outputs(architecture) is not None:
+        raise AdapterError(
+            f"the adapter brings {sorted(adapter.head)[0]!r}, and the head of {architecture} is the base's own, which "
+            "other adapters share; train it without modules_to_save, or merge the adapter into a base of its own"
+        )
     head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
     _check_outside(adapter, base)
     labels = head.labels_in(adapter.head)
@@ -219,6 +224,9 @@ def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> Non
 
 def _own_head(adapter: Adapter, architecture: str | None, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
     """The base's own head of this class, if its files hold a whole one."""
+    own = base.own_outputs(architecture) if architecture is not None else None
+    if architecture is not None and own is not None:
+        return HeadSpec(architecture, own, attention=adapter.card.reads)
     labels = getattr(base.config, "num_labels", None)
     if architecture not in _CLASSES or base.built is not None or not isinstance(labels, int):
         return None

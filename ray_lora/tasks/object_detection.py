@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.detection.objects import clipped, objects_of, outside
 from ray_lora.tasks.detection.options import FULL, SCORING, options_of
@@ -24,6 +25,7 @@ from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from ray_lora.tasks.detection.geometry import Grid
 
 _PLAIN = "AutoModelForObjectDetection"
+_WHITE = 255
 _PATCH = 16  # a side, in pixels, as of other pictures
 
 
@@ -80,13 +83,16 @@ class ObjectDetection(Labelled):
         """Every picture is decoded: its end may be missing, and its size says whether boxes are in it."""
         images = (image for chunk in block.column("image").chunks for image in chunk)
         for row, (image, objects) in enumerate(zip(images, block.column("objects").to_pylist(), strict=True)):
+            value = image.as_py()
             try:
-                width, height = open_picture(image.as_py()).size
-                why = outside(objects_of(objects)[0], width, height)
+                width, height = open_picture(value).size
+                boxes = [box for crowds in (False, True) for box in objects_of(objects, crowds)[0]]
+                why = outside(boxes, width, height)
             except DataError as error:
                 why = str(error)
             if why is not None:
-                yield row, why
+                name = value.get("path") if isinstance(value, Mapping) else None
+                yield row, f"picture {name!r}: {why}" if name else why
         yield from wrong_labels(_categories(block), cast(ClassificationSpec, spec).labels or ())
 
     @classmethod
@@ -107,6 +113,9 @@ class ObjectDetection(Labelled):
             boxes, categories = objects_of(row["objects"])
             features["boxes"] = [clipped(box, *picture.size) for box in boxes]
             features["classes"] = [label_index(category, self.labels) for category in categories]
+            boxes, categories = objects_of(row["objects"], crowds=True)
+            features["crowd_boxes"] = [clipped(box, *picture.size) for box in boxes]
+            features["crowd_classes"] = [label_index(category, self.labels) for category in categories]
         return features
 
     def size(self, features: Features) -> int:
@@ -118,6 +127,40 @@ class ObjectDetection(Labelled):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        return frozenset({"pictures", "colours"})
+
+    def view(self, features: Features) -> Picture:
+        """The part of the input that the picture takes, and its boxes in pixels of it."""
+        import torch
+
+        from ray_lora.tasks.detection.geometry import in_input
+
+        wide, high = features["inside"]
+        pixels = self._as_rgb(features["pixel_values"][:, :high, :wide]).float() / _WHITE
+        boxes = in_input(features["boxes"], features["extent"], features["inside"])
+        return Picture(pixels, (self._processor.ground / _WHITE,) * 3, boxes, torch.arange(len(boxes)))
+
+    def with_view(self, features: Features, view: Picture) -> Features:
+        from ray_lora.tasks.detection.geometry import in_picture
+
+        assert view.boxes is not None
+        assert view.objects is not None
+        wide, high = features["inside"]
+        pixels = features["pixel_values"].clone()
+        pixels[:, :high, :wide] = self._as_rgb((view.pixels * _WHITE).round().clamp(0, _WHITE).to(pixels.dtype))
+        corners = in_picture(view.boxes, features["extent"], features["inside"])
+        return features | {
+            "pixel_values": pixels,
+            "boxes": [[x, y, far - x, low - y] for x, y, far, low in corners.tolist()],
+            "classes": [features["classes"][at] for at in view.objects.tolist()],
+        }
+
+    def _as_rgb(self, pixels: Tensor) -> Tensor:
+        """Of the base's order of channels, and back."""
+        return pixels.flip(0) if self._processor.channel_order == "bgr" else pixels
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """In float32 at least, in which a pixel of a large picture is one; a row's terms are its learning anchors."""
@@ -178,7 +221,7 @@ def _categories(block: pa.Table) -> Iterable[tuple[int, Any]]:
     """(row, category) of every object; none of rows whose objects are wrong, which `check` names."""
     for row, objects in enumerate(block.column("objects").to_pylist()):
         try:
-            _, categories = objects_of(objects)
+            categories = [one for crowds in (False, True) for one in objects_of(objects, crowds)[1]]
         except DataError:
             continue
         yield from ((row, category) for category in categories)
