@@ -1,4 +1,4 @@
-"""LoRA on convolutions: passes over 32 pictures of 32 adapters, and packed training steps, beside the bare base and PEFT.
+"""LoRA on convolutions: passes over 32 pictures of 32 adapters, and packed steps, beside the bare base and PEFT.
 
     python -m benchmarks.pictures [--bases yolox-tiny digits ...] [--rounds 7] [--quick]
 

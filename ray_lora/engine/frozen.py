@@ -51,12 +51,9 @@ class Frozen:
         looked = device.type != "meta" and (many or (plain and convolutions))
         inputs = row() if looked else None
         if inputs is not None:
-            self.innermost = device.type == "cpu" and dtype in _INNERMOST and many
-            found = _pairs(backbone, inputs, convolutions, plain, self.innermost)
-            if found is None and self.innermost:  # a class may ask for the layout that it is used to
-                self.innermost = False
-                found = _pairs(backbone, inputs, convolutions, plain, False)
-            pairs = found or {}
+            pairs = _pairs(backbone, inputs, convolutions, plain)
+            laid = device.type == "cpu" and dtype in _INNERMOST and many
+            self.innermost = laid and _takes_innermost(backbone, inputs)
         if dtype in _EXACT:
             for name, norm in pairs.items():
                 self._fold(name, convolutions[name], plain.pop(norm))
@@ -67,7 +64,7 @@ class Frozen:
                 self._undo.append(module.register_forward_hook(_guard).remove)
         if self.innermost:
             for name, module in convolutions.items():
-                if type(module) is nn.Conv2d and name not in pairs:
+                if type(module) is nn.Conv2d and name not in self.after:
                     self._lay(module)
 
     def undo(self) -> None:
@@ -216,13 +213,12 @@ def _pairs(
     inputs: Mapping[str, Tensor],
     convolutions: Mapping[str, nn.Module],
     norms: Mapping[str, nn.Module],
-    innermost: bool,
-) -> dict[str, str] | None:
-    """The norm behind each convolution whose output goes there alone, by name; None where the class does not run."""
+) -> dict[str, str]:
+    """The norm behind each convolution whose output goes there alone, by name; none where the class does not run."""
     made: dict[str, list[Any]] = {name: [] for name in (*convolutions, *norms)}
     tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     blank = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    given = {name: _blank(tensor, innermost) for name, tensor in inputs.items()}
+    given = {name: _blank(tensor) for name, tensor in inputs.items()}
 
     def note(name: str) -> Callable[..., None]:
         return lambda _, __, output: made[name].append(output.grad_fn)
@@ -233,7 +229,7 @@ def _pairs(
             outputs = torch.func.functional_call(backbone, blank, (), given)
             roots = [tensor.grad_fn for tensor in _tensors(outputs) if tensor.grad_fn is not None]
     except Exception:  # a class may raise anything where it is given no numbers
-        return None
+        return {}
     finally:
         for hook in hooks:
             hook.remove()
@@ -252,11 +248,20 @@ def _pairs(
     }
 
 
-def _blank(tensor: Tensor, innermost: bool) -> Tensor:
+def _blank(tensor: Tensor) -> Tensor:
     blank = torch.empty_like(tensor, device="meta")
-    if not blank.is_floating_point():
-        return blank
-    return (_innermost(blank) if innermost else blank).requires_grad_()
+    return blank.requires_grad_() if blank.is_floating_point() else blank
+
+
+def _takes_innermost(backbone: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether the class runs on pictures that lie so; one may ask for the layout that it is used to."""
+    two = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
+    try:
+        with torch.inference_mode():
+            backbone(**innermost(two))
+    except Exception:  # a class may raise anything
+        return False
+    return True
 
 
 def _readers(roots: list[Any]) -> dict[Any, list[Any]]:
