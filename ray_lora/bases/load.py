@@ -19,6 +19,7 @@ from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
+from ray_lora.bases.queries import tell_queries
 from ray_lora.bases.segments import tell_segments
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
@@ -77,6 +78,7 @@ def _of_transformers(
     )
     limit(processor, module, backbone.config)
     tell_segments(processor, module, backbone.config)
+    tell_queries(processor, backbone.config)
     return Base(
         id=spec.model,
         folder=path,

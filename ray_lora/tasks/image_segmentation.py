@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import Labelled
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import Learnt, learnt, plain_labels
+from ray_lora.tasks.normalised import Normalised
 from ray_lora.tasks.segmentation import masks
 from ray_lora.tasks.segmentation.masks import IGNORED
 from ray_lora.tasks.segmentation.objects import objects_of
 from ray_lora.tasks.segmentation.options import FULL, SCORING, ImageSegmentationSpec, options_of
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, settle, teach
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 _PLAIN = "AutoModelForSemanticSegmentation"
 _PATCH = 16  # a side, in pixels, as of other pictures
+_WHITE = 255
 
 Learned = tuple[set[int], Taught]  # indices in a block's masks; its objects' categories, and rows that are wrong
 
@@ -139,7 +143,7 @@ class ImageSegmentation(Labelled):
 
     def _pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """The input of a picture, and the width and height that the picture takes of it."""
-        if hasattr(self._processor, "cell"):
+        if self._framed:
             framed: tuple[Tensor, tuple[int, int]] = self._processor(picture)
             return framed
         pixels: Tensor = self._processor(images=picture, return_tensors="pt")["pixel_values"][0]
@@ -161,6 +165,44 @@ class ImageSegmentation(Labelled):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
+
+    @property
+    def _framed(self) -> bool:
+        """Whether the base's processor is a `Frame`, of our own segmenters."""
+        return hasattr(self._processor, "cell")
+
+    @cached_property
+    def _normalised(self) -> Normalised | None:
+        return None if self._framed else Normalised.of(self._processor)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """Nothing where it cannot be told what the processor does."""
+        known = self._framed or (self._normalised is not None and self._normalised.colours)
+        return frozenset({"pictures", "colours"} if known else ())
+
+    def view(self, features: Features) -> Picture:
+        """The part of the input that the picture takes, and its mask."""
+        wide, high = features["inside"]
+        pixels, mask = features["pixel_values"][:, :high, :wide], features["mask"][:high, :wide].long()
+        if self._framed:
+            red, green, blue = (value / _WHITE for value in self._processor.fill)
+            return Picture(pixels.float() / _WHITE, (red, green, blue), mask=mask, unlabelled=IGNORED)
+        assert self._normalised is not None  # else it augments nothing
+        return Picture(self._normalised.shown(pixels), self._normalised.ground, mask=mask, unlabelled=IGNORED)
+
+    def with_view(self, features: Features, view: Picture) -> Features:
+        """`truth`, which only scores read, stays what it was."""
+        assert view.mask is not None
+        wide, high = features["inside"]
+        pixels, mask = features["pixel_values"].clone(), features["mask"].clone()
+        if self._framed:
+            pixels[:, :high, :wide] = (view.pixels * _WHITE).round().clamp(0, _WHITE).to(pixels.dtype)
+        else:
+            assert self._normalised is not None
+            pixels[:, :high, :wide] = self._normalised.of_shown(view.pixels).to(pixels.dtype)
+        mask[:high, :wide] = view.mask.to(mask.dtype)
+        return features | {"pixel_values": pixels, "mask": mask}
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """In float32 at least, of logits scaled to the input as transformers' classes scale them; a row is one term."""
@@ -193,16 +235,16 @@ class ImageSegmentation(Labelled):
         ]
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
-        """Of maps (`scoring`), over all pixels that somebody knows."""
+        """Over all pixels that somebody knows, of maps (`scoring`) or masks."""
         from ray_lora.tasks.segmentation.scoring import count, measure
 
-        maps, _, truths = _pairs(predictions, features)
+        maps, _, truths = _pairs(predictions, features, self.labels)
         return measure(count(maps, truths, len(self.labels)), self.labels, self._background)
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         from ray_lora.tasks.segmentation.drawing import drawn
 
-        return drawn(*_pairs(predictions, features), features, self.labels, self._background)
+        return drawn(*_pairs(predictions, features, self.labels), features, self.labels, self._background)
 
 
 def target(value: Any, size: tuple[int, int], options: ImageSegmentationSpec) -> masks.Array:
@@ -252,14 +294,13 @@ def _values(block: pa.Table, column: str) -> Iterator[Any]:
 
 
 def _pairs(
-    predictions: Sequence[Json], features: Sequence[Features]
+    predictions: Sequence[Json], features: Sequence[Features], labels: Sequence[str]
 ) -> tuple[list[masks.Array], list[masks.Array], list[masks.Array]]:
     """Maps and probabilities of answers, and the truth."""
-    from ray_lora.tasks.segmentation.answers import decoded
+    from ray_lora.tasks.segmentation.answers import read_answer
 
-    maps = [decoded(one["map"]) for one in predictions]
-    sures = [decoded(one["sure"]) for one in predictions]
-    return maps, sures, [masks.of_png(one["truth"]) for one in features]
+    read = [read_answer(answer, labels, one["extent"]) for answer, one in zip(predictions, features, strict=True)]
+    return [best for best, _ in read], [sure for _, sure in read], [masks.of_png(one["truth"]) for one in features]
 
 
 def _sized(processor: Any, size: tuple[int, int] | None) -> Any:

@@ -24,7 +24,7 @@ from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, histories, segmentation
+from tests.unit import detection, histories, segmentation, yolos
 from tests.unit.bases import IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -192,6 +192,17 @@ def segformer_case(folder: Path) -> Case:
         plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
         targets=("query", "value", "dense", "proj"),
         head=("decode_head",),
+    )
+
+
+def yolos_case(folder: Path) -> Case:
+    """On a folder of YOLOS's."""
+    return replace(
+        detection_case(folder),
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: yolos.plain(folder),
+        targets=("query", "value", "projection"),
+        head=("class_labels_classifier", "bbox_predictor"),
     )
 
 

@@ -27,7 +27,9 @@ from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from ray_lora.training.job import Job, Report
-from ray_lora.training.shards import Group
+from ray_lora.training.member import Member
+from ray_lora.training.shards import Group, Split, Splits
+from ray_lora.training.sheet import write_sheet
 from tests.unit.bases import save_base
 from tests.unit.packs import (
     LABELS,
@@ -235,18 +237,12 @@ def test_some_token_of_a_text_is_left() -> None:
 
 
 def test_a_sheet_of_texts_lies_beside_the_figures(tokenizer: Any, tmp_path: Path) -> None:
-    from ray_lora.training.sheet import write_sheet
-
     task = build_task(TextClassificationSpec(labels=("a", "b")), tokenizer)
     rows = dict(enumerate(task.encode([{"text": "what a lovely day", "label": "a"}] * 5)))
 
-    class Shown:
-        splits = dataclasses.make_dataclass("S", ["train"])(dataclasses.make_dataclass("R", ["rows"])(rows))
-        job = altering("shown", told=({"name": "token_masking", "share": 0.5},))
-
-    shown: Any = Shown()
-    shown.task = task
-    write_sheet(shown, tmp_path)
+    job = altering("shown", told=({"name": "token_masking", "share": 0.5},))
+    member = Member(job, 1, task, Splits(Split(rows, len(rows))), 1, 1, 1)
+    write_sheet(member, tmp_path)
     table = list(csv.reader((tmp_path / "augmentation.csv").open(encoding="utf-8")))
     assert table[0] == ["row", "when", "tokens"]
     assert [line[1] for line in table[1:5]] == ["as read", "epoch 1", "epoch 2", "epoch 3"]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 from ray_lora.bases.efficientnet import save_folder
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection, histories, segmentation
+from tests.unit import detection, histories, segmentation, yolos
 from tests.unit.bases import save_base
 from tests.unit.cases import (
     detection_case,
@@ -28,6 +28,7 @@ from tests.unit.cases import (
     tagged_both_ways_case,
     tagged_case,
     text_case,
+    yolos_case,
 )
 from tests.unit.test_efficientnet import SMALL, tensors_of
 
@@ -39,6 +40,7 @@ VARIANTS = (
     "masks by SegFormer",
     "a label of interest",
     "EfficientNet",
+    "objects by queries",
 )
 
 
@@ -65,6 +67,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
+        "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
 

@@ -15,7 +15,7 @@ from ray_lora.bases.segmenters.config import (
 )
 from ray_lora.bases.segmenters.folder import open_folder, save_checkpoint, save_folder, save_untrained
 from ray_lora.bases.segmenters.frame import Frame
-from ray_lora.bases.segmenters.network import Segmenter, SegmenterForSemanticSegmentation, plain_model
+from ray_lora.bases.segmenters.network import Segmenter, SegmenterForSemanticSegmentation, network, plain_model
 
 __all__ = [
     "ErfnetConfig",
@@ -26,6 +26,7 @@ __all__ = [
     "SegmenterConfig",
     "SegmenterForSemanticSegmentation",
     "UnetConfig",
+    "network",
     "open_folder",
     "plain_model",
     "save_checkpoint",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ray_lora.recipe import Json
 from ray_lora.tasks.detection.geometry import iou
@@ -25,10 +26,14 @@ def drawn(
     answers: Sequence[Json],
     features: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
-    channel_order: str,
+    shown: Callable[[Tensor], Tensor],
 ) -> Mapping[str, Figure]:
     """`boxes`: in the upper row the pictures with the least wrong, in the lower one those with the most; an object is
-    white, an answer green where it is right and red where it is wrong. `precision_recall`: at an IoU of 0.5."""
+    white, an answer green where it is right and red where it is wrong. `precision_recall`: at an IoU of 0.5.
+
+    Args:
+        shown: an input as red, green and blue from 0 to 1.
+    """
     from matplotlib.patches import Rectangle
 
     judged = [_judge(answer, one, labels) for answer, one in zip(answers, features, strict=True)]
@@ -37,9 +42,8 @@ def drawn(
     def draw(axis: Any, row: int) -> None:
         one = features[row]
         (width, height), (wide, high) = one["extent"], one["inside"]
-        pixels = one["pixel_values"][:, :high, :wide]
-        pixels = pixels.flip(0) if channel_order == "bgr" else pixels
-        axis.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+        pixels = shown(one["pixel_values"])[:, :high, :wide]
+        axis.imshow(pixels.permute(1, 2, 0).clamp(0, 1).numpy(), extent=(0, width, height, 0))
         boxes = [(box, "white", "") for box in one["boxes"]]
         for answer, right in judged[row]:
             left, top, far, low = (answer["box"][name] for name in ("xmin", "ymin", "xmax", "ymax"))

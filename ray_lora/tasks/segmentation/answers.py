@@ -81,6 +81,22 @@ def _pixels(logits: Tensor, extent: Sequence[int]) -> tuple[Array, np.ndarray[An
     return index.numpy(), (1 / total).numpy()
 
 
+def read_answer(answer: Any, labels: Sequence[str], extent: Sequence[int]) -> tuple[Array, Array]:
+    """Each pixel's class index, and its probability times 255: of masks the score of its label.
+
+    Args:
+        extent: width and height of the picture.
+    """
+    if isinstance(answer, Mapping):
+        return decoded(answer["map"]), decoded(answer["sure"])
+    best, sure = (np.zeros((extent[1], extent[0]), np.uint8) for _ in range(2))
+    for one in answer:
+        here = decoded(one["mask"]) > 0
+        best[here] = labels.index(one["label"])
+        sure[here] = round(255 * one["score"]) if math.isfinite(one["score"]) else 0
+    return best, sure
+
+
 def encoded(values: Array) -> str:
     """A grey PNG in base64."""
     return base64.b64encode(png(values)).decode()

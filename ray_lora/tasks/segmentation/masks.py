@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 IGNORED = 255  # transformers' semantic_loss_ignore_index
 _WHAT = "give a PNG whose pixels are class indices (grey or palette), or {'segmentation': [...], 'category': [...]}"
+_KINDS = ("PNG", "TIFF", "BMP", "JPEG")  # Pillow's names; the last is refused by its own
 _INDEXED = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
 
 
@@ -39,19 +41,23 @@ def indices_of(mask: Any) -> Array:
     Raises:
         DataError: it cannot be read, or its pixels are no indices below 256.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    called = "a mask"
     if isinstance(mask, Mapping):
+        path = mask.get("path")
+        called = f"a mask ({path!r})" if isinstance(path, str) and path else called
         if mask.get("bytes") is None:
-            raise DataError(f"a mask has no bytes, only the path {mask.get('path')!r}; {_WHAT}")
+            raise DataError(f"a mask has no bytes, only the path {path!r}; write its bytes beside the path; {_WHAT}")
         mask = mask["bytes"]
     if not isinstance(mask, (str, bytes, bytearray, memoryview, Image.Image)):
-        raise DataError(f"a mask is a {type(mask).__name__}; {_WHAT}")
+        raise DataError(f"{called} is a {type(mask).__name__}; {_WHAT}")
     try:
-        data = base64.b64decode(mask, validate=True) if isinstance(mask, str) else mask
-        opened = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+        opened = mask if isinstance(mask, Image.Image) else _opened(mask)
         if opened.format == "JPEG":
             raise ValueError("it is a JPEG, which changes numbers; save it as PNG")
+        if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(f"{opened.width} by {opened.height} pixels; scale it down, and its picture")
         if getattr(opened, "n_frames", 1) > 1:
             raise ValueError("it has several frames")
         if opened.mode not in _INDEXED:
@@ -59,9 +65,18 @@ def indices_of(mask: Any) -> Array:
         found = np.asarray(ImageOps.exif_transpose(opened))
         if found.max(initial=0) > IGNORED or found.min(initial=0) < 0:
             raise ValueError(f"its pixels go from {found.min()} to {found.max()}; indices are below 256")
+    except UnidentifiedImageError:  # its message is an address in memory
+        raise DataError(f"{called} cannot be read (it is no PNG, or one whose beginning is broken); {_WHAT}") from None
     except Exception as error:  # Pillow's decoders raise errors of many kinds on what is broken
-        raise DataError(f"a mask cannot be read ({error}); {_WHAT}") from None
+        raise DataError(f"{called} cannot be read ({error}); {_WHAT}") from None
     return found.astype(np.uint8)
+
+
+def _opened(mask: str | bytes | bytearray | memoryview) -> Any:
+    from PIL import Image
+
+    data = base64.b64decode(mask, validate=True) if isinstance(mask, str) else mask
+    return Image.open(io.BytesIO(data), formats=_KINDS)
 
 
 def drawn_objects(value: Any, size: tuple[int, int], labels: Sequence[str], outside: int) -> Array:
