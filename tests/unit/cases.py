@@ -190,7 +190,7 @@ def segformer_case(folder: Path) -> Case:
     return replace(
         segmentation_case(folder),
         plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
-        targets=("query", "value", "dense", "proj"),
+        targets=("q_proj", "v_proj", "o_proj", "fc1", "sequence_reduction"),
         head=("decode_head",),
     )
 
