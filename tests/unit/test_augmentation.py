@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from transformers import AutoTokenizer, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 import ray_lora.training.augmented as augmented
 import ray_lora.training.head_start as head_start
 from ray_lora import Recipe
 from ray_lora.augmentation.apply import altered, check_transforms
+from ray_lora.bases.load import load_base
 from ray_lora.errors import RecipeError
-from ray_lora.recipe import LoraSpec, TransformSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TransformSpec
 from ray_lora.running.packs import params
 from ray_lora.running.plan import plan_recipe, show
 from ray_lora.search.space import check_search
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert_folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_bert_folder)
+    return load_base(BaseSpec(model=str(tiny_bert_folder))).processor
 
 
 @pytest.fixture
