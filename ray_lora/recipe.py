@@ -50,11 +50,19 @@ class BaseSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`."""
+    """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`. Of
+    annotated pictures COCO's json files or YOLO's data.yaml, local ones."""
 
     train: str | tuple[str, ...] | None = None
     validation: str | tuple[str, ...] | None = None
     columns: dict[str, str] = Field(default={})  # the task's column -> the file's column
+    images: str | dict[Literal["train", "validation"], str] | None = (
+        None  # the folder of COCO's pictures, or each split's
+    )
+
+    def images_of(self, split: str) -> str | None:
+        """The folder of a split's pictures."""
+        return self.images.get(split) if isinstance(self.images, dict) else self.images  # type: ignore[call-overload]
 
 
 class LoraSpec(Spec):

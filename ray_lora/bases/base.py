@@ -78,6 +78,13 @@ class Base:
         """The names of the outputs that its own head was trained on (id2label); None where the config has none."""
         return transformers_base.label_names(self.config)
 
+    def own_outputs(self, architecture: str) -> int | None:
+        """How many outputs the head of this class has where it is the base's own: frozen, shared by all adapters, and
+        no part of any. None where each adapter has a head of this class."""
+        if self.built is not None:
+            return self.built.own_heads.get(architecture)
+        return transformers_base.own_outputs(self.config, architecture)
+
     def trained(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Tensors of a head that the base's own files hold, of those asked for by the plain class's names: the ones
         that `from_pretrained` would give the class, so those of equal shape."""

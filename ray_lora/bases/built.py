@@ -11,7 +11,7 @@ It knows no names and no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -48,6 +48,8 @@ class Built:
         examples: inputs of one row for each size, without the axis of rows, from a seed.
         processor: what turns a row into inputs, or None.
         config: facts about the model under transformers' names (`hidden_size`, `num_hidden_layers`, `image_size`).
+        own_heads: the plain classes whose head is the base's own, and how many outputs it has. No adapter has a copy
+            of such a head; what it does not share with the backbone has its values where `plain` is called on `cpu`.
     """
 
     backbone: nn.Module
@@ -56,6 +58,7 @@ class Built:
     examples: Callable[[Sequence[int], int], list[dict[str, Tensor]]]
     processor: Any = None
     config: Any = field(default_factory=SimpleNamespace)
+    own_heads: Mapping[str, int] = field(default_factory=dict)
 
 
 def plain_of(built: Built, spec: HeadSpec, device: Literal["meta", "cpu"]) -> nn.Module:

@@ -1,7 +1,8 @@
 """Heads: a base's plain class whose backbone is the engine's, and whose modules hold one copy of themselves a slot.
 
 The class's own forward runs on hidden states that the engine computed for a whole mixed batch, so a head does exactly
-what the plain class does, for all rows of one head class and size at once.
+what the plain class does, for all rows of one head class and size at once. A head that is the base's own (`own_head`)
+has no copies: every slot's rows go through the one there is.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
+from ray_lora.engine.own_head import own_values
 from ray_lora.engine.routing import Routing
-from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
+from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
 from ray_lora.errors import AdapterError
 
 _KINDS: tuple[Kind, ...] = ("weight", "undecayed", "kept")  # as they lie in a slot's row
@@ -43,6 +45,7 @@ class Head:
     Attributes:
         parts: its tensors, in the class's order.
         stacks: each as [slots, ...] by its name; those that are trained are Parameters.
+        own: values of a head that is the base's own, by their names in the plain class; None where slots have copies.
         targets: names inside the backbone that exist in the plain class too (a class may have no pooler).
         modules_to_save: the class's own top-level modules, PEFT's word.
     """
@@ -50,7 +53,7 @@ class Head:
     def __init__(self, base: Base, spec: HeadSpec) -> None:
         self.architecture, self.labels, self._base = spec.architecture, spec.num_labels, base
         model = base.plain(spec)
-        wider = base.plain(HeadSpec(spec.architecture, spec.num_labels + 1))
+        self.own = own_values(base, spec, model)
         start = f"{base.prefix}."
         self.targets = frozenset(
             name.removeprefix(start) for name, _ in model.named_modules() if name.startswith(start)
@@ -59,8 +62,12 @@ class Head:
         config: Any = getattr(model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else None
         self._padding: int | None = getattr(text, "pad_token_id", None)
-        modules = owners(model, base.prefix, spec.architecture)
-        self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
+        modules: dict[str, nn.Module] = {}
+        self.parts: list[Part] = []
+        if self.own is None:
+            wider = base.plain(HeadSpec(spec.architecture, spec.num_labels + 1))
+            modules = owners(model, base.prefix, spec.architecture)
+            self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
         unknown = [part.name for part in self.parts if part.kind == "kept" and not part.name.endswith(_STATISTICS)]
         if base.built is None and unknown:
             raise AdapterError(
@@ -87,9 +94,8 @@ class Head:
         """
         if labels not in self._classes:
             spec = HeadSpec(self.architecture, labels)
-            self._classes[labels] = self._slotted(
-                self._fresh(spec) or plain or self._base.plain(spec), self.shapes(labels)
-            )
+            fresh = self._fresh(spec) if self.own is None else None
+            self._classes[labels] = self._slotted(fresh or plain or self._base.plain(spec), self.shapes(labels))
 
     def of(self, labels: int) -> nn.Module:
         """The class with so many labels, as it runs here."""
@@ -130,6 +136,8 @@ class Head:
         Args:
             names: of the outputs, for a builder and for `trained`.
         """
+        if self.own is not None:
+            return
         fresh = self._built(labels, generator, names)
         known = self.trained(labels, names) if fresh is None else fresh
         with torch.no_grad():
@@ -237,6 +245,10 @@ class Head:
         return self._pass
 
     def _slotted(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+        if self.own is not None:
+            setattr(model, self._base.prefix, self._given)
+            model.requires_grad_(False).load_state_dict(self.own, strict=False, assign=True)
+            return self._whole(model)
         for name, module in owners(model, self._base.prefix, self.architecture).items():
             own = {part: tensor.shape for part, tensor in own_tensors(module).items()}
             for part, shape in own.items():
@@ -248,11 +260,18 @@ class Head:
             slotted: nn.Module
             if type(module).forward is nn.Linear.forward and not module._forward_pre_hooks:
                 slotted = SlotLinear(name, own, self.stacks, self._current)
+            elif is_point(module):
+                slotted = SlotPoint(name, own, self.stacks, self._current)
             else:
                 slotted = SlotLeaf(name, module, own, self.stacks, self._current, self._base.device)
             model.set_submodule(name, slotted)
         setattr(model, self._base.prefix, self._given)
-        lost = [name for name, tensor in model.named_buffers() if tensor.is_meta]
+        return self._whole(model)
+
+    def _whole(self, model: nn.Module) -> nn.Module:
+        """The class on the base's device; AdapterError where something in it never got values."""
+        without = self.own is not None and self._base.device.type == "meta"
+        lost = [] if without else [name for name, tensor in model.named_buffers() if tensor.is_meta]
         if lost:
             raise AdapterError(
                 f"head class {self.architecture} computes {lost[:3]} when it is built, which is not supported"

@@ -21,6 +21,7 @@ from ray_lora.engine.engine import AdapterEngine
 from ray_lora.engine.heads import Head
 from ray_lora.engine.routing import Routing, tensors_in
 from ray_lora.engine.slotted import SlotLinear
+from ray_lora.errors import AdapterError
 
 _EXAMPLE = 5  # tokens of a row that tells how a head ends
 _TRIED = 0.3  # spread of the numbers with which it is asked
@@ -49,6 +50,11 @@ class LoneHead:
 
     def __init__(self, base: Base, spec: HeadSpec) -> None:
         self._head, self._labels, self._device = Head(base, spec), spec.num_labels, base.device
+        if self._head.own is not None:
+            raise AdapterError(
+                f"the head of {spec.architecture} is the base's own and never trained, so there is none to fit; leave "
+                "training.head_start out"
+            )
         weights, undecayed, kept = self._head.sizes
         exact = torch.promote_types(base.dtype, torch.float32)
         flat = torch.zeros(2, weights + undecayed + kept, device=base.device, dtype=exact)

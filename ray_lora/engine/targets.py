@@ -17,7 +17,7 @@ from ray_lora.bases.fingerprint import fingerprint_of
 from ray_lora.bases.identity import at_revision, means, not_its_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
-from ray_lora.engine.layers import TargetLayer, is_linear, refusal
+from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
 from ray_lora.recipe import LoraSpec
 
@@ -84,11 +84,13 @@ def match(
 
 
 def _is_target(config: LoraSpec, name: str, module: nn.Module) -> bool:
-    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings."""
+    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings; and two words of
+    ours, 'all-convolutions' and 'all-layers', which are both."""
     if config.exclude_modules is not None and _names(config.exclude_modules, name):
         return False
-    if config.target_modules == "all-linear":
-        return is_linear(module)
+    if config.target_modules in ("all-linear", "all-convolutions", "all-layers"):
+        linear, convolution = (config.target_modules != word for word in ("all-convolutions", "all-linear"))
+        return (linear and is_linear(module)) or (convolution and is_convolution(module))
     return _names(config.target_modules, name)
 
 
@@ -107,7 +109,10 @@ def _why_not(module: nn.Module) -> str:
 
 def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None:
     if rank > layer.shape.width:
-        raise RecipeError(f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r")
+        raise RecipeError(
+            f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r, "
+            "or this layer's rank in lora.rank_pattern"
+        )
     if rank > max_rank:
         raise RecipeError(f"rank {rank} exceeds this engine's max_rank {max_rank}; raise max_rank or lower the rank")
 
@@ -158,6 +163,7 @@ def check_pairs(
             raise AdapterError(
                 f"adapter layer {full!r} has A {given[0]} and B {given[1]}; "
                 f"base {base.id!r} needs A {needed[0]} and B {needed[1]}"
+                + (f"; it is {layer.beyond}: train the adapter here" if layer.beyond else "")
             )
         if pair.rank > max_rank:
             raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")
@@ -178,6 +184,11 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
         raise AdapterError(
             f"the adapter has a head ({', '.join(sorted(adapter.head))}) but task_type {adapter.peft_type!r} names no "
             f"head class; set task_type to one of {', '.join(_ARCHITECTURES)}"
+        )
+    if base.own_outputs(architecture) is not None:
+        raise AdapterError(
+            f"the adapter brings {sorted(adapter.head)[0]!r}, and the head of {architecture} is the base's own, which "
+            "other adapters share; train it without modules_to_save, or merge the adapter into a base of its own"
         )
     head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
     _check_outside(adapter, base)
@@ -213,6 +224,9 @@ def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> Non
 
 def _own_head(adapter: Adapter, architecture: str | None, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
     """The base's own head of this class, if its files hold a whole one."""
+    own = base.own_outputs(architecture) if architecture is not None else None
+    if architecture is not None and own is not None:
+        return HeadSpec(architecture, own, attention=adapter.card.reads)
     labels = getattr(base.config, "num_labels", None)
     if architecture not in _CLASSES or base.built is not None or not isinstance(labels, int):
         return None

@@ -91,6 +91,11 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     _probe_once(recipe, base, head)
     engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
     engine.reserve_head(head)
+    if recipe.training.head_start == "fitted" and base.own_outputs(head.architecture) is not None:
+        raise RecipeError(
+            f"training.head_start: fitted has nothing to fit: the head of {task.type} is the base's own and is never "
+            "trained; leave it out"
+        )
     for lora in lora_choices(recipe):
         engine.match(lora, head)
     slot = engine.init(recipe.lora, head, seed=0)
@@ -186,8 +191,9 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     """The plan of a recipe as plain data; reads and checks its files, starts nothing."""
     from ray_lora.running.sources import inspect
 
-    task, rows = inspect(recipe)
-    plan = make_plan(recipe, task, describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu"))
+    base = describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu")
+    task, rows = inspect(recipe, base.processor)
+    plan = make_plan(recipe, task, base)
     batch = recipe.training.per_device_train_batch_size * recipe.scaling.num_workers
     per_epoch = math.ceil(rows["train"] / batch)
     steps = recipe.training.max_steps
@@ -236,7 +242,7 @@ def _activations(base: Base, longest: int, rows: int) -> int:
     The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
     architectures are of the same order.
     """
-    config = base.config
+    config = getattr(base.config, "vision_config", base.config)
     layers = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", [1]))
     hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", [64]))
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden

@@ -18,6 +18,8 @@ TASKS: dict[str, str] = {
     "question-answering": "ray_lora.tasks.question_answering:QuestionAnswering",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
     "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
+    "image-segmentation": "ray_lora.tasks.image_segmentation:ImageSegmentation",
+    "sequential-recommendation": "ray_lora.tasks.sequential_recommendation:SequentialRecommendation",
 }
 DEFAULT = "text-classification"
 

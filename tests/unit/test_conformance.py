@@ -8,23 +8,40 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, ViTImageProcessor
 
+from ray_lora.bases.efficientnet import save_folder
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection
+from tests.unit import detection, histories, segmentation, yolos
 from tests.unit.bases import save_base
 from tests.unit.cases import (
     detection_case,
     image_case,
+    inspected_case,
+    lite_case,
     multi_label_case,
     paired_case,
     question_case,
+    recommendation_case,
     regression_case,
+    segformer_case,
+    segmentation_case,
     tagged_both_ways_case,
     tagged_case,
     text_case,
+    yolos_case,
 )
+from tests.unit.test_efficientnet import SMALL, tensors_of
 
-VARIANTS = ("pairs of texts", "several labels", "a number", "words read both ways")
+VARIANTS = (
+    "pairs of texts",
+    "several labels",
+    "a number",
+    "words read both ways",
+    "masks by SegFormer",
+    "a label of interest",
+    "EfficientNet",
+    "objects by queries",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +50,11 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
     gpt2 = save_base("gpt2", tmp_path_factory.mktemp("bases") / "gpt2")
     AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
+    lite = tmp_path_factory.mktemp("bases") / "lite"
+    save_folder(tensors_of(SMALL), SMALL, lite)
     return {
+        "a label of interest": inspected_case(resnet),
+        "EfficientNet": lite_case(lite),
         "text-classification": text_case(tiny_bert_folder),
         "pairs of texts": paired_case(tiny_bert_folder),
         "several labels": multi_label_case(tiny_bert_folder),
@@ -43,6 +64,10 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "question-answering": question_case(tiny_bert_folder),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
+        "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
+        "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
+        "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
+        "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
 

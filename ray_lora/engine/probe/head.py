@@ -38,7 +38,7 @@ class HeadProbe:
             with head.tried(labels) as values:
                 if refused := self._misread():
                     return Sharing("equal", refused=refused)
-                plain = _plain_with(self.base, head, labels, values)
+                plain = _plain_with(self.base, head, labels, values | (head.own or {}))
                 reasons: list[str] = []
                 for lengths in LENGTHS[LENGTHS.index(self.engine.sharing.lengths) :]:
                     if lengths == "padded" and self.both_ways and architecture.has_windows(self.base.config):
