@@ -73,6 +73,7 @@ def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dty
     processor = transformers_base.load_processor(path)
     limit(processor, backbone, backbone.config)
     tell_segments(processor, backbone, backbone.config)
+    transformers_base.tell_vocabulary(processor, backbone.config)
     return Base(
         id=spec.model,
         folder=path,

@@ -1,4 +1,4 @@
-"""A head that is the base's own: frozen, the same for all adapters, and no part of any (a language model's output layer).
+"""A head that is the base's own: frozen, the same for all adapters, no part of any (a language model's output layer).
 
     values = own_values(base, HeadSpec("AutoModelForCausalLM", 49152), model)      # {"lm_head.weight": [49152, 576]}
 
@@ -40,7 +40,7 @@ def own_values(base: Base, spec: HeadSpec, model: nn.Module) -> dict[str, Tensor
     found = {name: real[names[id(tensor)]] for name, tensor in outside.items() if id(tensor) in names}
     wanted = {name: tuple(tensor.shape) for name, tensor in outside.items() if name not in found}
     if wanted:
-        found |= base.trained(wanted)
+        found |= base.trained(wanted) or base.unpacked(wanted)
         fresh = base.fresh(spec)
         found |= {} if fresh is None else {name: _named(fresh)[name] for name in wanted}
     lost = [name for name in outside if name not in found or (found[name].is_meta and base.device.type != "meta")]
