@@ -224,7 +224,7 @@ def prompt_case(folder: Path) -> Case:
     return Case(
         TextGenerationSpec(max_length=24),
         prompt_rows(),
-        lambda row: {"generated_text": row["completion"], "loss": 0.0, "tokens": 1},
+        lambda row: {"generated_text": row.get("completion", ""), "loss": 0.0, "tokens": 1},
         open=lambda: open_base(folder, torch.float64),
         plain=lambda: plain(folder, 1, architecture=CAUSAL),
         targets=("q_proj", "v_proj", "down_proj"),
