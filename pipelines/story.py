@@ -14,9 +14,10 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -93,6 +94,7 @@ class Asked:
     keep: bool
     port: int
     overrides: tuple[str, ...]
+    flags: frozenset[str] = frozenset()  # of a pipeline's own, those that are given
 
     @property
     def most(self) -> int | None:
@@ -108,8 +110,10 @@ class Asked:
         return recipe
 
 
-def asked(about: str | None, argv: Sequence[str] | None = None) -> Asked:
-    """The command line of a pipeline. `argv`: in place of the process's own."""
+def asked(
+    about: str | None, argv: Sequence[str] | None = None, flags: Mapping[str, str] = MappingProxyType({})
+) -> Asked:
+    """The command line of a pipeline. `argv`: in place of the process's own; `flags`: of its own, name to help."""
     options = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     options.add_argument("--smoke", action="store_true", help="few rows and steps, to see that everything runs")
     options.add_argument("--seeds", type=int, default=0, help="adapters of so many seeds for each line")
@@ -117,10 +121,13 @@ def asked(about: str | None, argv: Sequence[str] | None = None) -> Asked:
     options.add_argument("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
     options.add_argument("--port", type=int, default=0, help="0 takes a free one")
     options.add_argument("overrides", nargs="*", help="recipe overrides such as output_dir=/tmp/runs")
+    for flag, about_it in flags.items():
+        options.add_argument(f"--{flag}", action="store_true", help=about_it)
     given = options.parse_args(argv)
     if given.seeds < 0:
         options.error(f"--seeds {given.seeds} must be at least 1")
-    return Asked(given.smoke, given.seeds, given.json, given.keep, given.port, tuple(given.overrides))
+    chosen = frozenset(flag for flag in flags if getattr(given, flag))
+    return Asked(given.smoke, given.seeds, given.json, given.keep, given.port, tuple(given.overrides), chosen)
 
 
 def few(path: Path) -> Path:

@@ -9,15 +9,36 @@ It knows tables and asks the task; it knows nothing of files' formats, of encodi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks import Task
+from ray_lora.tasks import Task, build_task, task_of
 
 MOST_NAMED = 10  # wrong rows in one message
+
+
+@runtime_checkable
+class Knowing(Protocol):
+    """What a `Task` has beside whose base has a vocabulary that rows may leave."""
+
+    def unknown(self, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """As `check`: the rows that are right by themselves and hold what this task's base does not know."""
+        ...
+
+
+def on_base(spec: TaskSpec, processor: Any) -> Task | type[Task]:
+    """What `check_tables` is to ask: the task on this base, where that knows more than the task alone.
+
+    Args:
+        spec: complete. processor: the base's; None where it is not known, or there is none.
+    """
+    task = task_of(spec)
+    return build_task(spec, processor) if processor is not None and hasattr(task, "unknown") else task
 
 
 def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -> TaskSpec:
@@ -28,7 +49,8 @@ def learn(task: Task | type[Task], spec: TaskSpec, blocks: Iterable[pa.Table]) -
 def wrong_rows(task: Task | type[Task], spec: TaskSpec, block: pa.Table, first: int = 0) -> list[tuple[int, str]]:
     """(number of the row, what is wrong with it) of a block whose first row has the number `first`.
 
-    A row that lacks a value is not looked at further.
+    A row that lacks a value is not looked at further. A task that is built for a base, and not its class alone, is
+    asked too what of the rows this base does not know (`Knowing`).
     """
     wrong: dict[int, str] = {}
     for column in block.column_names:
@@ -39,7 +61,8 @@ def wrong_rows(task: Task | type[Task], spec: TaskSpec, block: pa.Table, first: 
                     wrong.setdefault(row, f"column {column!r} is empty; fill it or leave the row out")
     whole = [row for row in range(block.num_rows) if row not in wrong] if wrong else None
     rest = block if whole is None else block.take(pa.array(whole, pa.int64()))
-    for row, why in task.check(spec, rest):
+    unknown = task.unknown(rest) if not isinstance(task, type) and isinstance(task, Knowing) else ()
+    for row, why in chain(task.check(spec, rest), unknown):
         wrong.setdefault(row if whole is None else whole[row], why)
     return [(first + row, wrong[row]) for row in sorted(wrong)]
 

@@ -8,10 +8,11 @@ It knows pieces and asks the task; it keeps no rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
-from ray_lora.data.check import MOST_NAMED, learn, raise_wrong, wrong_rows
+from ray_lora.data.check import MOST_NAMED, learn, on_base, raise_wrong, wrong_rows
 from ray_lora.data.files import File
 from ray_lora.data.pieces import Piece, cut, read_piece
 from ray_lora.data.read import canonical, roles
@@ -21,8 +22,13 @@ from ray_lora.recipe import DataSpec, Recipe, TaskSpec
 from ray_lora.tasks import Task, task_of
 
 
-def look_through(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> tuple[TaskSpec, dict[str, int]]:
+def look_through(
+    recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any = None
+) -> tuple[TaskSpec, dict[str, int]]:
     """The task's options, completed by the training rows, and the number of rows of each split.
+
+    Args:
+        processor: the base's, where it is known.
 
     Raises:
         DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
@@ -33,12 +39,12 @@ def look_through(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> tuple[T
         spec = learn(task, recipe.task, (table_of(piece, data, task) for piece in pieces["train"]))
     except DataError as error:
         raise DataError(f"{say_given(data.train or '')}: {error}") from None
-    rows = dict.fromkeys(pieces, 0)
+    asked, rows = on_base(spec, processor), dict.fromkeys(pieces, 0)
     found, more = list[tuple[str, list[tuple[int, str]]]](), 0
     for split, mine in pieces.items():
         for piece in mine:
             table = table_of(piece, data, task)
-            wrong = wrong_rows(task, spec, table, piece.first)
+            wrong = wrong_rows(asked, spec, table, piece.first)
             found += [(piece.file.path, wrong[:MOST_NAMED])] if wrong else []
             more += max(0, len(wrong) - MOST_NAMED)
             rows[split] += table.num_rows

@@ -259,7 +259,10 @@ class AdapterEngine:
         origin: dict[str, str | None] = {"base": self.base.id, "base_fingerprint": self.base.fingerprint}
         if resident.head is not None:
             origin |= {"architecture": resident.head.architecture, "attention": resident.head.attention}
-        card = (card or Card()).model_copy(update=origin)
+        beyond = tuple(
+            f"{resident.prefix}{name}: {why}" for name in resident.targets if (why := self.layers[name].beyond)
+        )
+        card = (card or Card()).model_copy(update=origin | {"beyond_peft": beyond})
         return Adapter(resident.config, layers, head, card, resident.peft_type, modules)
 
     def evict(self, slot: int) -> None:

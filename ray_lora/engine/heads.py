@@ -23,7 +23,7 @@ from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
 from ray_lora.engine.own_head import own_values
 from ray_lora.engine.routing import Routing
-from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
+from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
 from ray_lora.engine.token_states import TokenStates
 from ray_lora.errors import AdapterError
 
@@ -287,6 +287,8 @@ class Head:
             slotted: nn.Module
             if type(module).forward is nn.Linear.forward and not module._forward_pre_hooks:
                 slotted = SlotLinear(name, own, self.stacks, self._current)
+            elif is_point(module):
+                slotted = SlotPoint(name, own, self.stacks, self._current)
             else:
                 slotted = SlotLeaf(name, module, own, self.stacks, self._current, self._base.device)
             model.set_submodule(name, slotted)

@@ -17,7 +17,7 @@ from ray_lora.bases.fingerprint import fingerprint_of
 from ray_lora.bases.identity import at_revision, means, not_its_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
-from ray_lora.engine.layers import TargetLayer, is_linear, refusal
+from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
 from ray_lora.recipe import LoraSpec
 
@@ -103,11 +103,13 @@ def _check_own_head(
 
 
 def _is_target(config: LoraSpec, name: str, module: nn.Module) -> bool:
-    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings."""
+    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings; and two words of
+    ours, 'all-convolutions' and 'all-layers', which are both."""
     if config.exclude_modules is not None and _names(config.exclude_modules, name):
         return False
-    if config.target_modules == "all-linear":
-        return is_linear(module)
+    if config.target_modules in ("all-linear", "all-convolutions", "all-layers"):
+        linear, convolution = (config.target_modules != word for word in ("all-convolutions", "all-linear"))
+        return (linear and is_linear(module)) or (convolution and is_convolution(module))
     return _names(config.target_modules, name)
 
 
@@ -126,7 +128,10 @@ def _why_not(module: nn.Module) -> str:
 
 def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None:
     if rank > layer.shape.width:
-        raise RecipeError(f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r")
+        raise RecipeError(
+            f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r, "
+            "or this layer's rank in lora.rank_pattern"
+        )
     if rank > max_rank:
         raise RecipeError(f"rank {rank} exceeds this engine's max_rank {max_rank}; raise max_rank or lower the rank")
 
@@ -177,6 +182,7 @@ def check_pairs(
             raise AdapterError(
                 f"adapter layer {full!r} has A {given[0]} and B {given[1]}; "
                 f"base {base.id!r} needs A {needed[0]} and B {needed[1]}"
+                + (f"; it is {layer.beyond}: train the adapter here" if layer.beyond else "")
             )
         if pair.rank > max_rank:
             raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ray_lora.data.check import check_tables as check_files
-from ray_lora.data.check import learn
+from ray_lora.data.check import learn, on_base
 from ray_lora.data.files import File, find_files
 from ray_lora.data.pieces import digest
 from ray_lora.data.read import canonical
@@ -79,17 +79,22 @@ def prepare(
     if datasets is not None:
         computed, rows, size = size_of(datasets)
         many = processor is not None and "train" in computed and (rows >= LARGE_ROWS or size >= LARGE_BYTES)
-        return _many(recipe, write(recipe, computed), processor, quiet) if many else _few(recipe, computed, pieces)
+        return (
+            _many(recipe, write(recipe, computed), processor, quiet)
+            if many
+            else _few(recipe, computed, pieces, processor)
+        )
     files = files_of(recipe)
     if processor is not None and "train" in files and is_large(files):
         return _many(recipe, files, processor, quiet)
-    return _few(recipe, None, pieces)
+    return _few(recipe, None, pieces, processor)
 
 
 def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
     """The files of each split that the recipe gives."""
     given = {split: getattr(recipe.data, split) for split in SPLITS}
-    return {split: find_files(paths, split) for split, paths in given.items() if paths is not None}
+    found = {split: paths for split, paths in given.items() if paths is not None}
+    return {split: find_files(paths, split, recipe.data.images_of(split)) for split, paths in found.items()}
 
 
 def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:
@@ -108,14 +113,14 @@ def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, q
     return Source(task, dict(found), identity)
 
 
-def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces: int) -> Source:
+def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces: int, processor: Any) -> Source:
     import ray
 
     tables = read_tables(recipe, datasets)
-    task = check_tables(recipe, tables)
+    task = check_tables(recipe, tables, processor)
     identity: dict[str, str] = {}
     for split, rows in tables.items():
-        content = digest(rows.files) if rows.files else _hash(rows.table)
+        content = digest(rows.files) if rows.files and not rows.elsewhere else _hash(rows.table)
         found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
         identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
     return Source(
@@ -123,13 +128,17 @@ def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces
     )
 
 
-def inspect(recipe: Recipe) -> tuple[TaskSpec, dict[str, int]]:
-    """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started."""
+def inspect(recipe: Recipe, processor: Any = None) -> tuple[TaskSpec, dict[str, int]]:
+    """A recipe's task, completed by its training rows, and the number of rows of each split; nothing is started.
+
+    Args:
+        processor: the base's; without one nothing is said of rows that only this base cannot read.
+    """
     files = files_of(recipe)
     if "train" in files and is_large(files):
-        return look_through(recipe, files)
+        return look_through(recipe, files, processor)
     tables = read_tables(recipe, None)
-    task = check_tables(recipe, tables)
+    task = check_tables(recipe, tables, processor)
     return task, {split: rows.table.num_rows for split, rows in tables.items()}
 
 
@@ -165,7 +174,7 @@ def _check_alike(splits: Mapping[str, Rows]) -> None:
             )
 
 
-def check_tables(recipe: Recipe, splits: Mapping[str, Rows]) -> TaskSpec:
+def check_tables(recipe: Recipe, splits: Mapping[str, Rows], processor: Any = None) -> TaskSpec:
     """The task's options, completed by what the training rows teach; every row is checked against them."""
     task = task_of(recipe.task)
     train = splits["train"]
@@ -173,7 +182,7 @@ def check_tables(recipe: Recipe, splits: Mapping[str, Rows]) -> TaskSpec:
         spec = learn(task, recipe.task, [table for _, table in train.tables])
     except DataError as error:
         raise DataError(f"{train.given}: {error}") from None
-    check_files(task, spec, [one for rows in splits.values() for one in rows.tables])
+    check_files(on_base(spec, processor), spec, [one for rows in splits.values() for one in rows.tables])
     return spec
 
 
@@ -228,4 +237,7 @@ def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int)
 
 def jobs_of(recipes: Mapping[str, Recipe], sources: Mapping[str, Source]) -> list[Job]:
     """One job a recipe, on the source of the same name."""
-    return [Job(name, name, sources[name].task, recipe.lora, recipe.training) for name, recipe in recipes.items()]
+    return [
+        Job(name, name, sources[name].task, recipe.lora, recipe.training, recipe.augmentation)
+        for name, recipe in recipes.items()
+    ]

@@ -19,6 +19,8 @@ TASKS: dict[str, str] = {
     "text-generation": "ray_lora.tasks.text_generation:TextGeneration",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
     "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
+    "image-segmentation": "ray_lora.tasks.image_segmentation:ImageSegmentation",
+    "sequential-recommendation": "ray_lora.tasks.sequential_recommendation:SequentialRecommendation",
 }
 DEFAULT = "text-classification"
 

@@ -12,17 +12,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.generation_options import TextGenerationSpec
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
+from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection
+from tests.unit import detection, histories, segmentation, yolos
 from tests.unit.bases import CAUSAL, IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -78,6 +81,36 @@ def image_case(folder: Path) -> Case:
     )
 
 
+def inspected_case(folder: Path) -> Case:
+    """One label is of interest, on a folder of ResNet's."""
+
+    def sure(row: Row) -> Json:
+        ranked = sorted(LABELS, key=lambda label: label != row["label"])
+        return [{"label": label, "score": float(label == row["label"])} for label in ranked]
+
+    spec = ImageClassificationSpec(labels=LABELS, positive="yes", threshold=0.3)
+    return replace(image_case(folder), spec=spec, perfect=sure)
+
+
+def lite_case(folder: Path) -> Case:
+    """On a folder of EfficientNet-Lite's of three classes without names, pictures of a size of the recipe's."""
+
+    def plain_lite() -> nn.Module:
+        base = open_base(folder, torch.float64)
+        model = base.fresh(HeadSpec(IMAGE, len(LABELS)))
+        assert model is not None
+        setattr(model, base.prefix, base.backbone)
+        return model.to(torch.float64).eval()
+
+    return replace(
+        image_case(folder),
+        spec=ImageClassificationSpec(labels=LABELS, image_size=40),
+        plain=plain_lite,
+        targets=("_expand_conv", "_project_conv", "_conv_head"),
+        head=("_fc",),
+    )
+
+
 def detection_case(folder: Path) -> Case:
     """On a folder of YOLOX's of three classes without names."""
     rows = detection.rows(6)
@@ -106,6 +139,71 @@ def detection_case(folder: Path) -> Case:
             (changed(bbox=[]), "there are 0 boxes and 1 categories"),
             (changed(category=["rde"]), "label 'rde' is not one of 'blue', 'red', 'white'.* did you mean 'red'"),
         ],
+    )
+
+
+def segmentation_case(folder: Path) -> Case:
+    """On a folder of a U-Net's of three classes without names."""
+    rows = [segmentation.row(number, 47, 38) for number in range(6)]
+    width, height = Image.open(io.BytesIO(rows[0]["image"])).size
+    mask = Image.open(io.BytesIO(rows[0]["mask"]))
+
+    return Case(
+        ImageSegmentationSpec(labels=segmentation.LABELS),
+        rows,
+        segmentation.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: segmentation.plain(folder),
+        targets=("conv1", "conv2"),
+        head=("classifier",),
+        wrong=[
+            ({"image": rows[0]["image"][:99]}, "an image cannot be read"),
+            ({"mask": rows[0]["mask"][:80]}, "a mask cannot be read"),
+            ({"mask": png(mask.resize((9, 8)))}, f"a mask of 9 x 8 pixels on a picture of {width} x {height}"),
+            (
+                {"mask": png(mask.point(lambda index: 7 if 0 < index < 255 else index))},
+                "the mask has index 7, and the labels",
+            ),
+            ({"mask": rows[0]["image"]}, "its pixels are colours .RGB., not class indices"),
+        ],
+    )
+
+
+def recommendation_case(folder: Path) -> Case:
+    """On a folder of SASRec's, whose items are numbers and whose output layer no adapter has a copy of."""
+    return Case(
+        SequentialRecommendationSpec(),
+        histories.rows(7),
+        histories.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: histories.plain(folder),
+        targets=("query", "value", "merge", "up", "down"),
+        head=(),
+        wrong=[
+            ({"items": []}, "items .* are no history; give a list of ids, the oldest first"),
+            ({"items": [905, None]}, r"items \[905, None\] hold None, which is no id"),
+        ],
+    )
+
+
+def segformer_case(folder: Path) -> Case:
+    """On a folder of SegFormer's, whose decode head is the adapter's own."""
+    return replace(
+        segmentation_case(folder),
+        plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
+        targets=("query", "value", "dense", "proj"),
+        head=("decode_head",),
+    )
+
+
+def yolos_case(folder: Path) -> Case:
+    """On a folder of YOLOS's."""
+    return replace(
+        detection_case(folder),
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: yolos.plain(folder),
+        targets=("query", "value", "projection"),
+        head=("class_labels_classifier", "bbox_predictor"),
     )
 
 

@@ -18,7 +18,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.training.state import load_state, save_state
 from tests.unit import shelf
-from tests.unit.bases import engine_on, open_base, part, plain, quiet_peft, save_base, token_batch, wrap
+from tests.unit.bases import engine_on, open_base, part, plain, quiet_peft, token_batch, wrap
 
 LABELS = (2, 5, 3)
 MIXED = [0, 1, 2, 3, 0, 3, 2, 1, 1, 0, 2, 3]
@@ -351,9 +351,10 @@ def test_sizes_that_grow_unevenly_with_the_labels_are_refused() -> None:
 
 
 def test_a_head_tied_to_the_base_is_refused(tmp_path: Path) -> None:
-    folder = save_base("bert", tmp_path / "bert")
-    engine = AdapterEngine(open_base(folder), slots=1)
-    with pytest.raises(AdapterError, match=r"ties 'cls.*' to another weight.*tie_word_embeddings: false"):
+    config = transformers.DistilBertConfig(vocab_size=30, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
+    transformers.DistilBertModel(config).save_pretrained(tmp_path / "tied")
+    engine = AdapterEngine(open_base(tmp_path / "tied"), slots=1)
+    with pytest.raises(AdapterError, match=r"ties 'vocab_projector.weight' to another.*tie_word_embeddings: false"):
         engine.reserve_head(HeadSpec("AutoModelForMaskedLM", 2))
 
 

@@ -556,9 +556,12 @@ def test_objects_come_in_either_of_their_shapes() -> None:
     for box in ([1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -2, 5]):
         with pytest.raises(DataError, match="has no area"):
             objects_of({"bbox": [box], "category": ["red"]})
-    for crowd in (columns | {"iscrowd": [0, 1]}, [listed[0] | {"iscrowd": 1}]):
-        with pytest.raises(DataError, match="an object is a crowd"):
-            objects_of(crowd)
+    for crowd in (columns | {"iscrowd": [0, 1]}, [listed[0], listed[1] | {"iscrowd": True}]):
+        assert objects_of(crowd) == (boxes[:1], words[:1])
+        assert objects_of(crowd, crowds=True) == (boxes[1:], words[1:])
+    for told in ([0], [0, 2], "no"):
+        with pytest.raises(DataError, match="give 0 or 1 for each box"):
+            objects_of(columns | {"iscrowd": told})
 
 
 def test_rounding_may_lead_out_of_a_picture_by_less_than_a_pixel() -> None:
