@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_lora.bases.base import Base
 from ray_lora.engine import narrow
 from ray_lora.engine.accepted import accepted
-from ray_lora.engine.attention import JoinedPass
+from ray_lora.engine.attention import Cached, JoinedPass
 from ray_lora.engine.frozen import Frozen, innermost, outermost
 from ray_lora.engine.joined import EXACT, NARROW, Joined
 from ray_lora.engine.layers import TargetLayer
@@ -172,6 +172,23 @@ class Backbone:
         if pooler is not None:
             kept["pooler_output"] = pool(self._module, pooler, states)
         return type(outputs)(**kept)
+
+    def advance(self, ids: Tensor, positions: Tensor, routes: Routes | None, joined: Joined, cached: Cached) -> Tensor:
+        """The last hidden states of new tokens, [1, tokens, hidden], whose rows have earlier ones that are kept.
+
+        Args:
+            ids, positions: of each token in its row, [tokens].
+            joined: how the new tokens lie; the backbone lays rows end to end.
+        """
+        assert self._attention is not None
+        self._routes, self._cut = routes, None
+        self._attention.current, self._attention.cached = joined, cached
+        try:
+            outputs = self._module(input_ids=ids[None], position_ids=positions[None] + self._shift)
+        finally:
+            self._attention.cached = None
+        states: Tensor = outputs.last_hidden_state
+        return states
 
     def rest(self) -> None:
         """Forget the last pass: the backbone is the plain one when somebody else calls it."""
