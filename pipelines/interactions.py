@@ -29,10 +29,10 @@ from ray_lora.data.interactions import leave_last_out
 
 Floats = NDArray[np.float64]
 
-GROUPS = {"source": 3000, "evening": 600, "young": 600}  # users
+GROUPS = {"source": 2000, "evening": 500, "young": 500}  # users
 WORLD: dict[str, float] = {
     "seed": 0,
-    "items": 400,
+    "items": 300,
     "factors": 8,
     "shortest": 8,  # items of a user
     "longest": 24,

@@ -22,10 +22,10 @@ from ray_lora.data.interactions import leave_last_out
 
 SOURCE = Archive("wheel", "recbole", "1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407", 3)
 FOLDER, FILES = "recbole/dataset_example/ml-100k", ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
-TERMS = """MovieLens-100K was collected by the GroupLens Research Project at the University of Minnesota and is NOT under
-this project's licence. It is for research: no commercial use and no passing on without GroupLens' leave, no claim of
-their endorsement, and publications name it. Read the terms at https://grouplens.org/datasets/movielens/100k/ before
-you go on; stop now (Ctrl-C) if you do not agree."""
+TERMS = """MovieLens-100K was collected by the GroupLens Research Project at the University of Minnesota. It is NOT
+under this project's licence. It is for research: no commercial use and no passing on without GroupLens' leave, no
+claim of their endorsement, and publications name it. Read the terms at
+https://grouplens.org/datasets/movielens/100k/ before you go on; stop now (Ctrl-C) if you do not agree."""
 POSITIONS = 50  # films of a history that a row has
 LEAST = 5  # ratings by the source's people of a film that the base knows
 GROUPS: dict[str, Callable[[dict[str, str]], bool]] = {

@@ -29,8 +29,8 @@ from ray_lora.bases.sasrec.folder import fresh
 from ray_lora.tasks import build_task
 from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-TRAINING = {"seed": 0, "epochs": 30, "batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.01}
+SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+TRAINING = {"seed": 0, "epochs": 20, "batch_size": 128, "learning_rate": 5e-3, "weight_decay": 0.01}
 CARD = """# {name}
 
 A SASRec (Kang and McAuley 2018, arXiv 1808.09781) of {parameters:,} parameters, **pretrained by this project**

@@ -7,6 +7,7 @@ It knows file systems and names; it knows nothing of rows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pyarrow.fs import FileInfo, FileType
 from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
 from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
+from ray_lora.data.pictures import ENDS
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
 from ray_lora.errors import DataError
@@ -28,9 +30,10 @@ FORMATS |= {"arrow": "arrow"}  # the end of a name: the format
 _NAMES = "parquet, csv, jsonl"  # and of annotated pictures COCO's json or YOLO's data.yaml, which say so themselves
 _ABOUT = re.compile(  # what lies beside data and is none
     r"(readme|license|licence|notice|changelog|citation|contributing)(\..*)?|.*\.(md|crc)|.*_\$folder\$"
-    r"|(dataset_infos?|dataset_dict|state|croissant)\.json",
+    r"|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
+_TABLES = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")  # what names a folder's pictures, as `datasets` has it
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -44,6 +47,7 @@ class File:
         stamp: another one whenever the file was written anew.
         partitions: the columns that its folders name: ("customer", "17") of customer=17/part-0.parquet.
         address: what opens it from any folder, keys and options of a bucket included; "": the path itself.
+        pictures: of a folder whose rows are its pictures: their names, in order; size and stamp are of all of them.
         how: annotations of pictures are read; None for a file that holds its rows itself. `size` and `stamp` are then
             of the pictures too.
     """
@@ -54,6 +58,7 @@ class File:
     partitions: tuple[tuple[str, str], ...] = ()
     address: str = field(default="", repr=False)
     how: How | None = None
+    pictures: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def place(self) -> Place:
@@ -62,7 +67,9 @@ class File:
 
     @property
     def format(self) -> str:
-        """parquet, csv, jsonl, arrow, coco or yolo. DataError for another."""
+        """parquet, csv, jsonl, arrow, pictures, coco or yolo. DataError for another."""
+        if self.pictures:
+            return "pictures"
         if self.how is not None:
             return self.how.kind
         end = _end(self.path)
@@ -127,7 +134,45 @@ def _folder(place: Place, split: str) -> list[File]:
         steps = [glob.removeprefix("./").split("/") for glob in globs]
         found = {name: info for name, info in found.items() if any(_matches(name.split("/"), one) for one in steps)}
         return _of_one_format(place.name, place, found)
+    if any(_end(name) in ENDS for name in found):
+        tables = {name: info for name, info in found.items() if _TABLES.fullmatch(name)}
+        if not tables:
+            return _pictures(place, found, split)
+        found = tables  # the pictures are theirs to name
     return _of_one_format(place.name, place, _of_split(place.name, found, split))
+
+
+def _pictures(place: Place, found: Mapping[str, FileInfo], split: str) -> list[File]:
+    """Folders of pictures, whose names are the labels; where the folders around them tell splits, those of one."""
+    folders: dict[str, list[str]] = {}
+    for name in found:
+        if _end(name) not in ENDS:
+            raise DataError(
+                f"{place.name!r} holds pictures and {place.below(name).name!r}, which is none; take it out, or give "
+                "the folder of the pictures alone"
+            )
+        folder, _, picture = name.rpartition("/")
+        folders.setdefault(folder, []).append(picture)
+    around = {f"{folder.rpartition('/')[0]}/": folder for folder in folders}  # a label may be called "train"
+    taken = set(of_split(place.name, list(around), split))
+    return [
+        _of_pictures(place.below(folder) if folder else place, sorted(names), folder)
+        for folder, names in sorted(folders.items())
+        if f"{folder.rpartition('/')[0]}/" in taken
+    ]
+
+
+def _of_pictures(folder: Place, names: Sequence[str], below: str) -> File:
+    size, stamp = _seen_pictures(folder, names)
+    label = (("label", below.rpartition("/")[2]),) if below else ()
+    return File(folder.name, size, stamp, (*_partitions(folder.plain), *label), folder.address, pictures=tuple(names))
+
+
+def _seen_pictures(folder: Place, names: Sequence[str]) -> tuple[int, str]:
+    """(size, stamp) of a folder's pictures together."""
+    seen = [_seen(place, place.info()) for place in map(folder.below, names)]
+    told = repr([(name, stamp) for name, (_, stamp) in zip(names, seen, strict=True)])
+    return sum(size for size, _ in seen), hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _of_split(said: str, found: dict[str, FileInfo], split: str, pattern: str = "") -> dict[str, FileInfo]:
@@ -189,7 +234,8 @@ def check_unchanged(file: File) -> None:
     if file.how is not None:
         annotated(file)
         return
-    if _seen(file.place, file.place.info())[1] != file.stamp:
+    seen = _seen_pictures(file.place, file.pictures) if file.pictures else _seen(file.place, file.place.info())
+    if seen[1] != file.stamp:
         raise DataError(f"data file {file.path!r} has changed since it was found; start again when nobody writes it")
 
 

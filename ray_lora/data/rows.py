@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_lora.data.files import File, find_files
+from ray_lora.data.pictures import named_by_path
 from ray_lora.data.pieces import Piece, as_types, first_look, first_pieces, look_at_files, read_written, settle
 from ray_lora.data.places import Place
 from ray_lora.data.read import canonical, check_columns, roles
@@ -31,11 +32,13 @@ class Rows:
         given: what a person gave, for messages.
         tables: (name, rows) of each file, in the files' order; all have the same types.
         files: none where rows do not come from files.
+        elsewhere: whether rows name pictures that lie in other files, so that these files' bytes are not all of them.
     """
 
     given: str
     tables: tuple[tuple[str, pa.Table], ...]
     files: tuple[File, ...] = ()
+    elsewhere: bool = False
 
     @property
     def table(self) -> pa.Table:
@@ -58,7 +61,7 @@ def read_rows(given: str | Sequence[str], data: DataSpec, columns: Mapping[str, 
         table = read_written(piece, names, names) if table is None else table
         typed = as_types(piece, table, piece.schema)
         tables.append((piece.file.path, canonical(typed, data, columns, piece.file.path)))
-    return Rows(say_given(given), tuple(tables), files)
+    return Rows(say_given(given), tuple(tables), files, named_by_path(schema for schema, _ in looks))
 
 
 def settle_columns(

@@ -120,7 +120,7 @@ def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces
     task = check_tables(recipe, tables, processor)
     identity: dict[str, str] = {}
     for split, rows in tables.items():
-        content = digest(rows.files) if rows.files else _hash(rows.table)
+        content = digest(rows.files) if rows.files and not rows.elsewhere else _hash(rows.table)
         found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
         identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
     return Source(

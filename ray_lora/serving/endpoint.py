@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, DataError, RayLoraError
+from ray_lora.errors import AdapterError, RayLoraError
 from ray_lora.inference.predict import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
@@ -27,7 +27,7 @@ from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.cache.slots import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.http.keys import Keys
-from ray_lora.serving.inputs import check_count, rows_of
+from ray_lora.serving.inputs import check_count, check_texts, rows_of
 from ray_lora.serving.machine import ChangedError, Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
@@ -42,7 +42,6 @@ from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task
-from ray_lora.tasks.rows import is_text, say_text
 
 _logger = logging.getLogger(__name__)
 _LONG = 20_000  # characters of texts and files; more is encoded in a thread, so that the event loop stays free
@@ -123,9 +122,7 @@ class Endpoint:
     async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
         check_count(len(texts), self.args.max_inputs)
-        for text in texts:
-            if not is_text(text):
-                raise DataError(say_text(text))
+        check_texts(texts)
         with self.gate.enter(BASE, len(texts)):
             return await self._in_time(self._embed(list(texts)))
 
@@ -283,11 +280,15 @@ class Endpoint:
     async def _encode(self, task: Task, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> list[Features]:
         """Model inputs of each input; RecipeError when the task takes no such parameters."""
         task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
+        began = time.perf_counter()
         rows, size = rows_of(task, inputs)
         if size <= _LONG:
-            return task.encode(rows)
-        slow = self.machine.task(task.spec, own_processor=True)
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
+            features = task.encode(rows)
+        else:
+            slow = self.machine.task(task.spec, own_processor=True)
+            features = await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
+        current().encode_s = time.perf_counter() - began
+        return features
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ray_lora.errors import DataError
 from ray_lora.recipe import Json
 from ray_lora.tasks import Task, row_of
-from ray_lora.tasks.rows import answering, may_have, shown
+from ray_lora.tasks.rows import answering, is_text, may_have, say_text, shown
 from ray_lora.tasks.task import Row
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # no base64 has a colon
@@ -34,6 +34,13 @@ def check_count(inputs: int, most: int, adapters: int = 1) -> None:
     if inputs * adapters > most:
         each = f" for each of {adapters} adapters" if adapters > 1 else ""
         raise TooManyInputsError(f"{inputs} inputs{each} in one request; at most {most} are taken")
+
+
+def check_texts(texts: Sequence[Json]) -> None:
+    """DataError unless each is a text that the bare base can read."""
+    for text in texts:
+        if not is_text(text):
+            raise DataError(say_text(text))
 
 
 def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:

@@ -6,7 +6,7 @@ as Hugging Face's data sets have it; boxes are COCO's [x, y, width, height] in t
 picture without objects has empty lists. Pictures of any sizes share a pass: each is scaled into the base's input, and
 its boxes come back in its own pixels, in the shape of Hugging Face's object-detection pipeline.
 
-It is for anchor-free bases whose plain class gives logits, objectness and boxes of every anchor: YOLOX.
+What differs between bases, which are YOLOX and transformers' YOLOS, is in `detection/way.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import DataError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.detection.objects import clipped, objects_of, outside
 from ray_lora.tasks.detection.options import FULL, SCORING, options_of
+from ray_lora.tasks.detection.way import way_of
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.task import Column, Features, Row
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from ray_lora.tasks.detection.geometry import Grid
-
 _PLAIN = "AutoModelForObjectDetection"
-_WHITE = 255
 _PATCH = 16  # a side, in pixels, as of other pictures
 
 
@@ -65,11 +63,9 @@ class ObjectDetection(Labelled):
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
         super().__init__(spec)
-        if not hasattr(processor, "strides"):
-            raise RecipeError("object-detection needs a YOLOX as its base, such as yolox-tiny; this base is none")
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
-        self._processor = processor
-        height, width = processor.size
+        self._way = way_of(processor, self.labels)
+        height, width = self._way.size
         self.longest: int = -(-height // _PATCH) * -(-width // _PATCH)
 
     # ------------------------------------------------------------ of a block of rows, before anything is loaded
@@ -107,7 +103,7 @@ class ObjectDetection(Labelled):
 
     def _encode(self, row: Row) -> Features:
         picture = open_picture(row["image"])
-        pixels, inside = self._processor(picture)
+        pixels, inside = self._way.pixels(picture)
         features = Features(pixel_values=pixels, extent=list(picture.size), inside=list(inside))
         if row.get("objects") is not None:
             boxes, categories = objects_of(row["objects"])
@@ -123,7 +119,7 @@ class ObjectDetection(Labelled):
         return self.longest
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """pixel_values, [rows, 3, height, width], from 0 to 255."""
+        """pixel_values, [rows, 3, height, width]."""
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
@@ -139,9 +135,9 @@ class ObjectDetection(Labelled):
         from ray_lora.tasks.detection.geometry import in_input
 
         wide, high = features["inside"]
-        pixels = self._as_rgb(features["pixel_values"][:, :high, :wide]).float() / _WHITE
+        pixels = self._way.shown(features["pixel_values"][:, :high, :wide])
         boxes = in_input(features["boxes"], features["extent"], features["inside"])
-        return Picture(pixels, (self._processor.ground / _WHITE,) * 3, boxes, torch.arange(len(boxes)))
+        return Picture(pixels, self._way.ground, boxes, torch.arange(len(boxes)))
 
     def with_view(self, features: Features, view: Picture) -> Features:
         from ray_lora.tasks.detection.geometry import in_picture
@@ -150,7 +146,7 @@ class ObjectDetection(Labelled):
         assert view.objects is not None
         wide, high = features["inside"]
         pixels = features["pixel_values"].clone()
-        pixels[:, :high, :wide] = self._as_rgb((view.pixels * _WHITE).round().clamp(0, _WHITE).to(pixels.dtype))
+        pixels[:, :high, :wide] = self._way.of_shown(view.pixels)
         corners = in_picture(view.boxes, features["extent"], features["inside"])
         return features | {
             "pixel_values": pixels,
@@ -158,51 +154,30 @@ class ObjectDetection(Labelled):
             "classes": [features["classes"][at] for at in view.objects.tolist()],
         }
 
-    def _as_rgb(self, pixels: Tensor) -> Tensor:
-        """Of the base's order of channels, and back."""
-        return pixels.flip(0) if self._processor.channel_order == "bgr" else pixels
-
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """In float32 at least, in which a pixel of a large picture is one; a row's terms are its learning anchors."""
+        """A row's terms are its learning anchors (YOLOX), or the row itself (YOLOS)."""
         import torch
 
         from ray_lora.tasks.detection.geometry import in_input
-        from ray_lora.tasks.detection.losses import picture_loss
 
-        logits, objectness, boxes, grid = self._read(outputs)
-        found = []
-        for row, one in enumerate(features):
-            objects = in_input(one["boxes"], one["extent"], one["inside"]).to(boxes)
-            classes = torch.tensor(one["classes"], dtype=torch.long, device=boxes.device)
-            found.append(picture_loss(logits[row], objectness[row], boxes[row], objects, classes, grid))
-        sums, counts = zip(*found, strict=True)
-        return torch.stack(sums), torch.stack(counts)
-
-    def _read(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor, Grid]:
-        """Logits, objectness and boxes as corners in the input, and the grid of their anchors."""
-        import torch
-
-        from ray_lora.tasks.detection.geometry import grid_of
-
-        wide = torch.promote_types(outputs["boxes"].dtype, torch.float32)
-        logits, objectness, raw = (outputs[name].to(wide) for name in ("logits", "objectness", "boxes"))
-        grid = grid_of(tuple(self._processor.size), tuple(self._processor.strides)).to(raw)
-        return logits, objectness, grid.boxes(raw), grid
+        objects = [
+            (in_input(one["boxes"], one["extent"], one["inside"]), torch.tensor(one["classes"], dtype=torch.long))
+            for one in features
+        ]
+        return self._way.losses(outputs, objects)
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        options_of(parameters)
+        options_of(parameters, self._way.iou)
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
-        """Each picture's objects, best first; a score is the objectness times the label's."""
+        """Each picture's objects, best first."""
         from ray_lora.tasks.detection.answers import answer, no_number
 
-        options = options_of(parameters)
-        logits, objectness, boxes, _ = self._read(outputs)
-        scores = (logits.sigmoid() * objectness.sigmoid()[..., None]).cpu()
-        numbers = [bool(all(values[row].isfinite().all() for values in outputs.values())) for row in range(len(scores))]
+        options, found = options_of(parameters, self._way.iou), self._way.found(outputs)
+        scores, boxes = found.scores.cpu(), found.boxes.cpu()
         return [
             answer(mine, corners, one, self.labels, options) if finite else no_number(self.labels)
-            for finite, mine, corners, one in zip(numbers, scores, boxes.cpu(), features, strict=True)
+            for finite, mine, corners, one in zip(found.finite, scores, boxes, features, strict=True)
         ]
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
@@ -214,7 +189,7 @@ class ObjectDetection(Labelled):
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         from ray_lora.tasks.detection.drawing import drawn
 
-        return drawn(predictions, features, self.labels, self._processor.channel_order)
+        return drawn(predictions, features, self.labels, self._way.shown)
 
 
 def _categories(block: pa.Table) -> Iterable[tuple[int, Any]]:

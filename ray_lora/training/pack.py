@@ -39,6 +39,7 @@ from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
 from ray_lora.training.state import has_state, load_state, save_state
 
@@ -266,7 +267,8 @@ class Pack:
             member.losses.clear()
         writes = self.output is not None and self.group.rank == 0
         if writes and (done or metrics is not None):
-            member.evaluated = self._calibrated(member, self.export(member.job.name, metrics))
+            exported = self._calibrated(member, self.export(member.job.name, metrics))
+            member.evaluated = settled(exported, member.task, member.answered)
         if logs and writes:
             assert self.output is not None
             write_history(self.output / member.job.name, member.step, shown.logged)

@@ -22,6 +22,7 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
     "text-classification": (dict, {"label", "score"}),
     "image-classification": (dict, {"label", "score"}),
     "token-classification": (list, {"entity", "score", "index", "word", "start", "end"}),
+    "sequential-recommendation": (list, {"item", "score"}),
     "question-answering": (dict, {"answer", "score", "start", "end"}),
     "image-segmentation": (list, {"score", "label", "mask"}),
 }

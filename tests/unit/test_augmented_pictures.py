@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import EfficientNetImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
 from ray_lora.augmentation.table import TRANSFORMS
 from ray_lora.bases.load import load_base
-from ray_lora.recipe import BaseSpec, TransformSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec, TransformSpec
 from ray_lora.tasks import build_task
 from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.normalised import Normalised
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
+from ray_lora.training.job import Job
+from ray_lora.training.member import Member
+from ray_lora.training.shards import Split, Splits
+from ray_lora.training.sheet import write_sheet
 from tests.unit import detection
 
 WARPS: dict[str, dict[str, Any]] = {
@@ -173,3 +179,18 @@ def test_a_processor_that_is_not_understood_augments_nothing() -> None:
         return {"pixel_values": [torch.rand(3, 8, 8) for _ in pictures]}
 
     assert Normalised.of(striped) is None
+
+
+def test_a_sheet_shows_rows_before_and_after_with_boxes_and_masks(tmp_path: Path) -> None:
+    base = load_base(BaseSpec(model=str(detection.tiny(tmp_path / "base"))))
+    task: Any = build_task(ObjectDetectionSpec(labels=tuple(sorted(detection.COLOURS))), base.processor)
+    rows = dict(enumerate(task.encode(detection.rows(5))))
+    told = tuple(transform(name, **options) for name, options in WARPS.items())
+    job = Job("shown", "rows", task.spec, LoraSpec(), TrainingSpec(), told)
+    member = Member(job, 1, task, Splits(Split(rows, len(rows))), 1, 1, 1)
+    write_sheet(member, tmp_path / "figures")
+    with Image.open(tmp_path / "figures" / "augmentation.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (0, 255, 0)).all(1).sum() > 50  # the boxes' lines
+    write_sheet(dataclasses.replace(member, job=dataclasses.replace(job, augmentation=())), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -75,6 +75,14 @@ def test_items_that_the_base_does_not_know_are_named_by_row(tmp_path: Path) -> N
         TASK.encode([{"items": ["900"]}])
 
 
+def test_a_head_that_nobody_trains_is_not_fitted(tmp_path: Path) -> None:
+    folder = histories.tiny(tmp_path / "base")
+    pq.write_table(pa.Table.from_pylist(histories.rows(5)), tmp_path / "train.parquet")
+    told = [f"base.model={folder}", f"data={{train: {tmp_path}/train.parquet}}", "training.head_start=fitted"]
+    with pytest.raises(RecipeError, match=r"head_start: fitted has nothing to fit: the head of sequential-rec"):
+        plan_recipe(Recipe.load("examples/recommendation.yaml", told))
+
+
 JUNK = st.one_of(
     st.none(), st.booleans(), st.floats(), st.text(max_size=3), st.integers(), st.lists(st.integers(), max_size=2)
 )
@@ -120,7 +128,7 @@ def test_answers_are_the_best_items_and_leave_out_what_was_seen() -> None:
     assert [one["score"] for one in found] == pytest.approx(shares[21:11:-1])
     (seen,) = TASK.decode(outputs, rows, {"exclude_seen": False, "top_k": 2})
     assert [one["item"] for one in seen] == [922, 921]
-    (whole,) = TASK.decode(outputs, rows, dict(TASK.full))
+    (whole,) = TASK.decode(outputs, rows, {"top_k": None, "exclude_seen": False})
     assert sum(one["score"] for one in whole) == pytest.approx(1)
     long = TASK.encode([{"items": [922, *histories.NUMBERS[:12]]}])  # the first is seen, though it is not read
     (few,) = TASK.decode({"logits": outputs["logits"].expand(1, 12, 23)}, long, {"top_k": None})

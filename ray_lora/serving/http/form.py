@@ -15,6 +15,7 @@ import base64
 import json
 from collections.abc import AsyncGenerator
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -39,21 +40,27 @@ async def read(data: bytes, kind: str, most: int) -> dict[str, Json]:
         DataError: it is cut short, or a part is none of those above or no JSON where JSON is due.
         TooManyInputsError: it holds too many files.
     """
+    boundary = parse_options_header(kind)[1].get(b"boundary", b"")
+    if not boundary:
+        raise DataError(f"the content-type {KIND} names no boundary; let the client that makes the form set it")
+    if not (b"\r\n" + data.rstrip()).endswith(b"\r\n--" + boundary + b"--"):  # else its last part is lost unseen
+        raise DataError("the form ends before its last boundary; send it whole")
     said = f"more than {most} files in one form; at most {most} are taken"
     headers = Headers({"content-type": kind})
     parser = MultiPartParser(headers, _once(data), max_files=most + 1, max_fields=_MOST_FIELDS, max_part_size=len(data))
     parser.spool_max_size = len(data) + 1  # in memory, where it is already
     try:
-        parts = (await parser.parse()).multi_items()
+        form = await parser.parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise TooManyInputsError(said) from None
         raise DataError(f"the form cannot be read: {error.message}") from None
-    if not data.rstrip().endswith(b"--"):
-        raise DataError("the form ends before its last boundary; send it whole")
-    if sum(name in _FILES for name, _ in parts) > most:
-        raise TooManyInputsError(said)
-    return _told(parts)
+    try:
+        if sum(name in _FILES for name, _ in form.multi_items()) > most:
+            raise TooManyInputsError(said)
+        return _told(form.multi_items())
+    finally:
+        await form.close()
 
 
 def as_input(data: bytes) -> Json:

@@ -12,7 +12,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
 
 DEPTH = 10  # of the lists that are scored
-FULL: Mapping[str, Json] = {"top_k": None, "exclude_seen": False}
+FULL: Mapping[str, Json] = {"top_k": None}  # what was seen is left out or not as the adapter's options say
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ def options_of(parameters: Mapping[str, Json], exclude_seen: bool) -> Options:
     Args:
         exclude_seen: what holds where the request does not say.
     """
-    unknown = sorted(set(parameters) - set(FULL))
+    known = Options.__dataclass_fields__
+    unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(FULL)}")
+        raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(known)}")
     options = Options(parameters.get("top_k", DEPTH), parameters.get("exclude_seen", exclude_seen))
     count = options.top_k
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
