@@ -29,15 +29,16 @@ def blocks(page: Path, language: str = "python") -> list[str]:
 def furnish(folder: Path, base: Path) -> None:
     """`examples/tweets.yaml` on the tiny base and the rows it names; `store/` with two versions of `tweets`.
 
-    Of detectors and segmenters the recipe alone: their pages make their own bases and rows.
+    Of all other recipes the file alone: their pages make their own bases and rows.
     """
     recipe = yaml.safe_load((ROOT / "examples" / "tweets.yaml").read_text())
     recipe["base"] = {"model": str(base), "dtype": "float32"}
     recipe["tracking"] = {"uri": None}
     (folder / "examples").mkdir()
     (folder / "examples" / "tweets.yaml").write_text(yaml.safe_dump(recipe))
-    for page in ("detection.yaml", "segmentation.yaml"):
-        (folder / "examples" / page).write_text((ROOT / "examples" / page).read_text())
+    for page in (ROOT / "examples").glob("*.yaml"):
+        if page.name != "tweets.yaml":
+            (folder / "examples" / page.name).write_text(page.read_text())
     for seed, split in enumerate(("train", "validation")):
         path = Path(recipe["data"][split])
         assert not path.is_absolute()

@@ -31,9 +31,9 @@ _COUNTERS = (f".{COUNTER}", ".position_ids")  # whole numbers that follow from t
 
 @dataclass(frozen=True)
 class LowRank:
-    """One target layer's pair. Linear: A [rank, in], B [out, rank]; Conv2d: A [rank, in / groups, kh, kw], B [out, rank,
-    1, 1], and A with a last axis of 1 where PEFT would compute something else; Embedding: A [rank, vocabulary], B [out,
-    rank]."""
+    """One target layer's pair. Linear: A [rank, in], B [out, rank]; Conv2d: A [rank, in / groups, kh, kw],
+    B [out, rank, 1, 1], and A with a last axis of 1 where PEFT would compute something else; Embedding:
+    A [rank, vocabulary], B [out, rank]."""
 
     A: Tensor
     B: Tensor

@@ -178,7 +178,8 @@ class Perspective(Warp):
         inwards = np.array([[1.0, 1], [-1, 1], [-1, -1], [1, -1]]) * (width, height) / 2
         moved = corners + inwards * self.distortion * draw.random((4, 2))
         found: Tensor = get_perspective_transform(torch.from_numpy(corners)[None], torch.from_numpy(moved)[None])
-        return found[0].numpy()
+        matrix: Matrix = found[0].numpy()
+        return matrix
 
 
 def _flipped(view: Picture, axis: int) -> Picture:

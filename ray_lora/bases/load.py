@@ -79,6 +79,7 @@ def _of_transformers(
     limit(processor, module, backbone.config)
     tell_segments(processor, module, backbone.config)
     tell_queries(processor, backbone.config)
+    transformers_base.tell_vocabulary(processor, backbone.config)
     return Base(
         id=spec.model,
         folder=path,

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +159,28 @@ def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
                 if tuple(file.get_slice(name).get_shape()) == shapes[name]:
                     found[name] = file.get_tensor(name).float()
     return found
+
+
+def tell_vocabulary(tokenizer: Any, config: Any) -> None:
+    """Tell a tokenizer how many tokens its base's own output layer tells apart, as `vocabulary`: a base may have rows
+    that no token uses. What has no `pad_token_id` is left alone."""
+    if hasattr(tokenizer, "pad_token_id"):
+        tokenizer.vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+
+
+def gguf_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Tensors of a GGUF file's language model, by their names in its class, in float32. A file without output numbers
+    means those of its input."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, local_files_only=True, **_within(path)
+        )
+    output = model.get_output_embeddings()
+    if output is not None and output.weight.is_meta:
+        output.weight = model.get_input_embeddings().weight
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names and not tensor.is_meta}
 
 
 def own_outputs(config: Any, architecture: str) -> int | None:

@@ -64,6 +64,8 @@ def with_pictures(table: pa.Table, place: Place, roles: Mapping[str, Column]) ->
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if _is_text(kind):
             column, kind = column.cast(pa.large_string()), PICTURE
+        elif _is_struct(kind) and pa.types.is_null(kind.field("bytes").type):  # paths alone, in all rows
+            kind = PICTURE
         elif not _names_paths(kind, column):
             continue
         values = _read(column.to_pylist(), place, name)
@@ -96,9 +98,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def _is_struct(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
 def _names_paths(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
     """Whether a column of {"bytes", "path"} has rows that are paths alone."""
-    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
+    if not _is_struct(kind):
         return False
     chunks = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return bool(chunks.field("bytes").null_count > chunks.null_count)

@@ -64,7 +64,7 @@ class Geometry:
             transposed=module.transposed,
             around=() if plain else tuple(around),
             mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
-            output_padding=zero,
+            output_padding=tuple(module.output_padding),
         )
 
     @property

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from ray_lora.engine.frozen import contiguous_gradient
 from ray_lora.engine.kernels import accumulate, blocked, select
 from ray_lora.engine.routing import Routing
 from ray_lora.errors import AdapterError, CapacityError
@@ -130,14 +132,14 @@ class SlotPoint(SlotModule):
     def forward(self, x: Tensor) -> Tensor:
         routing = self._current().routing
         weight, bias = self._stacks[f"{self.name}.weight"], self._stacks.get(f"{self.name}.bias")
-        if x.requires_grad:  # torch's frozen batch norm misreads a transposed gradient of one row
+        if x.requires_grad:  # a norm before it may be called as a function, which `Frozen` does not see
             x = x.view_as(x)
-            x.register_hook(torch.Tensor.contiguous)
+            contiguous_gradient(x)
         rows = routing.by_row(x.flatten(2).transpose(1, 2)).to(weight.dtype)
         out, into = self.shapes["weight"][:2]
         y: Tensor = _StackedLinear.apply(rows, weight, bias, routing, out, into)  # type: ignore[no-untyped-call]
         pixels: Tensor = y.reshape(x.shape[0], -1, out).transpose(1, 2).unflatten(2, x.shape[2:])
-        return pixels
+        return pixels.contiguous()  # or what comes behind, a frozen batch norm too, is handed transposed gradients
 
 
 def is_point(module: nn.Module) -> bool:
@@ -233,6 +235,8 @@ class SlotLeaf(SlotModule):
                 f"module {self.name!r} of a head gives a {type(output).__name__}; a module that owns parameters and "
                 "is no Linear layer must give one tensor of rows"
             )
+        if isinstance(self._module[0], _NormBase):
+            contiguous_gradient(output)
         return output
 
 

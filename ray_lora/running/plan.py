@@ -24,6 +24,7 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
+from ray_lora.engine.frozen import folded
 from ray_lora.engine.packed import transposes
 from ray_lora.engine.probe import is_known
 from ray_lora.errors import CapacityError, RecipeError
@@ -106,7 +107,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     width = torch.empty(0, dtype=base.dtype).element_size()
     device = "cuda" if recipe.scaling.use_gpu else "cpu"
     weights = sum(p.numel() for p in base.backbone.parameters())
-    weights += transposes(base.backbone) if device == "cpu" else 0
+    weights += folded(base.backbone) + (transposes(base.backbone) if device == "cpu" else 0)
     base_bytes = weights * width
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
     free = _free_memory(device)

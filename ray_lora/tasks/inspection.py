@@ -135,7 +135,8 @@ def threshold_of(truth: Sequence[bool], scores: Sequence[float], false_alarms: f
         called += len(alike)
     above = ordered[called - 1][0] if called else 1.0
     below = ordered[called][0] if called < len(ordered) else 0.0
-    return (above + below) / 2 if called else math.nextafter(max(above, below), 2)
+    middle = (above + below) / 2 if called else math.nextafter(max(above, below), 2)
+    return max(middle, math.nextafter(0, 1))
 
 
 def recall_from(truth: Sequence[bool], scores: Sequence[float], threshold: float) -> float:

@@ -47,7 +47,8 @@ class Texts(TextRows):
     @property
     def augments(self) -> frozenset[Needs]:
         """What is said of a text as a whole is said of it without a word too."""
-        return super().augments | {"order"}
+        whole: frozenset[Needs] = frozenset({"order"})
+        return super().augments | whole
 
     def encode_texts(self, rows: Sequence[Row]) -> list[Features]:
         """`input_ids` of each row, and `token_type_ids` of those of two texts where the base takes them.

@@ -17,8 +17,6 @@ from tests.conformance.case import Case
 from tests.conformance.rules import fitting
 from tests.unit.packs import WatchedPack, assert_same, losses
 
-EXACT = 1e-9
-
 
 def check_packed(case: Case, tmp_path: Path) -> None:
     """Neighbours of other ranks, rates and batch sizes, one of which joins later, change no loss and no tensor."""
@@ -28,9 +26,9 @@ def check_packed(case: Case, tmp_path: Path) -> None:
     for job in jobs:
         alone = pack_of(case, slots=1, max_rows=1000)
         begin = began(alone, job)
-        assert losses(reports, job.name) == pytest.approx(losses(run(alone, {}), job.name), abs=EXACT)
+        assert losses(reports, job.name) == pytest.approx(losses(run(alone, {}), job.name), abs=case.close)
         assert len(losses(reports, job.name)) == job.training.max_steps
-        assert_same(pack.left[job.name], alone.left[job.name], EXACT)
+        assert_same(pack.left[job.name], alone.left[job.name], case.close)
         assert max((alone.left[job.name][key] - value).abs().max() for key, value in begin.items()) > 1e-4
 
 

@@ -36,7 +36,12 @@ EXACT = 1e-9
 
 
 def check_task(
-    task: Task, rows: Sequence[Row], engine: AdapterEngine, perfect: Callable[[Row], Json], folder: Path
+    task: Task,
+    rows: Sequence[Row],
+    engine: AdapterEngine,
+    perfect: Callable[[Row], Json],
+    folder: Path,
+    close: float = EXACT,
 ) -> None:
     """Check a task on training rows of unlike sizes.
 
@@ -46,6 +51,7 @@ def check_task(
         rows: at least four, not all of one size and not all of one target; as a file would hold them.
         engine: float64, with `train=True` and a free slot.
         perfect: the best prediction that a row can have.
+        close: how near a row's losses must be in any company.
     """
     assert len(rows) >= 4
     check_words(task)
@@ -55,7 +61,7 @@ def check_task(
     check_views(task, features)
     check_batches(task, features)
     slot = _some_adapter(task, engine)
-    check_loss(task, features, engine, slot)
+    check_loss(task, features, engine, slot, close)
     check_answers(task, rows, features, engine, slot)
     whole = predict(engine, {slot: task}, features, [slot] * len(rows), [scoring_of(task)] * len(rows))
     check_scores(task, rows, features, whole, perfect)
@@ -133,7 +139,7 @@ def check_words(task: Task) -> None:
     json.dumps(task.spec.describe(), allow_nan=False)
     assert task.spec.outputs in (None, task.head.num_labels)
     assert all(isinstance(column, Column) and column.kinds for column in task.columns.values())
-    assert {"always", "training"} <= {column.required for column in task.columns.values()}
+    assert "always" in {column.required for column in task.columns.values()}
     assert task.columns[task.input].required == "always"
     assert task.pipeline
     task.check_parameters(task.full)
@@ -178,7 +184,8 @@ def check_encoding(task: Task, rows: Sequence[Row]) -> list[Features]:
     for row, feature in zip(rows, features, strict=True):
         assert _equal(task.encode([row])[0], feature)
         asked = task.encode([row_of(task, row)])[0]
-        assert asked.keys() < feature.keys(), "nothing in a training row's features is its target"
+        taught = any(column.required == "training" for column in task.columns.values())
+        assert asked.keys() < feature.keys() or not taught, "nothing in a training row's features is its target"
         assert _equal(asked, {name: feature[name] for name in asked})
     for junk in (None, True, 7, "", "?", [], [1, 2], [["a"]], {}, {"bytes": 7}):  # a request can hold any JSON
         with contextlib.suppress(DataError):
@@ -206,13 +213,13 @@ def check_batches(task: Task, features: Sequence[Features]) -> None:
             assert torch.equal(whole[name][row][own], tensor[0]), f"{name} of row {row} changed in a batch"
 
 
-def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int) -> None:
+def check_loss(task: Task, features: Sequence[Features], engine: AdapterEngine, slot: int, close: float) -> None:
     """Sums and counts of each row, the same whatever else is in the pass; gradients reach the adapter and its head."""
     whole = losses_of(task, features, engine, slot)
     for row, feature in enumerate(features):
-        torch.testing.assert_close(losses_of(task, [feature], engine, slot)[:, 0], whole[:, row], atol=EXACT, rtol=0)
+        torch.testing.assert_close(losses_of(task, [feature], engine, slot)[:, 0], whole[:, row], atol=close, rtol=0)
     backwards = losses_of(task, list(reversed(features)), engine, slot)
-    torch.testing.assert_close(backwards.flip(1), whole, atol=EXACT, rtol=0)
+    torch.testing.assert_close(backwards.flip(1), whole, atol=close, rtol=0)
     assert torch.isfinite(whole).all()
     assert (whole[0] >= 0).all()
     assert (whole[1] > 0).all()

@@ -15,6 +15,7 @@ from torch import nn
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
+from ray_lora.tasks.generation_options import TextGenerationSpec
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
@@ -25,7 +26,7 @@ from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
 from tests.unit import detection, histories, segmentation, yolos
-from tests.unit.bases import IMAGE, open_base, plain
+from tests.unit.bases import CAUSAL, IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
 
@@ -190,7 +191,7 @@ def segformer_case(folder: Path) -> Case:
     return replace(
         segmentation_case(folder),
         plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
-        targets=("query", "value", "dense", "proj"),
+        targets=("q_proj", "v_proj", "o_proj", "fc1", "sequence_reduction.sequence_reduction"),
         head=("decode_head",),
     )
 
@@ -307,6 +308,78 @@ def regression_case(folder: Path) -> Case:
             ({"text": " "}, "text ' ' is empty or not a string"),
             ({"label": float("nan")}, "label nan is no finite number"),
             ({"label": float("inf")}, "label inf is no finite number"),
+        ],
+    )
+
+
+def prompt_rows() -> list[Row]:
+    texts = sentences(14, seed=1)
+    return [{"prompt": prompt, "completion": " " + text} for prompt, text in zip(texts[:7], texts[7:], strict=True)]
+
+
+def prompt_case(folder: Path) -> Case:
+    """Prompts and completions, on a folder of a language model's."""
+    return Case(
+        TextGenerationSpec(max_length=24),
+        prompt_rows(),
+        lambda row: {"generated_text": row.get("completion", ""), "loss": 0.0, "tokens": 1},
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, 1, architecture=CAUSAL),
+        targets=("q_proj", "v_proj", "down_proj"),
+        head=(),
+        wrong=[
+            ({"prompt": " "}, "prompt ' ' is empty or not a string"),
+            ({"completion": ""}, "completion '' is empty or not a string"),
+        ],
+        close=1e-5,
+    )
+
+
+def all_tokens_case(folder: Path) -> Case:
+    """The loss is of the prompt's tokens too."""
+    return replace(prompt_case(folder), spec=TextGenerationSpec(loss="all", max_length=24))
+
+
+def texts_alone_case(folder: Path) -> Case:
+    """Texts, on a folder of GPT-2's."""
+    return replace(
+        prompt_case(folder),
+        spec=TextGenerationSpec(rows="text", max_length=9),
+        rows=[{"text": text} for text in sentences(7, seed=1)],
+        targets=("c_attn", "c_proj"),
+        wrong=[({"text": " "}, "text ' ' is empty or not a string")],
+        close=1e-9,
+    )
+
+
+def dialogue_rows() -> list[Row]:
+    texts = sentences(21, seed=1)
+    rows: list[Row] = []
+    for number in range(7):
+        said = [("user", texts[number]), ("assistant", texts[number + 7])]
+        if number % 2:
+            said = [("system", texts[number + 14]), *said, ("user", "why ?"), ("assistant", texts[number + 8])]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in said]})
+    return rows
+
+
+def dialogue_case(folder: Path) -> Case:
+    """Messages, on a folder of a language model's whose tokenizer has a chat template."""
+
+    def said(*pairs: tuple[str, str]) -> dict[str, Any]:
+        return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+    return replace(
+        prompt_case(folder),
+        spec=TextGenerationSpec(rows="messages", max_length=40),
+        rows=dialogue_rows(),
+        wrong=[
+            ({"messages": []}, "are no messages"),
+            (said(("user", "a")), "the last message is the user's"),
+            (said(("robot", "a"), ("assistant", "b")), "message 1 has role 'robot'; roles are system, user, assistant"),
+            (said(("user", "a"), ("system", "c"), ("assistant", "b")), "message 2 is the system's; only the first"),
+            (said(("user", " "), ("assistant", "b")), "message 1: content ' ' is empty or not a string"),
+            (said(("system", "a"), ("assistant", "b")), "none of role user"),
         ],
     )
 

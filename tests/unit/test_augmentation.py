@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from transformers import AutoTokenizer, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 import ray_lora.training.augmented as augmented
 import ray_lora.training.head_start as head_start
 from ray_lora import Recipe
 from ray_lora.augmentation.apply import altered, check_transforms
+from ray_lora.bases.load import load_base
 from ray_lora.errors import RecipeError
-from ray_lora.recipe import LoraSpec, TransformSpec
+from ray_lora.recipe import BaseSpec, LoraSpec, TransformSpec
 from ray_lora.running.packs import params
 from ray_lora.running.plan import plan_recipe, show
 from ray_lora.search.space import check_search
@@ -63,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_bert_folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_bert_folder)
+    return load_base(BaseSpec(model=str(tiny_bert_folder))).processor
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_a_sheet_of_texts_lies_beside_the_figures(tokenizer: Any, tmp_path: Path
     job = altering("shown", told=({"name": "token_masking", "share": 0.5},))
     member = Member(job, 1, task, Splits(Split(rows, len(rows))), 1, 1, 1)
     write_sheet(member, tmp_path)
-    table = list(csv.reader((tmp_path / "augmentation.csv").open(encoding="utf-8")))
+    table = list(csv.reader((tmp_path / "augmentation.csv").read_text(encoding="utf-8").splitlines()))
     assert table[0] == ["row", "when", "tokens"]
     assert [line[1] for line in table[1:5]] == ["as read", "epoch 1", "epoch 2", "epoch 3"]
     assert "[MASK]" not in table[1][2]
@@ -273,7 +274,7 @@ def test_a_recipe_without_it_is_what_it_was() -> None:
     [
         ("[{name: horizontal_flap}]", "'horizontal_flap' is not a transform; did you mean 'horizontal_flip'"),
         ("[{p: 0.5}]", "a transform has no name; there are horizontal_flip, "),
-        ("[{name: blur, sigmo: 1}]", "augmentation.0: blur has no 'sigmo'; did you mean 'sigma'?; it has p, sigma"),
+        ("[{name: blur, sigmo: 1}]", "augmentation.0: blur has no 'sigmo'; did you mean 'sigma'.; it has p, sigma"),
         ("[{name: blur, sigma: [2, 1]}]", r"augmentation.0.sigma: \[2.0, 1.0\] goes down"),
         ("[{name: rotation, p: 2}]", "augmentation.0.p: Input should be less than or equal to 1"),
         ("[blur]", "augmentation.0: .*'blur'"),

@@ -12,14 +12,17 @@ from ray_lora.bases.efficientnet import save_folder
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.unit import detection, histories, segmentation, yolos
-from tests.unit.bases import save_base
+from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
+    all_tokens_case,
     detection_case,
+    dialogue_case,
     image_case,
     inspected_case,
     lite_case,
     multi_label_case,
     paired_case,
+    prompt_case,
     question_case,
     recommendation_case,
     regression_case,
@@ -28,19 +31,28 @@ from tests.unit.cases import (
     tagged_both_ways_case,
     tagged_case,
     text_case,
+    texts_alone_case,
     yolos_case,
 )
 from tests.unit.test_efficientnet import SMALL, tensors_of
 
+LANGUAGE_MODELS = ("llama", "gpt2", "qwen2", "gemma2")
 VARIANTS = (
     "pairs of texts",
     "several labels",
     "a number",
     "words read both ways",
+    "texts alone",
+    "dialogues",
+    "prompts learned too",
     "masks by SegFormer",
     "a label of interest",
     "EfficientNet",
     "objects by queries",
+)
+CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
 )
 
 
@@ -48,6 +60,11 @@ VARIANTS = (
 def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
+    models = {kind: save_language_model(kind, tmp_path_factory.mktemp("lm") / kind) for kind in LANGUAGE_MODELS}
+    for model in models.values():
+        tokenizer = AutoTokenizer.from_pretrained(tiny_bert_folder)
+        tokenizer.chat_template = CHAT
+        tokenizer.save_pretrained(model)
     gpt2 = save_base("gpt2", tmp_path_factory.mktemp("bases") / "gpt2")
     AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
     lite = tmp_path_factory.mktemp("bases") / "lite"
@@ -62,6 +79,10 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "token-classification": tagged_case(tiny_bert_folder),
         "words read both ways": tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
+        "text-generation": prompt_case(models["llama"]),
+        "texts alone": texts_alone_case(models["gpt2"]),
+        "dialogues": dialogue_case(models["qwen2"]),
+        "prompts learned too": all_tokens_case(models["gemma2"]),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -200,11 +199,8 @@ def test_what_peft_does_not_compute_says_so_and_peft_refuses_it(kind: str, tmp_p
     assert len(adapter.card.beyond_peft) == 1
     assert adapter.card.beyond_peft[0].startswith("body: a ")
     adapter.save(tmp_path)
-    with (
-        warnings.catch_warnings(),
-        pytest.raises((ValueError, RuntimeError), match="not supported|size mismatch|divisible"),
-    ):
-        warnings.simplefilter("ignore")
+    said = r"not supported|size mismatch|divisible"
+    with quiet_peft(), pytest.raises((ValueError, RuntimeError), match=said):
         PeftModel.from_pretrained(plain, tmp_path)
     again = engine.load(Adapter.load(tmp_path))
     for key, tensor in engine.read(slot).items():
@@ -218,7 +214,7 @@ def test_pairs_that_peft_trained_otherwise_are_refused(kind: str, tmp_path: Path
         theirs = get_peft_model(copy.deepcopy(base.backbone), LoraConfig(r=4, target_modules=["body"]))
         theirs.save_pretrained(tmp_path)
     engine = AdapterEngine(base, slots=1, max_rank=4)
-    with pytest.raises(AdapterError, match="'body' .*PEFT.*train"):
+    with pytest.raises(AdapterError, match=r"'body' .*PEFT.*train"):
         engine.load(Adapter.load(tmp_path))
 
 
@@ -264,5 +260,5 @@ def test_words_for_kinds_of_layers(asked: str, excluded: Any, found: set[str]) -
 
 def test_a_rank_that_a_depthwise_convolution_cannot_use_is_refused() -> None:
     engine = AdapterEngine(base_of("depthwise"), slots=1, max_rank=16)
-    with pytest.raises(RecipeError, match="rank 5 exceeds the width 4 of layer 'body'; .*lora.rank_pattern"):
+    with pytest.raises(RecipeError, match=r"rank 5 exceeds the width 4 of layer 'body'; .*lora.rank_pattern"):
         engine.match(LoraSpec(r=5, target_modules=("body",)), None)

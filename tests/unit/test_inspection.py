@@ -36,7 +36,7 @@ def task_of(**options: Any) -> PictureInspection:
 
 def test_old_cards_and_hashes_stay() -> None:
     spec = ImageClassificationSpec(labels=LABELS)
-    assert spec.recorded() == {"type": "image-classification", "labels": LABELS, "max_length": 128}
+    assert spec.recorded() == {"type": "image-classification", "labels": list(LABELS), "max_length": 128}
     assert type(build_task(spec, PIXELS)) is ImageClassification
 
 
@@ -67,8 +67,9 @@ def test_the_threshold_finds_most_at_so_many_false_alarms(rows: list[tuple[bool,
 
     allowed = int(share * truth.count(False) + 1e-9)
     assert alarms(threshold) <= allowed
-    best = max((recall_from(truth, scores, at) for at in [*scores, 2.0] if alarms(at) <= allowed), default=0.0)
-    assert recall_from(truth, scores, threshold) == (best if threshold <= 1 or best == 0 else 0.0)
+    tried = [at for at in [*scores, 2.0] if at > 0 and alarms(at) <= allowed]
+    best = max(recall_from(truth, scores, at) for at in tried)
+    assert recall_from(truth, scores, threshold) == best
 
 
 def outputs_of(scores: list[list[float]]) -> ImageClassifierOutput:

@@ -235,7 +235,7 @@ def test_one_adapters_nan_is_its_own(tmp_path: Path) -> None:
     base = load_base(BaseSpec(model=str(tiny(tmp_path / "tiny")), dtype="float32"))
     task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
     engine = AdapterEngine(base, slots=2, max_rank=2, train=True)
-    spec = LoraSpec(r=2, target_modules=("conv",), exclude_modules=("stem.conv",))
+    spec = LoraSpec(r=2, target_modules="all-convolutions")
     good, bad = (engine.init(spec, task.head, seed=seed) for seed in range(2))
     features = task.encode(rows(4))
     alone = predict(engine, {good: task}, features[::2], [good] * 2, [task.full] * 2)
@@ -638,7 +638,7 @@ def test_it_learns_and_opens_in_plain_peft(tmp_path: Path) -> None:
     features = task.encode(rows(6))
     split = Split(dict(enumerate(features)), len(features))
     pack = WatchedPack(AdapterEngine(base, slots=1, max_rank=8, train=True), {"rows": Splits(split, split)})
-    lora = LoraSpec(r=4, target_modules=("conv",), exclude_modules=("stem.conv",))
+    lora = LoraSpec(r=4, target_modules="all-convolutions")
     training = TrainingSpec(
         max_steps=120,
         learning_rate=5e-3,

@@ -65,7 +65,7 @@ def test_what_is_popular_is_counted_in_training_rows(tmp_path: Path) -> None:
     train, test = (pq.read_table(rows / f"{split}.parquet").to_pylist() for split in ("train", "test"))
     found = popularity(train, test)
     assert 0 <= found["ndcg_10"] <= found["hit_rate_10"] <= 1
-    common = {"items": [1001], "next": test[0]["next"]}
+    common = {"items": [test[0]["next"]], "next": test[0]["next"]}
     assert popularity([common], [test[0]]) == {"ndcg_10": 1.0, "hit_rate_10": 1.0}
 
 

@@ -74,11 +74,11 @@ def test_a_checkpoint_under_the_networks_own_names_answers_as_the_network(kind: 
 
 @pytest.mark.parametrize("kind", ["erfnet", "monai-unet-residual", "monai-basic-unet"])
 def test_adapters_sit_on_every_convolution(kind: str, tmp_path: Path) -> None:
-    """Rows of two adapters in one pass get what each gets alone."""
+    """Transposed and dilated ones too."""
     save_untrained(config_of(kind), tmp_path / "base")
     engine = AdapterEngine(load_base(BaseSpec(model=str(tmp_path / "base"), dtype="float32")), slots=2, max_rank=2)
     convolutions = [m for m in engine.base.backbone.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    assert len(engine.layers) == len(convolutions) > 4
+    assert len(engine.layers) == len(convolutions) >= 4
     engine.close()
 
 

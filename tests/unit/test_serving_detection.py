@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
     engine = AdapterEngine(base, slots=2, max_rank=4)
     for seed, name in enumerate(NAMES):
-        lora = LoraSpec(r=2 + 2 * seed, target_modules=("conv",), exclude_modules=("stem.conv",))
+        lora = LoraSpec(r=2 + 2 * seed, target_modules="all-convolutions")
         slot = engine.init(lora, task.head, seed=seed)
         draw = torch.Generator().manual_seed(seed)
         spread = {key: 0.03 if "lora" in key else 0.3 for key in engine.read(slot)}
@@ -72,6 +72,11 @@ def alone(world: Path) -> dict[str, list[Any]]:
 def address(world: Path) -> Iterator[str]:
     with serving(world) as address:
         yield address
+
+
+def boxes(found: Iterable[Mapping[str, int]]) -> list[tuple[int, ...]]:
+    """In an order that does not hang on scores that are all but equal."""
+    return sorted((box["xmin"], box["ymin"], box["xmax"], box["ymax"]) for box in found)
 
 
 def test_every_picture_is_answered_in_its_own_pixels(address: str, alone: dict[str, list[Any]]) -> None:
@@ -124,12 +129,12 @@ def test_hugging_faces_client_works_as_it_is(
         assert [(one.label, one.score) for one in found] == [(w["label"], pytest.approx(w["score"])) for w in wanted]
         assert [vars(one.box) for one in found] == [one["box"] for one in wanted]
         plain = client.object_detection(given)
-        assert [vars(one.box) for one in plain] == [one["box"] for one in alone["one"][1][0]]
+        assert boxes(vars(one.box) for one in plain) == boxes(one["box"] for one in alone["one"][1][0])
     broken = httpx.post(f"{address}/models/one", content=PICTURES[0][:80], headers={"content-type": "image/png"})
     assert broken.status_code == 400
     assert "an image cannot be read" in broken.text
     text = httpx.post(f"{address}/models/one", content=b'{"inputs": ""}', headers={"content-type": "image/png"})
-    assert "an image cannot be read (cannot identify" in text.text
+    assert "an image cannot be read (it is no picture" in text.text
     page = httpx.post(f"{address}/models/one", content=b"<html>", headers={"content-type": "text/html"})
     assert page.status_code == 415
 
@@ -159,7 +164,7 @@ def test_a_form_is_answered_as_json_is(address: str, alone: dict[str, list[Any]]
     assert near(listed.json(), alone["one"][0][:1])
     named = {"serve_multiplexed_model_id": "one", "content-type": "image/png"}
     raw = httpx.post(f"{address}/v1/predict", content=PICTURES[0], headers=named)
-    assert near(raw.json()["predictions"], alone["one"][1][:1])
+    assert boxes(one["box"] for one in raw.json()["predictions"][0]) == boxes(one["box"] for one in alone["one"][1][0])
 
 
 def test_a_wrong_form_is_refused_in_one_sentence(address: str) -> None:

@@ -76,7 +76,8 @@ def start(classifier: nn.Module, trained: Mapping[str, Tensor], config: Segmente
         trained: the base's tensors, by their names in the classifier.
         asked: the classes of the fresh one, or none.
     """
-    known, own = config.labels, classifier.state_dict()
+    known = config.labels
+    own = {name: tensor for name, tensor in classifier.state_dict().items() if not name.endswith(_COUNTER)}
     if known is not None and asked:
         if [name.casefold() for name in known] == [name.casefold() for name in asked]:
             _copy(own, trained)

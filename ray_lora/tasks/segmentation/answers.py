@@ -36,7 +36,7 @@ def answer(logits: Tensor, picture: Mapping[str, Any], labels: Sequence[str], op
     best, sure = _pixels(within(logits, picture["inside"], picture["input"]), picture["extent"])
     if options.form == "map":
         score = float(sure.mean()) if finite else math.nan
-        shares = np.rint(sure * 255).astype(np.uint8)
+        shares = np.rint(np.nan_to_num(sure) * 255).astype(np.uint8)
         return {"score": score, "map": encoded(best), "sure": encoded(shares)}
     if not finite:
         return [{"score": math.nan, "label": labels[0], "mask": encoded(np.zeros_like(best))}]

@@ -56,8 +56,7 @@ def area_of(segmentation: Any, size: tuple[int, int]) -> Area:
     from pycocotools import mask
 
     polygons = [_polygon(one, size) for one in segmentation]
-    drawn = mask.decode(mask.merge(mask.frPyObjects(polygons, size[1], size[0])))
-    return np.asarray(drawn, bool)
+    return _run_lengths(mask.merge(mask.frPyObjects(polygons, size[1], size[0])), size)
 
 
 def _polygon(points: Any, size: tuple[int, int]) -> list[float]:
