@@ -37,6 +37,7 @@ def furnish(folder: Path, base: Path) -> None:
     (folder / "examples").mkdir()
     (folder / "examples" / "tweets.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "examples" / "detection.yaml").write_text((ROOT / "examples" / "detection.yaml").read_text())
+    (folder / "examples" / "recommendation.yaml").write_text((ROOT / "examples" / "recommendation.yaml").read_text())
     for seed, split in enumerate(("train", "validation")):
         path = Path(recipe["data"][split])
         assert not path.is_absolute()
