@@ -29,7 +29,7 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, machine
 from pipelines.lines import HEADERS, cells, markdown
 
-PIPELINES = ("sentiment", "entities", "questions", "digits", "recommendation")
+PIPELINES = ("sentiment", "entities", "questions", "digits", "detection", "segmentation", "recommendation")
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tasks: written by benchmarks/tasks.py -->", "<!-- /tasks -->"

@@ -4,13 +4,14 @@
     score_full(data, rate=3e-4, seed=0, on="test")["f1_macro"]
 
 Both are of any task: the plain class is the one that `task.head` names; loss, answers and scores are the task's. Rows,
-their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's. Where no adapter has a head of
-its own, the output layer is trained alone for comparison.
+their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from transformers import get_scheduler
 from ray_lora.bases import builders
 from ray_lora.bases.built import plain_of
 from ray_lora.bases.load import Base, load_base, locate
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.data.check import learn
 from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
@@ -31,12 +33,12 @@ from ray_lora.inference.head_alone import head_alone
 from ray_lora.inference.predict import chunks, predict
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
-from ray_lora.tasks import Features, Task, build_task, task_class
+from ray_lora.tasks import Features, Task, build_task, scoring_of, task_class
 from ray_lora.tasks.classification import Classification
 from ray_lora.training.member import steps_of
 
-OUTPUT_RATES = (1e-3, 3e-3, 1e-2)  # of the output layer alone; validation rows choose
 _WINDOWS = 16  # in one pass of full training: a long row of many windows is several passes' worth of memory
+HEAD_RATES = (1e-3, 3e-3, 1e-2)  # of a head that is trained step by step; validation rows choose
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,12 @@ class Data:
 
 def score_head(data: Data) -> dict[str, float]:
     """Held-out scores of the best head alone on the frozen base: of the task's own class, and for a label a row also a
-    logistic regression on mean-pooled features, which is often better; validation rows choose."""
-    if data.base.own_outputs(data.task.head.architecture) is not None:
-        return _score_output_layer(data)
-    engine, task = AdapterEngine(data.base, slots=1, max_rank=1), data.task
+    logistic regression on mean-pooled features, which is often better; validation rows choose. A head whose loss has no
+    one bottom, or that is the base's own, is trained step by step as an adapter is, at the best of `HEAD_RATES`."""
+    task = data.task
+    if not getattr(task, "fits_head", True) or data.base.own_outputs(task.head.architecture) is not None:
+        return _trained_head(data)
+    engine = AdapterEngine(data.base, slots=1, max_rank=1)
     train, validation, test = (data.rows(split) for split in ("train", "validation", "test"))
     heads = [head_alone(engine, task, train, validation)]
     if isinstance(task, Classification):
@@ -90,13 +94,17 @@ def score_head(data: Data) -> dict[str, float]:
     return scores
 
 
-def _score_output_layer(data: Data) -> dict[str, float]:
-    """Held-out scores of the output layer trained alone, by gradient steps, on the frozen base."""
-    task, (validation, test) = data.task, (data.rows(split) for split in ("validation", "test"))
-    models = [train_full(data, rate, 0, output_alone=True) for rate in OUTPUT_RATES]
-    better = max if task.metrics[task.metric] == "max" else min
-    best = better(models, key=lambda model: task.score(answers_of(model, task, validation), validation)[task.metric])
-    return task.score(answers_of(best, task, test), test)
+def _trained_head(data: Data) -> dict[str, float]:
+    task, better = data.task, max if data.task.metrics[data.task.metric] == "max" else min
+    validation, test = data.rows("validation"), data.rows("test")
+    models = [train_full(data, rate, 0, only=head_names(data.base)) for rate in HEAD_RATES]
+    scores = [task.score(answers_of(model, task, validation), validation)[task.metric] for model in models]
+    return task.score(answers_of(models[scores.index(better(scores))], task, test), test)
+
+
+def head_names(base: Base) -> str:
+    """What the names of the head's own parameters match in the plain class."""
+    return rf"(?!{re.escape(base.prefix)}\.)"
 
 
 def score_bare(data: Data) -> dict[str, float]:
@@ -104,7 +112,8 @@ def score_bare(data: Data) -> dict[str, float]:
     engine = AdapterEngine(data.base, slots=1, max_rank=1)
     slot = engine.init(LoraSpec(r=1, target_modules=data.recipe.lora.target_modules), data.task.head, seed=0)
     test = data.rows("test")
-    scores = data.task.score(predict(engine, {slot: data.task}, test, [slot] * len(test)), test)
+    told = [scoring_of(data.task)] * len(test)
+    scores = data.task.score(predict(engine, {slot: data.task}, test, [slot] * len(test), told), test)
     engine.close()
     return scores
 
@@ -115,16 +124,23 @@ def score_full(data: Data, rate: float, seed: int, on: str) -> dict[str, float]:
     return data.task.score(answers_of(model, data.task, rows), rows)
 
 
-def train_full(data: Data, rate: float, seed: int, output_alone: bool = False) -> Any:
-    """The plain class with every weight trained on the recipe's rows, or a copy of its output layer alone."""
+def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
+    """The plain class with every weight trained on the recipe's rows.
+
+    Args:
+        only: a regular expression; what it does not match the beginning of a parameter's name stays as it is. A head
+            that shares weights with the backbone has a copy of them then.
+    """
     torch.manual_seed(seed)
     task, training = data.task, data.recipe.training
     model = plain_model(data.recipe, task)
+    if only:
+        untie(model, data.base.prefix)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.match(only, name) is not None)
     rows = data.rows("train")
     batch = training.per_device_train_batch_size
     steps = steps_of(training, math.ceil(len(rows) / batch))
-    if output_alone:
-        untie(model, data.base.prefix)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay)
     warm = training.warmup_steps
@@ -134,7 +150,7 @@ def train_full(data: Data, rate: float, seed: int, output_alone: bool = False) -
         num_warmup_steps=math.ceil(steps * warm) if warm < 1 else int(warm),
         num_training_steps=steps,
     )
-    model.train(not output_alone)
+    model.train(not only)
     for chosen in batches(len(rows), training, seed, steps):
         step(model, task, [rows[row] for row in chosen])
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
@@ -145,8 +161,7 @@ def train_full(data: Data, rate: float, seed: int, output_alone: bool = False) -
 
 
 def untie(model: Any, prefix: str) -> None:
-    """Freeze everything and give what lies outside the backbone weights of its own, which train."""
-    model.requires_grad_(False)
+    """Give what lies outside the backbone weights of its own."""
     for name, module in list(model.named_modules()):
         if name != prefix and not name.startswith(f"{prefix}."):
             for key, parameter in module.named_parameters(recurse=False):
@@ -154,13 +169,13 @@ def untie(model: Any, prefix: str) -> None:
 
 
 def plain_model(recipe: Recipe, task: Task) -> Any:
-    """The plain class of the task's head on the recipe's base, in float32: transformers', or a folder's of ours."""
+    """The class of the task's head on the recipe's base, in float32: transformers', or a builder's own."""
     from ray_lora.bases.transformers_base import is_gguf
 
-    path, head = locate(recipe.base.model), task.head
-    ours = builders.of_folder(path)
-    if ours is not None:
-        return plain_of(builders.build(recipe.base.model, "cpu", ours), head, "cpu").requires_grad_(True)
+    head = task.head
+    if builders.is_builder(recipe.base.model) or builders.of_folder(locate(recipe.base.model)) is not None:
+        return _built_model(recipe, head)
+    path = locate(recipe.base.model)
     told: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
     within = {"gguf_file": path.name} if is_gguf(path) else {}
     if within:
@@ -172,6 +187,17 @@ def plain_model(recipe: Recipe, task: Task) -> Any:
     return getattr(transformers, head.architecture).from_pretrained(
         path, config=config, ignore_mismatched_sizes=True, **told
     )
+
+
+def _built_model(recipe: Recipe, head: HeadSpec) -> Any:
+    base = load_base(recipe.base.model_copy(update={"dtype": "float32"}))
+    if base.own_outputs(head.architecture) is not None:  # which may share the backbone's weights
+        ours = None if builders.is_builder(recipe.base.model) else builders.of_folder(locate(recipe.base.model))
+        return plain_of(builders.build(recipe.base.model, "cpu", ours), head, "cpu").requires_grad_()
+    model = base.fresh(head)
+    assert model is not None
+    setattr(model, base.prefix, copy.deepcopy(base.backbone))
+    return model.requires_grad_()
 
 
 def batches(rows: int, training: TrainingSpec, seed: int, steps: int) -> list[list[int]]:
@@ -200,15 +226,15 @@ def step(model: Any, task: Task, rows: Sequence[Features]) -> None:
 
 
 def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
-    """A plain model's answers, as the engine's `predict` gives an adapter's."""
-    tasks = {0: task}
+    """A plain model's answers that `task.score` takes, as the engine's `predict` gives an adapter's."""
+    tasks, told = {0: task}, scoring_of(task)
     spread = spread_windows(tasks, rows, [0] * len(rows))
     parts: list[Any] = [None] * len(spread.features)
     sizes = [task.size(feature) for feature in spread.features]
     for chunk in chunks(sizes, [0] * len(sizes), 32):
         mine = [spread.features[row] for row in chunk]
         with torch.inference_mode():
-            decoded = task.decode(model(**task.collate(mine)), mine, {})
+            decoded = task.decode(model(**task.collate(mine)), mine, told)
         for row, part in zip(chunk, decoded, strict=True):
             parts[row] = part
-    return spread.whole(tasks, parts, [{}] * len(rows))
+    return spread.whole(tasks, parts, [told] * len(rows))

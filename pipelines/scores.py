@@ -21,7 +21,7 @@ from ray_lora.data.pieces import digest as content
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
 from ray_lora.running.allocator import WORKER_ENV
-from ray_lora.tasks import build_task
+from ray_lora.tasks import build_task, scoring_of
 
 
 def score_adapters(
@@ -32,15 +32,16 @@ def score_adapters(
     loaded = [*adapters, *([source] if source is not None else [])]
     engine = AdapterEngine(data.base, slots=len(loaded), max_rank=max(adapter.config.r for adapter in loaded))
     test, validation = data.rows("test"), data.rows("validation")
-    scores, chosen = [], []
+    scores: list[float] = []
+    chosen: list[float] = []
     for adapter in loaded:
         assert adapter.card.task is not None
         slot, own = engine.load(adapter), build_task(adapter.card.task, data.base.processor)
         # rows of the target's task, answers of the adapter's own: a source may know other labels
-        scores.append(data.task.score(predict(engine, {slot: own}, test, [slot] * len(test)), test)[metric])
-        if adapter is not source:
-            answers = predict(engine, {slot: own}, validation, [slot] * len(validation))
-            chosen.append(data.task.score(answers, validation)[metric])
+        for rows, found in ((test, scores), (validation, chosen)):
+            if rows is test or adapter is not source:
+                answers = predict(engine, {slot: own}, rows, [slot] * len(rows), [scoring_of(own)] * len(rows))
+                found.append(data.task.score(answers, rows)[metric])
     engine.close()
     best = (max if mode == "max" else min)(range(len(chosen)), key=chosen.__getitem__)
     before = scores.pop() if source is not None else score_bare(data)[metric]

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ray_lora.store import Entry, Store, open_store
     from ray_lora.tasks.image_classification import ImageClassificationSpec
     from ray_lora.tasks.object_detection import ObjectDetectionSpec
+    from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
     from ray_lora.tasks.text_classification import TextClassificationSpec
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "DataSpec",
     "Entry",
     "ImageClassificationSpec",
+    "ImageSegmentationSpec",
     "LoraPredictor",
     "LoraSpec",
     "LoraTrainer",
@@ -127,6 +129,7 @@ _MODULES = {  # public name -> the module that holds it
     "running.trainer": ("LoraTrainer",),
     "tasks.image_classification": ("ImageClassificationSpec",),
     "tasks.object_detection": ("ObjectDetectionSpec",),
+    "tasks.segmentation.options": ("ImageSegmentationSpec",),
     "tasks.text_classification": ("TextClassificationSpec",),
 }
 _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for name in names}

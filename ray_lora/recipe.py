@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
+from ray_lora.transform_spec import TransformSpec
 
 __all__ = [
     "BaseSpec",
@@ -34,6 +35,7 @@ __all__ = [
     "TaskSpec",
     "TrackingSpec",
     "TrainingSpec",
+    "TransformSpec",
     "check_key",
 ]
 
@@ -48,11 +50,19 @@ class BaseSpec(Spec):
 
 
 class DataSpec(Spec):
-    """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`."""
+    """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`. Of
+    annotated pictures COCO's json files or YOLO's data.yaml, local ones."""
 
     train: str | tuple[str, ...] | None = None
     validation: str | tuple[str, ...] | None = None
     columns: dict[str, str] = Field(default={})  # the task's column -> the file's column
+    images: str | dict[Literal["train", "validation"], str] | None = (
+        None  # the folder of COCO's pictures, or each split's
+    )
+
+    def images_of(self, split: str) -> str | None:
+        """The folder of a split's pictures."""
+        return self.images.get(split) if isinstance(self.images, dict) else self.images  # type: ignore[call-overload]
 
 
 class LoraSpec(Spec):
@@ -158,6 +168,8 @@ class Recipe(Spec):
     data: DataSpec = DataSpec()
     lora: LoraSpec = LoraSpec()
     training: TrainingSpec = TrainingSpec()
+    # what is done to training rows, one after the other
+    augmentation: tuple[SerializeAsAny[TransformSpec], ...] = Field(default=(), exclude_if=lambda told: not told)
     search: SearchSpec = SearchSpec()
     scaling: ScalingSpec = ScalingSpec()
     tracking: TrackingSpec = TrackingSpec()

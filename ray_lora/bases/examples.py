@@ -27,7 +27,8 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
     takes = getattr(backbone, "main_input_name", "input_ids")
     generator = torch.Generator().manual_seed(seed)
     if takes == "pixel_values":
-        shape = (int(getattr(config, "num_channels", 3)), *_picture(config, processor))
+        seen = getattr(config, "vision_config", config)  # of two towers the one that takes pictures
+        shape = (int(getattr(seen, "num_channels", 3)), *_picture(seen, processor))
         return [{"pixel_values": torch.randn(shape, generator=generator)} for _ in sizes]
     if takes != "input_ids":
         raise BaseModelError(

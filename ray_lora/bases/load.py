@@ -9,7 +9,6 @@ It knows nothing of adapters or tasks.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
+from ray_lora.bases.queries import tell_queries
 from ray_lora.bases.segments import tell_segments
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
@@ -47,7 +47,8 @@ def load_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     if attention == "auto":  # scaled-dot-product attention's backward is the slower one on a CPU at short lengths
         attention = "eager" if device.type == "cpu" else "sdpa"
     backbone = transformers_base.load_backbone(path, spec.model, dtype, attention)
-    return _of_transformers(spec, path, backbone.to(device), dtype, device)
+    backbone.module.to(device)
+    return _of_transformers(spec, path, backbone, dtype, device)
 
 
 def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
@@ -68,19 +69,25 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     return _of_transformers(spec, path, transformers_base.describe_backbone(path, spec.model), dtype, meta)
 
 
-def _of_transformers(spec: BaseSpec, path: Path, backbone: Any, dtype: torch.dtype, device: torch.device) -> Base:
-    backbone.requires_grad_(False).eval()
-    processor = transformers_base.load_processor(path)
-    limit(processor, backbone, backbone.config)
-    tell_segments(processor, backbone, backbone.config)
+def _of_transformers(
+    spec: BaseSpec, path: Path, backbone: transformers_base.Backbone, dtype: torch.dtype, device: torch.device
+) -> Base:
+    module = backbone.module.requires_grad_(False).eval()
+    processor = transformers_base.load_processor(
+        path, pictures=getattr(module, "main_input_name", "") == "pixel_values"
+    )
+    limit(processor, module, backbone.config)
+    tell_segments(processor, module, backbone.config)
+    tell_queries(processor, backbone.config)
+    transformers_base.tell_vocabulary(processor, backbone.config)
     return Base(
         id=spec.model,
         folder=path,
-        backbone=backbone,
+        backbone=module,
         processor=processor,
         config=backbone.config,
         fingerprint=fingerprint(path),
-        prefix=str(backbone.base_model_prefix),
+        prefix=backbone.prefix,
         dtype=dtype,
         device=device,
     )

@@ -1,6 +1,7 @@
 """The weights of an ONNX file, without the package onnx: of a graph's convolutions, in the order in which it runs them.
 
     convolutions(Path("net.onnx").read_bytes())     # [(weight, bias), ...], numpy arrays
+    layers(Path("net.onnx").read_bytes(), ["Conv", "BatchNormalization"])     # [("Conv", (weight, bias)), ...]
 
 An ONNX file is protobuf: fields of a number, a wire type and a value (protobuf.dev/programming-guides/encoding; field
 numbers are those of onnx.proto). Only what is read here is understood; nothing in the file is run.
@@ -8,7 +9,7 @@ numbers are those of onnx.proto). Only what is read here is understood; nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,35 @@ def convolutions(data: bytes) -> list[tuple[Array, Array]]:
         BaseModelError: it is no ONNX file, or one of its convolutions has no float32 weight and bias in the file.
     """
     try:
-        (graph,) = _of(memoryview(data), _GRAPH)
-        tensors = dict(_tensor(tensor) for tensor in _of(graph, _INITIALIZER))
-        names = [_of(node, _INPUT) for node in _of(graph, _NODE) if _word(node, _OPERATOR) == "Conv"]
-        found = [tuple(tensors[bytes(name).decode()] for name in given[1:]) for given in names]
-        return [(_floats(weight), _floats(bias)) for weight, bias in found]
+        return [(weight, bias) for _, (weight, bias) in _weights(data, ("Conv",))]
     except (ValueError, LookupError, TypeError) as error:
         raise BaseModelError(
             f"no ONNX file whose convolutions have float32 weights and biases in it: {error}"
         ) from None
+
+
+def layers(data: bytes, operators: Sequence[str]) -> list[tuple[str, tuple[Array, ...]]]:
+    """Of every node with one of these operators, in the graph's order: which one, and its tensors in the file, in
+    ONNX's order (of a `BatchNormalization` scale, bias, mean and variance).
+
+    Raises:
+        BaseModelError: it is no ONNX file, or one of these tensors is not in it in float32.
+    """
+    try:
+        return _weights(data, operators)
+    except (ValueError, LookupError, TypeError) as error:
+        raise BaseModelError(f"no ONNX file whose {', '.join(operators)} have float32 numbers in it: {error}") from None
+
+
+def _weights(data: bytes, operators: Sequence[str]) -> list[tuple[str, tuple[Array, ...]]]:
+    (graph,) = _of(memoryview(data), _GRAPH)
+    tensors = dict(_tensor(tensor) for tensor in _of(graph, _INITIALIZER))
+    nodes = [(_word(node, _OPERATOR), _of(node, _INPUT)) for node in _of(graph, _NODE)]
+    return [
+        (operator, tuple(_floats(tensors[bytes(name).decode()]) for name in given[1:]))
+        for operator, given in nodes
+        if operator in operators
+    ]
 
 
 def _tensor(data: memoryview) -> tuple[str, tuple[int, list[int], memoryview]]:

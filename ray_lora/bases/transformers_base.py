@@ -10,8 +10,9 @@ import importlib.util
 import re
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ _WRONG = (
     struct.error,
 )  # what transformers raises for files it cannot use
 
+# types of two towers, texts and pictures, of whose class for pictures one tower is the backbone: its attribute
+_TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
+_ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
+_SEGMENTS = "AutoModelForSemanticSegmentation"
+
 _LOADING = threading.RLock()
 _OWN_HEADS = frozenset({"AutoModelForCausalLM"})  # whose output layer was trained with the base
 
@@ -39,25 +45,46 @@ def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"
 
 
-def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) -> Any:
+@dataclass(frozen=True)
+class Backbone:
+    """The part of a model that its plain classes share: `config` is theirs, `prefix` its name in them."""
+
+    module: Any
+    config: Any
+    prefix: str
+
+    @classmethod
+    def of(cls, model: Any) -> Backbone:
+        """A model without a head; of two towers the one that sees."""
+        tower = _TOWERS.get(model.config.model_type)
+        if tower is None:
+            return cls(model, model.config, str(model.base_model_prefix))
+        return cls(getattr(model, tower), model.config, tower)
+
+
+def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) -> Backbone:
     """The model without a head, read from a folder or GGUF file; BaseModelError when it cannot be."""
     from transformers import AutoModel
 
     try:
         with quiet():
-            return AutoModel.from_pretrained(
-                *_place(path),
-                dtype=dtype,
-                attn_implementation=attention,
-                local_files_only=True,
-                use_safetensors=True,
-                **_within(path),
+            return Backbone.of(
+                _telling(
+                    AutoModel.from_pretrained(
+                        *_place(path),
+                        dtype=dtype,
+                        attn_implementation=attention,
+                        local_files_only=True,
+                        use_safetensors=True,
+                        **_within(path),
+                    )
+                )
             )
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be loaded from {str(path)!r}: {error}") from None
 
 
-def describe_backbone(path: Path, model: str) -> Any:
+def describe_backbone(path: Path, model: str) -> Backbone:
     """The same on the meta device."""
     from transformers import AutoConfig, AutoModel
 
@@ -65,17 +92,30 @@ def describe_backbone(path: Path, model: str) -> Any:
         with quiet():
             config = AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
         with torch.device("meta"):
-            return AutoModel.from_config(config)
+            return Backbone.of(_telling(AutoModel.from_config(config)))
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be read from {str(path)!r}: {error}") from None
 
 
-def load_processor(path: Path) -> Any:
-    """The tokenizer or image processor of a folder or GGUF file; None when it has neither."""
+def _telling(model: Any) -> Any:
+    """The model, which gives all hidden states where a head needs them."""
+    if model.config.model_type in _ALL_STAGES:
+        model.config.output_hidden_states = True
+    return model
+
+
+def load_processor(path: Path, pictures: bool = False) -> Any:
+    """The tokenizer or image processor of a folder or GGUF file; None when it has neither.
+
+    Args:
+        pictures: the backbone takes pictures, so that a tokenizer beside its image processor is nothing to it.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer
 
     if is_gguf(path):
         return _gguf_tokenizer(path)
+    if pictures and (path / "preprocessor_config.json").exists():
+        return AutoImageProcessor.from_pretrained(path, local_files_only=True)
     if (path / "tokenizer.json").exists() or (path / "tokenizer_config.json").exists():
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     if (path / "preprocessor_config.json").exists():
@@ -119,6 +159,28 @@ def stored_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[
                 if tuple(file.get_slice(name).get_shape()) == shapes[name]:
                     found[name] = file.get_tensor(name).float()
     return found
+
+
+def tell_vocabulary(tokenizer: Any, config: Any) -> None:
+    """Tell a tokenizer how many tokens its base's own output layer tells apart, as `vocabulary`: a base may have rows
+    that no token uses. What has no `pad_token_id` is left alone."""
+    if hasattr(tokenizer, "pad_token_id"):
+        tokenizer.vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+
+
+def gguf_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Tensors of a GGUF file's language model, by their names in its class, in float32. A file without output numbers
+    means those of its input."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, local_files_only=True, **_within(path)
+        )
+    output = model.get_output_embeddings()
+    if output is not None and output.weight.is_meta:
+        output.weight = model.get_input_embeddings().weight
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names and not tensor.is_meta}
 
 
 def own_outputs(config: Any, architecture: str) -> int | None:
@@ -183,6 +245,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
     if factory is None:
         raise AdapterError(
             f"transformers has no class {spec.architecture!r}; name a class such as AutoModelForSequenceClassification"
+        )
+    if spec.architecture == _SEGMENTS and config.model_type not in _ALL_STAGES:
+        raise AdapterError(
+            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
+            f"of transformers {', '.join(_ALL_STAGES)} is"
         )
     try:
         with torch.device("meta"):

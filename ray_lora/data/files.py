@@ -7,27 +7,33 @@ It knows file systems and names; it knows nothing of rows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileType
 
+from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
+from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
+from ray_lora.data.pictures import ENDS
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
 from ray_lora.errors import DataError
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
 FORMATS |= {"arrow": "arrow"}  # the end of a name: the format
-_NAMES = "parquet, csv, jsonl"
+_NAMES = "parquet, csv, jsonl"  # and of annotated pictures COCO's json or YOLO's data.yaml, which say so themselves
 _ABOUT = re.compile(  # what lies beside data and is none
     r"(readme|license|licence|notice|changelog|citation|contributing)(\..*)?|.*\.(md|crc)|.*_\$folder\$"
-    r"|(dataset_infos?|dataset_dict|state|croissant)\.json",
+    r"|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
+_TABLES = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")  # what names a folder's pictures, as `datasets` has it
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -41,6 +47,9 @@ class File:
         stamp: another one whenever the file was written anew.
         partitions: the columns that its folders name: ("customer", "17") of customer=17/part-0.parquet.
         address: what opens it from any folder, keys and options of a bucket included; "": the path itself.
+        pictures: of a folder whose rows are its pictures: their names, in order; size and stamp are of all of them.
+        how: annotations of pictures are read; None for a file that holds its rows itself. `size` and `stamp` are then
+            of the pictures too.
     """
 
     path: str
@@ -48,6 +57,8 @@ class File:
     stamp: str
     partitions: tuple[tuple[str, str], ...] = ()
     address: str = field(default="", repr=False)
+    how: How | None = None
+    pictures: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def place(self) -> Place:
@@ -56,28 +67,36 @@ class File:
 
     @property
     def format(self) -> str:
-        """parquet, csv, jsonl or arrow. DataError for another."""
+        """parquet, csv, jsonl, arrow, pictures, coco or yolo. DataError for another."""
+        if self.pictures:
+            return "pictures"
+        if self.how is not None:
+            return self.how.kind
         end = _end(self.path)
         if end not in FORMATS:
             raise DataError(f"data file {self.path!r} ends in {end!r}; give a {_NAMES} file")
         return FORMATS[end]
 
 
-def find_files(given: str | Sequence[str], split: str = "train") -> tuple[File, ...]:
+def find_files(given: str | Sequence[str], split: str = "train", images: str | None = None) -> tuple[File, ...]:
     """The files that paths mean, in their order; a folder's and a glob's by path.
 
     Args:
         given: a path or several. A folder is all data files below it. Where a folder's names tell splits apart, those
             of `split` are taken.
         split: "train", "validation" or another split's name.
+        images: the folder of the pictures of COCO's json files; None: beside them.
 
     Raises:
-        DataError: a path leads nowhere, or to no data file; a file is empty, of another kind or given twice.
+        DataError: a path leads nowhere, or to no data file; a file is empty, of another kind or given twice; annotated
+            pictures are missing or wrong.
     """
     paths = [given] if isinstance(given, str) else list(given)
     if not paths:
         raise DataError(f"no path is given for the {split} rows; give a {_NAMES} file, a folder or a glob")
-    found = [file for path in paths for file in _files(path, split)]
+    found = [file for path in paths for file in _files(path, split, images)]
+    if images is not None and (odd := [file.path for file in found if file.how is None or file.how.kind != "coco"]):
+        raise DataError(f"data.images is the folder of the pictures of COCO's json files, and {odd[0]!r} is none")
     seen: dict[str, str] = {}
     for file in found:
         if (identity := file.place.identity) in seen:
@@ -87,16 +106,18 @@ def find_files(given: str | Sequence[str], split: str = "train") -> tuple[File, 
     return tuple(found)
 
 
-def _files(path: str, split: str) -> list[File]:
+def _files(path: str, split: str, images: str | None = None) -> list[File]:
     if not path:
         raise DataError(f"a path of the {split} rows is empty; give a {_NAMES} file, a folder or a glob")
     place, wild = Place.of(path), _wild(path)
     # an address with a pattern may be none that can be asked for
     info = place.info() if wild is None or "://" not in path else None
     if info is not None and info.type == FileType.File:
-        return [_file(place, info)]
+        return [_annotated(place, split, images) or _file(place, info)]
     if info is not None and info.type == FileType.Directory:
-        return _folder(place, split)
+        named = place.below(YAML)
+        told = _annotated(named, split, images) if named.info().type == FileType.File else None
+        return _folder(place, split) if told is None else [told]
     if info is not None and info.type == FileType.Unknown:
         raise DataError(f"data file {place.name!r} is no file that can be read twice; give a {_NAMES} file")
     if wild is not None:
@@ -113,7 +134,45 @@ def _folder(place: Place, split: str) -> list[File]:
         steps = [glob.removeprefix("./").split("/") for glob in globs]
         found = {name: info for name, info in found.items() if any(_matches(name.split("/"), one) for one in steps)}
         return _of_one_format(place.name, place, found)
+    if any(_end(name) in ENDS for name in found):
+        tables = {name: info for name, info in found.items() if _TABLES.fullmatch(name)}
+        if not tables:
+            return _pictures(place, found, split)
+        found = tables  # the pictures are theirs to name
     return _of_one_format(place.name, place, _of_split(place.name, found, split))
+
+
+def _pictures(place: Place, found: Mapping[str, FileInfo], split: str) -> list[File]:
+    """Folders of pictures, whose names are the labels; where the folders around them tell splits, those of one."""
+    folders: dict[str, list[str]] = {}
+    for name in found:
+        if _end(name) not in ENDS:
+            raise DataError(
+                f"{place.name!r} holds pictures and {place.below(name).name!r}, which is none; take it out, or give "
+                "the folder of the pictures alone"
+            )
+        folder, _, picture = name.rpartition("/")
+        folders.setdefault(folder, []).append(picture)
+    around = {f"{folder.rpartition('/')[0]}/": folder for folder in folders}  # a label may be called "train"
+    taken = set(of_split(place.name, list(around), split))
+    return [
+        _of_pictures(place.below(folder) if folder else place, sorted(names), folder)
+        for folder, names in sorted(folders.items())
+        if f"{folder.rpartition('/')[0]}/" in taken
+    ]
+
+
+def _of_pictures(folder: Place, names: Sequence[str], below: str) -> File:
+    size, stamp = _seen_pictures(folder, names)
+    label = (("label", below.rpartition("/")[2]),) if below else ()
+    return File(folder.name, size, stamp, (*_partitions(folder.plain), *label), folder.address, pictures=tuple(names))
+
+
+def _seen_pictures(folder: Place, names: Sequence[str]) -> tuple[int, str]:
+    """(size, stamp) of a folder's pictures together."""
+    seen = [_seen(place, place.info()) for place in map(folder.below, names)]
+    told = repr([(name, stamp) for name, (_, stamp) in zip(names, seen, strict=True)])
+    return sum(size for size, _ in seen), hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _of_split(said: str, found: dict[str, FileInfo], split: str, pattern: str = "") -> dict[str, FileInfo]:
@@ -153,9 +212,30 @@ def _of_one_format(said: str, place: Place, found: Mapping[str, FileInfo]) -> li
     return [_file(place.below(name), info) for name, info in found.items()]
 
 
+def _annotated(place: Place, split: str, images: str | None) -> File | None:
+    """A file of annotations, with its pictures; None for another file."""
+    kind = kind_of(place)
+    if kind is None:
+        return None
+    how = How(kind, None if images is None else str(Path(images).absolute()), split)
+    found = look(place.address, how)
+    size = found.bytes + place.info().size
+    return File(place.name, size, found.stamp, tuple(_partitions(place.plain)), place.address, how)
+
+
+def annotated(file: File) -> Annotated:
+    """The annotated pictures of a file that has a `how`. DataError unless they are those that were found."""
+    assert file.how is not None
+    return again(file.place.address, file.how, file.stamp)
+
+
 def check_unchanged(file: File) -> None:
     """DataError unless a file is the one that was found: not written anew since, and not gone."""
-    if _seen(file.place, file.place.info())[1] != file.stamp:
+    if file.how is not None:
+        annotated(file)
+        return
+    seen = _seen_pictures(file.place, file.pictures) if file.pictures else _seen(file.place, file.place.info())
+    if seen[1] != file.stamp:
         raise DataError(f"data file {file.path!r} has changed since it was found; start again when nobody writes it")
 
 

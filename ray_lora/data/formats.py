@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from ray_lora.data.annotated.pictures import SCHEMA, table_of
 from ray_lora.data.csv_file import read_csv
-from ray_lora.data.files import File
+from ray_lora.data.files import File, annotated
 from ray_lora.data.jsonl import read_jsonl
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
-DESCRIBED = ("parquet", "arrow")  # files that say of what types their columns are
+DESCRIBED = ("parquet", "arrow", "coco", "yolo")  # files that say of what types their columns are
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def described(file: File) -> pa.Schema | None:
     """
     if file.format not in DESCRIBED:
         return None
+    if file.how is not None:
+        return SCHEMA
     with reading(file), file.place.open() as opened:
         schema = pa.parquet.read_schema(opened) if file.format == "parquet" else _arrow_reader(opened).schema
         _spell(schema)
@@ -63,12 +66,15 @@ def described(file: File) -> pa.Schema | None:
 def read_format(
     file: File, groups: tuple[int, int] | None, roles: Mapping[str, Column], columns: Collection[str] | None
 ) -> pa.Table:
-    """A file's rows; of parquet those of some row groups. What is not among the columns is not read of parquet and
-    arrow; a table of none of its columns has one without values, so that its rows are counted.
+    """A file's rows; of parquet those of some row groups, of annotated pictures some. What is not among the columns is
+    not read of parquet and arrow; a table of none of its columns has one without values, so that its rows are counted.
 
     Raises:
         DataError: it is broken, and the reader knows where. Other errors are `reading`'s.
     """
+    if file.how is not None:
+        found = annotated(file)
+        return table_of(found, *(groups or (0, len(found.pictures))))
     with file.place.open() as opened:
         if file.format == "parquet":
             table = _read_parquet(opened, file.place.local is None, groups, columns)

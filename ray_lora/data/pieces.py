@@ -18,13 +18,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_lora.data.alike import WRITTEN, agree
+from ray_lora.data.annotated.pictures import parts, stretches
+from ray_lora.data.class_labels import named
 from ray_lora.data.csv_file import are_whole_numbers
-from ray_lora.data.files import File, check_unchanged
+from ray_lora.data.files import File, annotated, check_unchanged
 from ray_lora.data.formats import described, read_format, reading, row_groups
+from ray_lora.data.pictures import (
+    BY_PATH,
+    PICTURE,
+    column_of,
+    digest_of,
+    is_metadata,
+    read_pictures,
+    renamed,
+    with_pictures,
+)
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
 _THREADS = 8  # for what waits for a disk or a bucket
+_PICTURES = 1024  # of a folder in one piece: they are in memory together
 _BYTES = 1 << 22  # hashed at once
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -36,7 +49,7 @@ class Piece:
     Attributes:
         file: where they are.
         number: of the file among the split's files.
-        groups: parquet's row groups [begin, end); None: the whole file.
+        groups: parquet's row groups, or annotated pictures, [begin, end); None: the whole file.
         skipped: rows of these groups before the piece's first one; a group of many rows is read for several pieces.
         first: number, in its file, of the piece's first row.
         rows: how many, where that is known before they are read.
@@ -54,7 +67,7 @@ class Piece:
 
 def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
     """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, and larger groups in
-    parts; others whole.
+    parts; annotated pictures by their bytes too; a folder's pictures in fewer; others whole.
 
     Raises:
         DataError: a parquet file is broken or has no rows.
@@ -65,6 +78,11 @@ def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
 
 
 def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
+    if file.pictures:
+        count, most = len(file.pictures), min(most_rows, _PICTURES)
+        return [Piece(file, number, None, begin, min(most, count - begin), begin) for begin in range(0, count, most)]
+    if file.how is not None:
+        return [Piece(file, number, (at, end), at, end - at) for at, end in stretches(annotated(file), most_rows)]
     if file.format != "parquet":
         return [Piece(file, number)]
     sizes = row_groups(file)
@@ -111,9 +129,15 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
     """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
     check_unchanged(piece.file)
     with reading(piece.file):
-        table = read_format(piece.file, piece.groups, roles, columns)
-        if piece.rows is not None:
-            table = table.slice(piece.skipped, piece.rows)
+        if piece.file.pictures:
+            end = None if piece.rows is None else piece.skipped + piece.rows
+            table = read_pictures(piece.file.place, piece.file.pictures[piece.skipped : end], column_of(roles))
+        else:
+            every = None if is_metadata(piece.file.place) else columns  # its pictures' column has another name there
+            table = read_format(piece.file, piece.groups, roles, every)
+            if piece.rows is not None:
+                table = table.slice(piece.skipped, piece.rows)
+            table = _with_meaning(piece, table, roles)
         rows = table.num_rows
         table = only(table, columns)
         for name, value in piece.file.partitions:
@@ -122,6 +146,12 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
     if rows == 0:
         raise _no_rows(piece.file)
     return table
+
+
+def _with_meaning(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Table:
+    """A table whose labels and pictures are what the file means by them: names for indices, pictures for paths."""
+    place = piece.file.place
+    return with_pictures(named(renamed(table, place, roles), roles, piece.file.path), place, roles)
 
 
 def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
@@ -136,10 +166,11 @@ def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
 
 def first_look(piece: Piece, roles: Mapping[str, Column]) -> tuple[pa.Schema, pa.Table | None]:
     """`look`, and what was read for it: a table of `read_written`, or None where rows were not read."""
-    if (schema := described(piece.file)) is None:
+    schema = pa.schema([(column_of(roles), PICTURE)]) if piece.file.pictures else described(piece.file)
+    if schema is None:
         table = read_written(piece, roles)
         return look_at(piece, table, roles), table
-    table = schema.empty_table()
+    table = _with_meaning(piece, schema.empty_table(), roles)
     for name in dict(piece.file.partitions):
         if name not in table.column_names:
             table = table.append_column(name, pa.array([], pa.string()))
@@ -153,7 +184,7 @@ def look_at(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Sc
         role = roles.get(field.name)
         if role is not None and "label" in role.kinds and (words := _written(piece, table, field.name)) is not None:
             field = _field_of(field.name, words)
-        fields.append(field.remove_metadata() if field.metadata != WRITTEN else field)
+        fields.append(field if field.metadata in (WRITTEN, BY_PATH) else field.remove_metadata())
     return pa.schema(fields)
 
 
@@ -244,7 +275,8 @@ def only(table: pa.Table, columns: Collection[str] | None) -> pa.Table:
 
 
 def digest(files: Sequence[File]) -> str:
-    """sha256 of a file's bytes; of several files, of their digests in order, as hexadecimal digits.
+    """sha256 of a file's bytes, of annotations and all their pictures; of several files, of their digests in order, as
+    hexadecimal digits.
 
     Raises:
         DataError: a file cannot be read.
@@ -256,7 +288,13 @@ def digest(files: Sequence[File]) -> str:
 
 def _digest(file: File) -> str:
     check_unchanged(file)
+    if file.pictures:
+        return digest_of(file.place, file.pictures)
     found = hashlib.sha256()
+    if file.how is not None:
+        for part in parts(annotated(file)):
+            found.update(part)
+        return found.hexdigest()
     with reading(file), file.place.open() as opened:
         while block := opened.read(_BYTES):
             found.update(block)

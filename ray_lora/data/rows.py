@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ray_lora.data.files import File, find_files
+from ray_lora.data.pictures import named_by_path
 from ray_lora.data.pieces import Piece, as_types, first_look, first_pieces, look_at_files, read_written, settle
 from ray_lora.data.places import Place
 from ray_lora.data.read import canonical, check_columns, roles
@@ -31,11 +32,13 @@ class Rows:
         given: what a person gave, for messages.
         tables: (name, rows) of each file, in the files' order; all have the same types.
         files: none where rows do not come from files.
+        elsewhere: whether rows name pictures that lie in other files, so that these files' bytes are not all of them.
     """
 
     given: str
     tables: tuple[tuple[str, pa.Table], ...]
     files: tuple[File, ...] = ()
+    elsewhere: bool = False
 
     @property
     def table(self) -> pa.Table:
@@ -49,7 +52,7 @@ def read_rows(given: str | Sequence[str], data: DataSpec, columns: Mapping[str, 
     Raises:
         DataError: a path means no file, a file is broken, or a column is missing or of another type than in others.
     """
-    files, names = find_files(given, split), roles(data, columns)
+    files, names = find_files(given, split, data.images_of(split)), roles(data, columns)
     pieces = [Piece(file, number) for number, file in enumerate(files)]
     looks = [first_look(piece, names) for piece in pieces]
     pieces = settle_columns(pieces, data, columns, [schema for schema, _ in looks])
@@ -58,7 +61,7 @@ def read_rows(given: str | Sequence[str], data: DataSpec, columns: Mapping[str, 
         table = read_written(piece, names, names) if table is None else table
         typed = as_types(piece, table, piece.schema)
         tables.append((piece.file.path, canonical(typed, data, columns, piece.file.path)))
-    return Rows(say_given(given), tuple(tables), files)
+    return Rows(say_given(given), tuple(tables), files, named_by_path(schema for schema, _ in looks))
 
 
 def settle_columns(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,20 @@ class CannotJoinError(Exception):
     """The class asks for an attention that is not computed for joined rows."""
 
 
+class Cached(Protocol):
+    """What computes attention of new tokens whose rows have earlier ones that are kept."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
+        """[1, tokens, heads, size of a value], in transformers' shapes."""
+        ...
+
+
 class JoinedPass:
     """The rows that the backbone's attention is to see; `current` is set for the time of a pass and its backward."""
 
     def __init__(self, backbone: Any) -> None:
         self.current: Joined | None = None
+        self.cached: Cached | None = None  # keeps what the tokens before these were
         self.windows = False  # whether the class has handed one over
         self._backbone = backbone
         self._own = str(backbone.config._attn_implementation)
@@ -97,12 +106,16 @@ def joined_attention(
     if sliding_window is not None and not causal and getattr(module, "is_causal", True):
         sliding_window += 1  # a decoder's mask for both ways shows the token that is a window away, its causal one not
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    how = _How(float(scale), causal, sliding_window, softcap)
+    how = How(float(scale), causal, sliding_window, softcap)
+    if holder.cached is not None:
+        if not causal or not hasattr(module, "layer_idx"):
+            raise CannotJoinError(f"its class {type(module).__name__} does not go from left to right, layer by layer")
+        return holder.cached.attend(module.layer_idx, query, key, value, how), None  # type: ignore[arg-type]
     return _Attention.apply(query, key, value, joined, how), None  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """What is computed of the scores."""
 
     scale: float
@@ -126,7 +139,7 @@ class _Places:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, bucket: Bucket, heads: int, how: _How, dtype: torch.dtype) -> _Places:
+    def of(cls, bucket: Bucket, heads: int, how: How, dtype: torch.dtype) -> _Places:
         head = torch.arange(heads, device=bucket.tokens.device)
         take = bucket.tokens[:, None, :] * heads + head[:, None]  # [rows, heads, width]
         column = torch.arange(bucket.width, device=head.device)
@@ -151,7 +164,7 @@ class _Attention(torch.autograd.Function):
     """Bucket by bucket, with gradients; what belongs to no row takes no part and gets none."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, joined: Joined, how: _How) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, joined: Joined, how: How) -> Tensor:
         heads, few = query.shape[1], key.shape[1]
         kept: list[Tensor] = []
         contexts = []
@@ -199,7 +212,7 @@ class _Attention(torch.autograd.Function):
         return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
 
 
-def _places(joined: Joined, number: int, heads: int, how: _How, dtype: torch.dtype) -> _Places:
+def _places(joined: Joined, number: int, heads: int, how: How, dtype: torch.dtype) -> _Places:
     """Made once a pass: a base's layers are alike."""
     key = (number, heads, how.causal, how.window, dtype)
     if key not in joined.kept:

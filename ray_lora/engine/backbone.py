@@ -1,4 +1,4 @@
-"""A base's backbone as an engine runs it: hooked, its weights packed, its passes without what nobody reads.
+"""A base's backbone as an engine runs it: hooked, its frozen modules rewritten, its passes without what nobody reads.
 
 Rows of different lengths are laid end to end where the class allows it (`joined`), so that no padding is computed; all
 other classes are given padded rows. `undo` gives the base its plain weights and its own ways back. It knows layers and
@@ -18,20 +18,23 @@ from torch import Tensor
 from ray_lora.bases.base import Base
 from ray_lora.engine import narrow
 from ray_lora.engine.accepted import accepted
-from ray_lora.engine.attention import JoinedPass
+from ray_lora.engine.attention import Cached, JoinedPass
+from ray_lora.engine.frozen import Frozen, innermost, outermost
 from ray_lora.engine.joined import EXACT, NARROW, Joined
 from ray_lora.engine.layers import TargetLayer
 from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routes
-from ray_lora.errors import CapacityError
+from ray_lora.errors import BaseModelError, CapacityError
 
 _HELD = "held_by_an_adapter_engine"
+_ROW = 5  # tokens of the row that tells what a class does with its convolutions
 
 
 class Backbone:
     """One base, held by one engine."""
 
     def __init__(self, base: Base, layers: Mapping[str, TargetLayer]) -> None:
+        self._base, self._layers = base, layers
         self._module: Any = base.backbone
         self._device = base.device
         exact = base.device.type == "cpu" and base.dtype in (torch.float32, torch.float64)
@@ -43,6 +46,7 @@ class Backbone:
         self._hooks = [layer.attach(lambda: self._routes) for layer in layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._cut)
         self._packing: Packing | None = None
+        self._frozen: Frozen | None = None
         self._attention: JoinedPass | None = None
         setattr(base.backbone, _HELD, True)
 
@@ -58,8 +62,23 @@ class Backbone:
         return self._attention is not None
 
     def pack(self, train: bool, uncalled: Collection[str]) -> None:
-        """Lay frozen weights out as products read them; `train`: whether passes have gradients."""
+        """Lay frozen weights out as products read them, and fold norms; `train`: whether passes have gradients."""
         self._packing = Packing(self._module, train, uncalled)
+        self.rest()
+        self._frozen = Frozen(self._module, self._row)
+        for name, scale in self._frozen.after.items():
+            self._layers[name].after = scale
+
+    def _row(self) -> dict[str, Tensor] | None:
+        """Inputs of one row; None of a base that cannot give any."""
+        try:
+            inputs = self._base.batch(self._base.examples([_ROW]))
+        except BaseModelError:
+            return None
+        return {
+            name: tensor.to(self._base.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in accepted(self._module, inputs).items()
+        }
 
     @property
     def windows(self) -> bool:
@@ -127,7 +146,10 @@ class Backbone:
         self._routes = routes
         if joined is None:
             self._cut = _first_column if first_token else None
-            return self._module(**accepted(self._module, inputs))
+            given = accepted(self._module, inputs)
+            if self._frozen is not None and self._frozen.innermost:
+                return outermost(self._module(**innermost(given)))
+            return self._module(**given)
         assert self._attention is not None
         self._attention.current = joined
         self._cut = (lambda states: states.index_select(1, joined.firsts)) if first_token else None
@@ -151,6 +173,23 @@ class Backbone:
             kept["pooler_output"] = pool(self._module, pooler, states)
         return type(outputs)(**kept)
 
+    def advance(self, ids: Tensor, positions: Tensor, routes: Routes | None, joined: Joined, cached: Cached) -> Tensor:
+        """The last hidden states of new tokens, [1, tokens, hidden], whose rows have earlier ones that are kept.
+
+        Args:
+            ids, positions: of each token in its row, [tokens].
+            joined: how the new tokens lie; the backbone lays rows end to end.
+        """
+        assert self._attention is not None
+        self._routes, self._cut = routes, None
+        self._attention.current, self._attention.cached = joined, cached
+        try:
+            outputs = self._module(input_ids=ids[None], position_ids=positions[None] + self._shift)
+        finally:
+            self._attention.cached = None
+        states: Tensor = outputs.last_hidden_state
+        return states
+
     def rest(self) -> None:
         """Forget the last pass: the backbone is the plain one when somebody else calls it."""
         self._routes, self._cut = None, None
@@ -159,6 +198,8 @@ class Backbone:
         """Take the hooks off the base and give it its plain weights and its own attention back."""
         for hook in self._hooks:
             hook.remove()
+        if self._frozen is not None:
+            self._frozen.undo()
         if self._packing is not None:
             self._packing.undo()
         self.lay(joined=False)

@@ -168,5 +168,5 @@ def _pair_views(key: str, layer: TargetLayer, slot: int, a: Tensor, b: Tensor) -
     rank = layer.ranks[slot]
     if layer.embedding:
         return {f"{key}.lora_embedding_A": a[slot, :rank], f"{key}.lora_embedding_B": b[slot, :, :rank]}
-    shape = layer.shape.pair(rank)[1]
-    return {f"{key}.lora_A.weight": a[slot, :rank], f"{key}.lora_B.weight": b[slot, :, :rank].view(shape)}
+    down, up = layer.shape.pair(rank)
+    return {f"{key}.lora_A.weight": a[slot, :rank].view(down), f"{key}.lora_B.weight": b[slot, :, :rank].view(up)}

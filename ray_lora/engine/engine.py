@@ -21,6 +21,7 @@ from ray_lora.adapters.peft_folder import PREFIX, split
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import narrow, probe, targets
+from ray_lora.engine.attention import Cached
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.heads import Head
@@ -140,6 +141,17 @@ class AdapterEngine:
         both_ways = self.reads_both_ways(owners[0]) if head is None else head.attention == "bidirectional"
         return self._backbone.run(self.cast(inputs), self._routes(owners, joined), joined, first_token, both_ways)
 
+    def joined(self, mask: Tensor, owners: Sequence[int]) -> Joined:
+        """How new tokens of rows of these slots lie end to end; `mask` [rows, longest] is not 0 where there is one."""
+        found = self._backbone.join({"input_ids": mask, "attention_mask": mask}, owners)
+        assert found is not None
+        return found
+
+    def advance(self, ids: Tensor, positions: Tensor, owners: Sequence[int], joined: Joined, cached: Cached) -> Tensor:
+        """The backbone's last hidden states of new tokens, [1, tokens, hidden], of rows of any slots whose earlier
+        tokens are kept; `decoding` asks for them."""
+        return self._backbone.advance(ids, positions, self._routes(owners, joined), joined, cached)
+
     def cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs as a pass is given them: on the base's device, numbers in its dtype."""
         return {name: self._cast(tensor) for name, tensor in inputs.items()}
@@ -247,7 +259,10 @@ class AdapterEngine:
         origin: dict[str, str | None] = {"base": self.base.id, "base_fingerprint": self.base.fingerprint}
         if resident.head is not None:
             origin |= {"architecture": resident.head.architecture, "attention": resident.head.attention}
-        card = (card or Card()).model_copy(update=origin)
+        beyond = tuple(
+            f"{resident.prefix}{name}: {why}" for name in resident.targets if (why := self.layers[name].beyond)
+        )
+        card = (card or Card()).model_copy(update=origin | {"beyond_peft": beyond})
         return Adapter(resident.config, layers, head, card, resident.peft_type, modules)
 
     def evict(self, slot: int) -> None:

@@ -7,6 +7,7 @@ has no copies: every slot's rows go through the one there is.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
@@ -21,7 +23,8 @@ from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
 from ray_lora.engine.own_head import own_values
 from ray_lora.engine.routing import Routing
-from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, corner
+from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
+from ray_lora.engine.token_states import TokenStates
 from ray_lora.errors import AdapterError
 
 _KINDS: tuple[Kind, ...] = ("weight", "undecayed", "kept")  # as they lie in a slot's row
@@ -39,6 +42,15 @@ class _Given(nn.Module):
         return self.outputs
 
 
+def gives_by_token(model: nn.Module) -> bool:
+    """Whether a class gives logits token by token, of as many as are asked for (`logits_to_keep`)."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _is_outside(name: str, prefix: str) -> bool:
+    return bool(name) and name != prefix and not name.startswith(f"{prefix}.")
+
+
 class Head:
     """One head class on one base: stacked tensors of up to `labels` labels for every slot.
 
@@ -46,6 +58,8 @@ class Head:
         parts: its tensors, in the class's order.
         stacks: each as [slots, ...] by its name; those that are trained are Parameters.
         own: values of a head that is the base's own, by their names in the plain class; None where slots have copies.
+        outside: names of the class's modules beside the backbone.
+        gives_tokens: whether it is the base's own and computes logits of those tokens alone that are asked for.
         targets: names inside the backbone that exist in the plain class too (a class may have no pooler).
         modules_to_save: the class's own top-level modules, PEFT's word.
     """
@@ -54,6 +68,8 @@ class Head:
         self.architecture, self.labels, self._base = spec.architecture, spec.num_labels, base
         model = base.plain(spec)
         self.own = own_values(base, spec, model)
+        self.outside = tuple(name for name in dict(model.named_modules()) if _is_outside(name, base.prefix))
+        self.gives_tokens = self.own is not None and gives_by_token(model)
         start = f"{base.prefix}."
         self.targets = frozenset(
             name.removeprefix(start) for name, _ in model.named_modules() if name.startswith(start)
@@ -231,6 +247,8 @@ class Head:
 
     def __call__(self, hidden: Any, inputs: dict[str, Tensor], routing: Routing, labels: int) -> Any:
         """The class's outputs from the backbone's outputs and the model inputs of the same rows."""
+        if self.gives_tokens:
+            return TokenStates(hidden.last_hidden_state, self.logits)
         self._given.outputs, self._pass = hidden, HeadPass(routing)
         if self._padding is not None and {"input_ids", "attention_mask"} <= inputs.keys():
             empty = inputs["attention_mask"] == 0
@@ -239,6 +257,15 @@ class Head:
             return self._classes[labels](**accepted(self._classes[labels], inputs))
         finally:
             self._given.outputs = self._pass = None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[1, tokens, vocabulary] of last hidden states of any tokens, [1, tokens, hidden], by a base's own head."""
+        self._given.outputs = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        try:
+            logits: Tensor = self._classes[self.labels](inputs_embeds=states, use_cache=False).logits
+            return logits
+        finally:
+            self._given.outputs = None
 
     def _current(self) -> HeadPass:
         assert self._pass is not None
@@ -260,6 +287,8 @@ class Head:
             slotted: nn.Module
             if type(module).forward is nn.Linear.forward and not module._forward_pre_hooks:
                 slotted = SlotLinear(name, own, self.stacks, self._current)
+            elif is_point(module):
+                slotted = SlotPoint(name, own, self.stacks, self._current)
             else:
                 slotted = SlotLeaf(name, module, own, self.stacks, self._current, self._base.device)
             model.set_submodule(name, slotted)

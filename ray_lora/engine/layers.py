@@ -1,4 +1,4 @@
-"""Target layers: where a base's Linear, Conv1D, Conv2d and Embedding outputs get their low-rank term.
+"""Target layers: where outputs of a base's Linear, Conv1D, convolution and Embedding layers get their low-rank term.
 
 A target layer is a forward hook on an untouched module of the base, so the base's weights, names and class stay what
 transformers made them. Rows of slot 0 keep the base's output.
@@ -13,23 +13,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_lora.engine.convolution import CONVOLUTIONS, ConvTerm, Geometry
 from ray_lora.engine.kernels import LoraTerm, lora_add, pick
 from ray_lora.engine.routing import Routes, Routing
+from ray_lora.errors import CapacityError
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Shapes of one layer's stacked pair without the slot axis, for `rank` rows of A."""
+    """Shapes of one layer's stacked pair without the slot axis, for `rank` rows of A.
 
-    a: tuple[int, ...]  # () where `rank` stands is implicit: A is [rank, *a]
-    b: int  # B is [b, rank]
+    Attributes:
+        a: A is [rank, *a]. b: B is [b, rank].
+        marked: whether PEFT would take the file's A for one that it computes otherwise; it then has an axis of 1 more,
+            so that PEFT refuses the folder instead.
+    """
+
+    a: tuple[int, ...]
+    b: int
+    marked: bool = False
 
     def pair(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of one adapter's A and B in a PEFT file; a convolution's B is 1 x 1."""
-        return (rank, *self.a), (self.b, rank) + ((1, 1) if len(self.a) == 3 else ())
+        """Shapes of one adapter's A and B in a PEFT file; a convolution's B is one of 1 x 1."""
+        return (rank, *self.a, *(1,) * self.marked), (self.b, rank, *(1,) * (len(self.a) - 1))
 
     @property
     def width(self) -> int:
@@ -42,27 +50,43 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution of any kind, also of one that holds no adapters."""
+    return isinstance(module, CONVOLUTIONS)
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be a target, or None."""
-    if isinstance(module, nn.Conv2d):
-        if type(module) is not nn.Conv2d:
+    if is_convolution(module):
+        if type(module) not in CONVOLUTIONS:
             return f"it is a {type(module).__name__}, which computes more than a convolution, also in PEFT's A"
-        if module.groups != 1:
-            return f"it is a convolution in {module.groups} groups; only groups=1 is supported"
-        if module.dilation not in ((1, 1), 1):
-            return "it is a dilated convolution, whose dilation PEFT drops"
-        if module.padding_mode != "zeros":
-            return f"it pads with {module.padding_mode!r}; only zeros are supported"
         return None
     if is_linear(module) or isinstance(module, nn.Embedding):
         return None
-    return f"it is a {type(module).__name__}; only Linear, Conv1D, Conv2d and Embedding layers hold adapters"
+    return f"it is a {type(module).__name__}; only Linear, Conv1D, convolution and Embedding layers hold adapters"
+
+
+def beyond_peft(module: nn.Module) -> str | None:
+    """Why PEFT (0.21) has no adapter on this module that computes what ours does, or None. PEFT refuses a folder
+    with such a pair."""
+    if not is_convolution(module):
+        return None
+    if module.transposed:
+        return "a transposed convolution, on which PEFT has no adapters"
+    if module.groups > 1:
+        return "a convolution in groups, for which PEFT's A reads all channels, so that it cannot be merged"
+    if any(step > 1 and size > 1 for step, size in zip(module.dilation, module.kernel_size, strict=True)):  # type: ignore[arg-type]
+        return "a dilated convolution, whose dilation PEFT drops"
+    if module.padding_mode != "zeros" and any(module._reversed_padding_repeated_twice):  # type: ignore[arg-type]
+        return f"a convolution that pads with {module.padding_mode!r}, where PEFT pads with zeros"
+    return None
 
 
 def shape_of(module: nn.Module) -> Shape:
     """Shapes of the low-rank pair of a supported module."""
-    if isinstance(module, nn.Conv2d):
-        return Shape((module.in_channels, *module.kernel_size), module.out_channels)
+    if isinstance(module, CONVOLUTIONS):
+        marked = beyond_peft(module) is not None
+        return Shape((module.in_channels // module.groups, *module.kernel_size), module.out_channels, marked)
     if isinstance(module, nn.Embedding):
         return Shape((module.num_embeddings,), module.embedding_dim)
     if isinstance(module, nn.Linear):
@@ -77,8 +101,11 @@ class TargetLayer:
     Attributes:
         A, B: trained stacks, [slots, max_rank, *a] and [slots, out, max_rank], views into the engine's buffer.
         a, b: the same in the base's dtype, what a pass multiplies with.
+        beyond: why PEFT does not compute its pair, or None.
         scaling: alpha/r of each slot; 0 where the slot's adapter has no pair here. A row of the engine's table.
         index: which row.
+        after: by what a norm that is folded into the module multiplies each channel of its output, [out]; None where
+            none is.
     """
 
     def __init__(self, name: str, module: nn.Module, slots: int) -> None:
@@ -86,7 +113,10 @@ class TargetLayer:
         self.number = zlib.crc32(name.encode())  # tells its dropout from other layers'
         self.module = module
         self.shape = shape_of(module)
+        self.beyond = beyond_peft(module)
         self.embedding = isinstance(module, nn.Embedding)
+        self.geometry = Geometry.of(module) if isinstance(module, CONVOLUTIONS) else None
+        self.after: Tensor | None = None
         self.ranks = [0] * slots
         self.scaling: Tensor
         self.index: int
@@ -112,7 +142,7 @@ class TargetLayer:
 
     def attach(self, current: Callable[[], Routes | None]) -> Any:
         """Hook the module; `current` gives the routes of the pass, None for the bare base."""
-        term = self._conv if isinstance(self.module, nn.Conv2d) else self._embed if self.embedding else self._linear
+        term = self._conv if self.geometry is not None else self._embed if self.embedding else self._linear
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             routes = current()
@@ -143,13 +173,25 @@ class TargetLayer:
         return base + term.reshape(*ids.shape, -1)
 
     def _conv(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
-        """Each row's own A as one group of a grouped convolution, then its own B at every pixel."""
-        conv, slots, rank = self.module, routing.slots, routing.rank
-        assert isinstance(conv, nn.Conv2d)
-        rows = len(slots)
+        geometry = self.geometry
+        assert geometry is not None
+        if routing.joined or x.dim() != len(geometry.kernel) + 2 or len(x) % len(routing.owners):
+            raise CapacityError(
+                f"convolution {self.name!r} saw an input of shape {list(x.shape)} for {len(routing.slots)} rows; its "
+                "adapters share no pass with others"
+            )
         inputs = x * routing.dropout.mask(x, self.number) if routing.dropout else x
-        a = pick(self.A, lambda stack: stack[:, :rank], slots).to(x.dtype)  # [rows, rank, in, kh, kw]
-        b = pick(self.B, lambda stack: stack[:, :, :rank], slots).to(x.dtype)  # [rows, out, rank]
-        h = F.conv2d(inputs.reshape(1, -1, *x.shape[2:]), a.flatten(0, 1), None, conv.stride, conv.padding, groups=rows)
-        h = h.reshape(rows, rank, -1) * self.scaling[slots].reshape(-1, 1, 1)
-        return base + torch.bmm(b, h).reshape(base.shape)
+        geometry = geometry.fitting(inputs, base)
+        term: Tensor = ConvTerm.apply(  # type: ignore[no-untyped-call]
+            geometry.padded(inputs),
+            base,
+            self.A,
+            self.B,
+            self.a,
+            self.b,
+            routing.scales[self.index],
+            routing,
+            geometry,
+            self.after,
+        )
+        return term

@@ -40,7 +40,7 @@ def own_values(base: Base, spec: HeadSpec, model: nn.Module) -> dict[str, Tensor
     found = {name: real[names[id(tensor)]] for name, tensor in outside.items() if id(tensor) in names}
     wanted = {name: tuple(tensor.shape) for name, tensor in outside.items() if name not in found}
     if wanted:
-        found |= base.trained(wanted)
+        found |= base.trained(wanted) or base.unpacked(wanted)
         fresh = base.fresh(spec)
         found |= {} if fresh is None else {name: _named(fresh)[name] for name in wanted}
     lost = [name for name in outside if name not in found or (found[name].is_meta and base.device.type != "meta")]

@@ -1,5 +1,5 @@
-"""Modules that are trained in full, one copy a slot, inside a head: stacked products for Linear layers, and for every
-other kind the module itself, run once for each slot of the pass on that slot's rows.
+"""Modules that are trained in full, one copy a slot, inside a head: stacked products for Linear layers and convolutions
+of 1 x 1, and for every other kind the module itself, run once for each slot of the pass on that slot's rows.
 
 They know stacks and routings, not what a head is.
 """
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from ray_lora.engine.frozen import contiguous_gradient
 from ray_lora.engine.kernels import accumulate, blocked, select
 from ray_lora.engine.routing import Routing
 from ray_lora.errors import AdapterError, CapacityError
@@ -51,19 +53,23 @@ class HeadPass:
 
 
 class _StackedLinear(torch.autograd.Function):
-    """W_slot x + b_slot for each row; gradients go straight into the stacked buffers."""
+    """W_slot x + b_slot for each row; gradients go straight into the stacked buffers.
+
+    `weight` is [slots, out, in], or that of convolutions, [slots, out, in, 1, 1].
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, routing: Routing, out: int, into: int
     ) -> Tensor:
-        w, inputs = select(weight[:, :out, :into], routing), blocked(x, routing)
+        w, inputs = select(_matrix(weight)[:, :out, :into], routing), blocked(x, routing)
         if bias is None:
             y = torch.bmm(inputs, w.transpose(1, 2))
         else:
             y = torch.baddbmm(select(bias[:, :out].unsqueeze(1), routing), inputs, w.transpose(1, 2))
         ctx.save_for_backward(inputs, w)
-        ctx.routing, ctx.grads, ctx.shape = routing, (weight.grad, None if bias is None else bias.grad), x.shape
+        grad_weight = None if weight.grad is None else _matrix(weight.grad)
+        ctx.routing, ctx.grads, ctx.shape = routing, (grad_weight, None if bias is None else bias.grad), x.shape
         return y.reshape(*x.shape[:-1], out)
 
     @staticmethod
@@ -78,6 +84,10 @@ class _StackedLinear(torch.autograd.Function):
             accumulate(grad_bias[:, :out], ctx.routing, g_rows.sum(1))
         dx = torch.bmm(g_rows, w).reshape(ctx.shape) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None, None
+
+
+def _matrix(stack: Tensor) -> Tensor:
+    return stack if stack.dim() == 3 else stack[..., 0, 0]
 
 
 class SlotModule(nn.Module):
@@ -114,6 +124,33 @@ class SlotLinear(SlotModule):
         out, into = self.shapes["weight"]
         y: Tensor = _StackedLinear.apply(rows, weight, bias, routing, out, into)  # type: ignore[no-untyped-call]
         return y.reshape(*x.shape[:-1], out)
+
+
+class SlotPoint(SlotModule):
+    """A convolution of 1 x 1, which is a Linear at every pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        routing = self._current().routing
+        weight, bias = self._stacks[f"{self.name}.weight"], self._stacks.get(f"{self.name}.bias")
+        if x.requires_grad:  # a norm before it may be called as a function, which `Frozen` does not see
+            x = x.view_as(x)
+            contiguous_gradient(x)
+        rows = routing.by_row(x.flatten(2).transpose(1, 2)).to(weight.dtype)
+        out, into = self.shapes["weight"][:2]
+        y: Tensor = _StackedLinear.apply(rows, weight, bias, routing, out, into)  # type: ignore[no-untyped-call]
+        pixels: Tensor = y.reshape(x.shape[0], -1, out).transpose(1, 2).unflatten(2, x.shape[2:])
+        return pixels.contiguous()  # or what comes behind, a frozen batch norm too, is handed transposed gradients
+
+
+def is_point(module: nn.Module) -> bool:
+    """Whether a module is nothing but a convolution of 1 x 1."""
+    return (
+        type(module) is nn.Conv2d
+        and (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+        and module.padding in ((0, 0), "valid", "same")
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
 
 
 # -------------------------------------------------------------------- everything else
@@ -198,6 +235,8 @@ class SlotLeaf(SlotModule):
                 f"module {self.name!r} of a head gives a {type(output).__name__}; a module that owns parameters and "
                 "is no Linear layer must give one tensor of rows"
             )
+        if isinstance(self._module[0], _NormBase):
+            contiguous_gradient(output)
         return output
 
 

@@ -6,7 +6,7 @@ It compares names and shapes; it computes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from ray_lora.bases.fingerprint import fingerprint_of
 from ray_lora.bases.identity import at_revision, means, not_its_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.heads import Head
-from ray_lora.engine.layers import TargetLayer, is_linear, refusal
+from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
 from ray_lora.recipe import LoraSpec
 
@@ -25,6 +25,7 @@ _ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plai
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
 }
 
 _CLASSES = {*_ARCHITECTURES.values(), "AutoModelForImageClassification"}  # whose head may be the base's own
@@ -66,6 +67,7 @@ def match(
         if name and (head is None or name in head.targets)
     }
     names = [name for name, module in modules.items() if _is_target(config, name, module)]
+    _check_own_head(config, head, names, modules)
     if not names:
         leaves = sorted({name.rsplit(".", 1)[-1] for name in modules if name.removeprefix(prefix) in layers})
         targets = config.target_modules
@@ -83,12 +85,31 @@ def match(
     return tuple(name.removeprefix(prefix) for name in names)
 
 
+def _check_own_head(
+    config: LoraSpec, head: Head | None, names: Iterable[str], modules: Mapping[str, nn.Module]
+) -> None:
+    """RecipeError for a target that is a base's own head, or may be tied to it: neither was compared with PEFT."""
+    if head is None or head.own is None:
+        return
+    wanted = () if config.target_modules == "all-linear" else config.target_modules
+    outside = [name for name in head.outside if _names(wanted, name)]
+    tables = [name for name in names if isinstance(modules[name], nn.Embedding)]
+    if outside or tables:
+        what = "is the base's own head" if outside else "is an embedding, which the base's own head may share"
+        raise RecipeError(
+            f"target {[*outside, *tables][0]!r} {what}, and adapters there are not supported; leave it out of "
+            "target_modules"
+        )
+
+
 def _is_target(config: LoraSpec, name: str, module: nn.Module) -> bool:
-    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings."""
+    """PEFT's matching: 'all-linear', a regular expression for the whole name, or a list of name endings; and two words
+    of ours, 'all-convolutions' and 'all-layers', which are both."""
     if config.exclude_modules is not None and _names(config.exclude_modules, name):
         return False
-    if config.target_modules == "all-linear":
-        return is_linear(module)
+    if config.target_modules in ("all-linear", "all-convolutions", "all-layers"):
+        linear, convolution = (config.target_modules != word for word in ("all-convolutions", "all-linear"))
+        return (linear and is_linear(module)) or (convolution and is_convolution(module))
     return _names(config.target_modules, name)
 
 
@@ -107,7 +128,10 @@ def _why_not(module: nn.Module) -> str:
 
 def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None:
     if rank > layer.shape.width:
-        raise RecipeError(f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r")
+        raise RecipeError(
+            f"rank {rank} exceeds the width {layer.shape.width} of layer {name!r}; lower lora.r, "
+            "or this layer's rank in lora.rank_pattern"
+        )
     if rank > max_rank:
         raise RecipeError(f"rank {rank} exceeds this engine's max_rank {max_rank}; raise max_rank or lower the rank")
 
@@ -158,6 +182,7 @@ def check_pairs(
             raise AdapterError(
                 f"adapter layer {full!r} has A {given[0]} and B {given[1]}; "
                 f"base {base.id!r} needs A {needed[0]} and B {needed[1]}"
+                + (f"; it is {layer.beyond}: train the adapter here" if layer.beyond else "")
             )
         if pair.rank > max_rank:
             raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")

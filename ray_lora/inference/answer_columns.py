@@ -104,6 +104,10 @@ def _type(pipeline: str, parameters: Mapping[str, Json]) -> pa.DataType:
         pixels = pa.int64() if parameters.get("rounded", True) else pa.float64()
         box = pa.struct(dict.fromkeys(_CORNERS, pixels))
         return pa.list_(pa.struct({"score": pa.float64(), "label": pa.string(), "box": box}))
+    if pipeline == "image-segmentation":
+        if parameters.get("form") == "map":
+            return pa.struct({"score": pa.float64(), "map": pa.string(), "sure": pa.string()})
+        return pa.list_(pa.struct({"score": pa.float64(), "label": pa.string(), "mask": pa.string()}))
     if pipeline not in _FIELDS:
         return pa.string()
     entities = pipeline == "token-classification" and parameters.get("aggregation_strategy") not in (None, "none")

@@ -23,7 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_lora.data.check import raise_wrong
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.data.encoder import Encoder, code_of
-from ray_lora.data.files import File
+from ray_lora.data.files import File, annotated
+from ray_lora.data.pictures import named_by_path
 from ray_lora.data.pieces import Piece, cut, first_pieces
 from ray_lora.data.remembered import Remembered, recall, remember
 from ray_lora.data.row_cache import RowCache
@@ -73,7 +74,10 @@ def is_large(files: Mapping[str, Sequence[File]]) -> bool:
     every = [file for split in files.values() for file in split]
     if sum(file.size for file in every) >= LARGE_BYTES:
         return True
-    written = sum(file.size for file in every if file.format != "parquet") // _ROW_BYTES
+    written = sum(
+        len(file.pictures) or file.size // _ROW_BYTES for file in every if file.format != "parquet" and file.how is None
+    )
+    written += sum(len(annotated(file).pictures) for file in every if file.how is not None)
     if written + sum(file.size for file in every if file.format == "parquet") < LARGE_ROWS:
         return False  # no row takes less than a byte
     told = cut([file for file in every if file.format == "parquet"])
@@ -107,6 +111,11 @@ def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Re
     for split, mine in files.items():
         cuts = cut(mine)
         looks = look_at(cuts, recipe.data, task, tell)
+        if named_by_path(looks):  # what is kept would stay when a picture is written anew
+            raise DataError(
+                f"{say_given(getattr(recipe.data, split))}: rows that name pictures by path are read at once, and "
+                "these are too many for that; give a folder a label, or parquet files that hold the pictures' bytes"
+            )
         pieces[split] = settle_columns(cuts, recipe.data, task.columns, looks)
     _check_alike(pieces)
     firsts = {split: set(map(id, first_pieces(mine))) for split, mine in pieces.items()}

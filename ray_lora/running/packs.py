@@ -37,6 +37,7 @@ from ray_lora.tasks import task_of
 from ray_lora.training.figures import FIGURES
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
+from ray_lora.transform_spec import said
 
 if TYPE_CHECKING:
     import ray.data
@@ -303,4 +304,5 @@ def params(job: Job) -> dict[str, Any]:
         job.lora.model_dump(mode="json")
         | job.training.model_dump(mode="json")
         | {"task": job.task.type, "data": job.data}
+        | {f"augmentation.{number}": said(transform) for number, transform in enumerate(job.augmentation)}
     )

@@ -19,15 +19,18 @@ from typing import Any
 import psutil
 import torch
 
+from ray_lora.augmentation.apply import check_transforms
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
+from ray_lora.engine.frozen import folded
 from ray_lora.engine.packed import transposes
 from ray_lora.engine.probe import is_known
 from ray_lora.errors import CapacityError, RecipeError
-from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec
+from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec, TransformSpec
 from ray_lora.tasks import build_task
+from ray_lora.transform_spec import said
 
 _MAX_SLOTS = 64
 _MAX_ROWS = {"cpu": 64, "cuda": 512}  # of one pass: more fill the device no better
@@ -78,11 +81,13 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         most_slots: adapters that could train at once (a search's trials); None when unknown.
 
     Raises:
-        RecipeError: a target or a rank does not fit the base.
+        RecipeError: a target or a rank does not fit the base, or a transform the task's rows.
         CapacityError: not even one adapter fits in memory.
     """
     max_rank = largest_rank(recipe)
     built = build_task(task, base.processor)
+    for transforms in [recipe.augmentation, *_augmentations(recipe)]:
+        check_transforms(built, transforms)
     head = built.head
     _probe_once(recipe, base, head)
     engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))
@@ -102,7 +107,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     width = torch.empty(0, dtype=base.dtype).element_size()
     device = "cuda" if recipe.scaling.use_gpu else "cpu"
     weights = sum(p.numel() for p in base.backbone.parameters())
-    weights += transposes(base.backbone) if device == "cpu" else 0
+    weights += folded(base.backbone) + (transposes(base.backbone) if device == "cpu" else 0)
     base_bytes = weights * width
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
     free = _free_memory(device)
@@ -172,6 +177,12 @@ def lora_choices(recipe: Recipe) -> list[LoraSpec]:
     return specs
 
 
+def _augmentations(recipe: Recipe) -> list[tuple[TransformSpec, ...]]:
+    """What the recipe's search names for its augmentation."""
+    values = choices(recipe, "augmentation")
+    return [recipe.override({"augmentation": value}).augmentation for value in values if value is not None]
+
+
 def largest_rank(recipe: Recipe) -> int:
     """The largest rank that the recipe or its search names."""
     return max(max([lora.r, *lora.rank_pattern.values()]) for lora in lora_choices(recipe))
@@ -193,6 +204,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
         "total_bytes": plan.total_bytes,
         "task": {"type": task.type, **task.describe()},
         "rows": rows,
+        **({"augmentation": [said(transform) for transform in recipe.augmentation]} if recipe.augmentation else {}),
         "steps": steps,
         "rows_trained": steps * batch,
     }
@@ -208,6 +220,7 @@ def show(plan: Mapping[str, Json]) -> str:
         ("pack", f"{plan['slots']} slots, about {_size(plan['total_bytes'])} of {_size(plan['free_bytes'])} free"),
         ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
         *((key, _words(value)) for key, value in plan["task"].items()),
+        *(("augmented", transform) for transform in plan.get("augmentation", [])),
         ("training", f"{plan['steps']:,} steps, {plan['rows_trained']:,} rows for each adapter"),
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
@@ -230,7 +243,7 @@ def _activations(base: Base, longest: int, rows: int) -> int:
     The factors were fitted to the peak memory of BERT encoders (benchmarks/step.py measures it); other
     architectures are of the same order.
     """
-    config = base.config
+    config = getattr(base.config, "vision_config", base.config)
     layers = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", [1]))
     hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", [64]))
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden

@@ -93,7 +93,8 @@ def prepare(
 def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
     """The files of each split that the recipe gives."""
     given = {split: getattr(recipe.data, split) for split in SPLITS}
-    return {split: find_files(paths, split) for split, paths in given.items() if paths is not None}
+    found = {split: paths for split, paths in given.items() if paths is not None}
+    return {split: find_files(paths, split, recipe.data.images_of(split)) for split, paths in found.items()}
 
 
 def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:
@@ -119,7 +120,7 @@ def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces
     task = check_tables(recipe, tables, processor)
     identity: dict[str, str] = {}
     for split, rows in tables.items():
-        content = digest(rows.files) if rows.files else _hash(rows.table)
+        content = digest(rows.files) if rows.files and not rows.elsewhere else _hash(rows.table)
         found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
         identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
     return Source(
@@ -236,4 +237,7 @@ def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int)
 
 def jobs_of(recipes: Mapping[str, Recipe], sources: Mapping[str, Source]) -> list[Job]:
     """One job a recipe, on the source of the same name."""
-    return [Job(name, name, sources[name].task, recipe.lora, recipe.training) for name, recipe in recipes.items()]
+    return [
+        Job(name, name, sources[name].task, recipe.lora, recipe.training, recipe.augmentation)
+        for name, recipe in recipes.items()
+    ]

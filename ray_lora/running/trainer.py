@@ -26,9 +26,9 @@ from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
 from ray_lora.running.coordinator import Record
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
+from ray_lora.running.sources import jobs_of
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
-from ray_lora.training.job import Job
 
 if TYPE_CHECKING:
     import ray.data
@@ -101,9 +101,8 @@ class LoraTrainer:
             quiet=self.quiet,
         )
         run.start()
-        for recipe in self.recipes:
-            job = Job(recipe.name, recipe.name, prepared.sources[recipe.name].task, recipe.lora, recipe.training)
-            run.submit(job, {"name": recipe.name})
+        for job in jobs_of(prepared.recipes, prepared.sources):
+            run.submit(job, {"name": job.name})
         try:
             records = {record.job.name: record for record in run.finish()}
         except BaseException:

@@ -20,7 +20,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.training.job import Job
 
-SEARCHED = ("lora.", "training.")
+SEARCHED = ("lora.", "training.", "augmentation")
 
 
 class PackTrial(Trainable):
@@ -105,11 +105,11 @@ def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec)
     other = [key for key in values if not key.startswith(SEARCHED)]
     if other:
         raise RecipeError(
-            f"a search on one base can try keys under {' and '.join(SEARCHED)}, not {', '.join(other)}; "
+            f"a search on one base can try augmentation and keys under lora. and training., not {', '.join(other)}; "
             "run one search for each value of it"
         )
     mine = recipe.override(values)
-    return Job(name, recipe.name, task, mine.lora, mine.training)
+    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation)
 
 
 def _plain(value: Any) -> Any:

@@ -62,7 +62,8 @@ class AppArgs(Spec):
     fresh_s: float | None = Field(default=None, ge=0)  # a ref is asked for again after this; null: folders 0, else 2
 
     max_batch_rows: int = Field(default=32, ge=1)
-    max_inputs: int = Field(default=256, ge=1)  # in one request
+    max_inputs: int = Field(default=256, ge=1)  # in one request, for all adapters that it names
+    max_adapters: int = Field(default=16, ge=1)  # that one request may name
     max_body_bytes: int = Field(default=8 << 20, ge=1)
     max_waiting: int = Field(default=1024, ge=1)  # rows, of all adapters
     max_waiting_per_adapter: int = Field(default=512, ge=1)

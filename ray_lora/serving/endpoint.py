@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, DataError, RayLoraError
+from ray_lora.errors import AdapterError, RayLoraError
 from ray_lora.inference.predict import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
@@ -27,23 +27,24 @@ from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.cache.slots import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.http.keys import Keys
+from ray_lora.serving.inputs import check_count, check_texts, rows_of
 from ray_lora.serving.machine import ChangedError, Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
 from ray_lora.serving.peers import Alone
 from ray_lora.serving.registry import Registry
 from ray_lora.serving.rows import Asked, Row
+from ray_lora.serving.together import Member
 from ray_lora.serving.trials.places import results_folder
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.store import Entry, Store, steer
 from ray_lora.store.known import entry_of
-from ray_lora.tasks import Features, Task, row_of
-from ray_lora.tasks.rows import answering, is_text, may_have, say_text
+from ray_lora.tasks import Features, Task
 
 _logger = logging.getLogger(__name__)
-_LONG_TEXT = 20_000  # characters; more is encoded in a thread, so that the event loop stays free
+_LONG = 20_000  # characters of texts and files; more is encoded in a thread, so that the event loop stays free
 T = TypeVar("T")
 
 
@@ -92,21 +93,24 @@ class Endpoint:
         inputs: Sequence[Json],
         parameters: Mapping[str, Json],
         request_id: str | None = None,
+        member: Member | None = None,
     ) -> Answer:
-        """The chosen version's answers to `inputs`, in order; `request_id` is what feedback will name.
+        """The chosen version's answers to `inputs`, in order; `request_id` is what feedback will name, and `member` is
+        of the adapters that answer the same inputs.
 
         Raises:
             AdapterNotFoundError, AdapterError, BaseModelError: what the ref names cannot be served.
             DataError, RecipeError: an input or a parameter is wrong.
             OverloadedError: too much waits, or the deadline passed.
         """
-        self._check_count(inputs)
+        check_count(len(inputs), self.args.max_inputs)
         trace = current()
-        trace.adapter, trace.rows = choice.entry.ref, len(inputs)
+        trace.adapter = ", ".join(filter(None, (trace.adapter, choice.entry.ref)))
+        trace.rows += len(inputs)
         began = time.perf_counter()
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
-                answer = await self._in_time(self._predict(choice.entry, inputs, parameters))
+                answer = await self._in_time(self._predict(choice.entry, inputs, parameters, member=member))
         except Exception as error:
             self._failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
@@ -117,10 +121,8 @@ class Endpoint:
 
     async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
-        self._check_count(texts)
-        for text in texts:
-            if not is_text(text):
-                raise DataError(say_text(text))
+        check_count(len(texts), self.args.max_inputs)
+        check_texts(texts)
         with self.gate.enter(BASE, len(texts)):
             return await self._in_time(self._embed(list(texts)))
 
@@ -220,14 +222,23 @@ class Endpoint:
         self.shadows.start(Arm(name, version, "shadow", choice.entry.traffic.began), len(inputs), answer)
 
     async def _predict(
-        self, entry: Entry, inputs: Sequence[Json], parameters: Mapping[str, Json], background: bool = False
+        self,
+        entry: Entry,
+        inputs: Sequence[Json],
+        parameters: Mapping[str, Json],
+        background: bool = False,
+        member: Member | None = None,
     ) -> Answer:
+        ready: tuple[Task, list[Features]] | None = None
+        if member is not None:  # without a slot while it waits: others may need it to come so far
+            async with self._lease(entry) as resident:
+                task = _task_of(*resident)
+                ready = task, await self._encode(task, inputs, parameters)
+            await member.meet()
         async with self._lease(entry) as resident:
-            entry, task = resident[0], resident[1].loaded.task
-            if task is None:
-                raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
-            task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
-            features = await self._encode(task, inputs)
+            entry, task = resident[0], _task_of(*resident)
+            same = ready is not None and ready[0] is task
+            features = ready[1] if ready is not None and same else await self._encode(task, inputs, parameters)
             asked = Asked(features, resident[1].slot, task, parameters)
             try:
                 found = await self.batcher.submit(entry.name, asked.rows, background)
@@ -266,25 +277,18 @@ class Endpoint:
         vectors = await self.batcher.submit(BASE, [Row(feature) for feature in features])
         return vectors, sum(len(feature["input_ids"]) for feature in features)
 
-    async def _encode(self, task: Task, inputs: Sequence[Json]) -> list[Features]:
-        """Model inputs of each input: the bare value of a task of one column, a row too of a task of more."""
-        bare = (*answering(task), *may_have(task)) == (task.input,)
-        rows = [{task.input: value} if bare else row_of(task, value) for value in inputs]
-        size = 0
-        for value in (value for row in rows for value in row.values()):
-            if isinstance(value, str):
-                _check_text(value)
-                size += len(value)
-        if size <= _LONG_TEXT:
-            return task.encode(rows)
-        slow = self.machine.task(task.spec, own_processor=True)
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
-
-    def _check_count(self, inputs: Sequence[Json]) -> None:
-        if not inputs:
-            raise DataError("inputs is an empty list; give at least one input")
-        if len(inputs) > self.args.max_inputs:
-            raise TooManyInputsError(f"{len(inputs)} inputs in one request; at most {self.args.max_inputs} are taken")
+    async def _encode(self, task: Task, inputs: Sequence[Json], parameters: Mapping[str, Json]) -> list[Features]:
+        """Model inputs of each input; RecipeError when the task takes no such parameters."""
+        task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
+        began = time.perf_counter()
+        rows, size = rows_of(task, inputs)
+        if size <= _LONG:
+            features = task.encode(rows)
+        else:
+            slow = self.machine.task(task.spec, own_processor=True)
+            features = await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
+        current().encode_s = time.perf_counter() - began
+        return features
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         try:
@@ -293,12 +297,8 @@ class Endpoint:
             raise OverloadedError(f"no answer within {self.args.deadline_s:g} s; try again later") from None
 
 
-class TooManyInputsError(DataError):
-    """One request holds more inputs than this endpoint takes."""
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError("a text holds half of a surrogate pair, which is not a character") from None
+def _task_of(entry: Entry, resident: Resident[Loaded]) -> Task:
+    """AdapterError when nothing says what the adapter does."""
+    if resident.loaded.task is None:
+        raise AdapterError(f"{entry.ref} carries no task; give it a card, or a head with task_type SEQ_CLS")
+    return resident.loaded.task

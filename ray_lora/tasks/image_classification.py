@@ -2,37 +2,67 @@
 
     {"image": b"<PNG bytes>", "label": "7"}
 
-whose image is what `images` opens.
+whose image is what `images` opens. Where one label is of interest, such as a rare defect, `positive` names it
+(`inspection`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
 from ray_lora.tasks.images import open_picture
-from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.inspection import Inspection, Interest
+from ray_lora.tasks.normalised import Normalised
+from ray_lora.tasks.task import Column, Features, Row, Task
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
 
 
+_UNSAID: Mapping[str, Json] = {"image_size": None, "positive": None, "threshold": None, "false_alarms": 0.01}
+
+
 class ImageClassificationSpec(ClassificationSpec):
-    """Labels."""
+    """Labels, the size of pictures, and which label is of interest."""
 
     type: Literal["image-classification"] = "image-classification"
+    image_size: int | None = Field(default=None, ge=8)  # pixels a side, for bases that take any; None: the base's own
+    positive: str | None = None  # the label of interest
+    threshold: float | None = Field(default=None, gt=0)  # null: the validation rows choose it
+    false_alarms: float = Field(default=0.01, ge=0, lt=1)  # share of other rows that may be called positive
     # Means nothing to an image. It was an option of every task, so cards hold it and their content hash covers it.
     _max_length: int = PrivateAttr(default=128)
+
+    @model_validator(mode="after")
+    def _together(self) -> ImageClassificationSpec:
+        if self.positive is None and (self.threshold is not None or self.false_alarms != _UNSAID["false_alarms"]):
+            raise ValueError("threshold and false_alarms are of a label of interest; name it: task.positive")
+        if self.positive is not None and self.labels is not None:
+            _check_positive(self.positive, self.labels)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        told: dict[str, Json] = handler(self)
+        return {key: value for key, value in told.items() if key not in _UNSAID or value != _UNSAID[key]}
+
+    def describe(self) -> dict[str, Json]:
+        told = {"positive": self.positive, "threshold": self.threshold}
+        return super().describe() | {key: value for key, value in told.items() if value is not None}
 
     def recorded(self) -> dict[str, Json]:
         return super().recorded() | {"max_length": self._max_length}
@@ -61,6 +91,23 @@ class ImageClassification(Classification):
         self._processor = processor
 
     @classmethod
+    def of(cls, spec: TaskSpec) -> type[Task]:
+        """The class that does what these options ask for."""
+        interest = getattr(spec, "positive", None)
+        return cls if interest is None else PictureInspection
+
+    @classmethod
+    def merge(cls, spec: TaskSpec, learned: Iterable[Any]) -> TaskSpec:
+        known = cast(ImageClassificationSpec, super().merge(spec, learned))
+        positive = getattr(known, "positive", None)
+        if positive is not None:
+            try:
+                _check_positive(positive, known.labels or ())
+            except ValueError as error:
+                raise RecipeError(f"task.{error}") from None
+        return known
+
+    @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
         """Every image is decoded: that an end is missing shows nowhere else."""
         row = 0
@@ -86,8 +133,16 @@ class ImageClassification(Classification):
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         images = [open_picture(row["image"]) for row in rows]
-        pixels = self._processor(images, return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images, return_tensors="pt", **self._sizes())["pixel_values"]
         return self._with_targets([Features(pixel_values=image) for image in pixels], rows)
+
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        """The processor's own sizes, all of their numbers `image_size`."""
+        side = getattr(self.spec, "image_size", None)
+        if side is None:
+            return {}
+        own = {name: getattr(self._processor, name, None) for name in ("size", "crop_size")}
+        return {name: dict.fromkeys(dict(size), side) for name, size in own.items() if size}
 
     def size(self, features: Features) -> int:
         """Patches of 16 by 16 pixels."""
@@ -99,3 +154,68 @@ class ImageClassification(Classification):
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features])}
+
+    @cached_property
+    def _normalised(self) -> Normalised | None:
+        return Normalised.of(self._processor)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """Nothing where it cannot be told what the processor does."""
+        found = self._normalised
+        return frozenset() if found is None else frozenset({"pictures", "colours"} if found.colours else {"pictures"})
+
+    def view(self, features: Features) -> Picture:
+        """What comes in from outside is what the processor makes zero of."""
+        assert self._normalised is not None  # else it augments nothing
+        return Picture(self._normalised.shown(features["pixel_values"]), self._normalised.ground)
+
+    def with_view(self, features: Features, view: Picture) -> Features:
+        assert self._normalised is not None
+        pixels = self._normalised.of_shown(view.pixels)
+        return features | {"pixel_values": pixels.to(features["pixel_values"].dtype)}
+
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
+        """`confusion_matrix`, and `pictures`: above those answered right, the surest first, below those answered
+        wrong, the surest last."""
+        from ray_lora.tasks.sheet import sheet
+
+        truth = [self.labels[target] for target in self.targets(features)]
+        right = [answer["label"] == label for answer, label in zip(predictions, truth, strict=True)]
+
+        def draw(axis: Any, row: int) -> None:
+            answer = predictions[row]
+            axis.imshow(self._seen(features[row]).permute(1, 2, 0).clamp(0, 1).numpy())
+            said = f"{answer['label']} {answer['score']:.2f}" + ("" if right[row] else f"\nis {truth[row]}")
+            axis.set_title(said, fontsize=8, color="green" if right[row] else "red")
+
+        order = sorted(
+            range(len(right)), key=lambda row: (not right[row], predictions[row]["score"] * (-1 if right[row] else 1))
+        )
+        return {**super().figures(predictions, features), "pictures": sheet(order, draw)}
+
+    def _seen(self, features: Features) -> Tensor:
+        """[channels, height, width] from 0 to 1; as bright as its brightest where it cannot be told what the processor
+        does."""
+        pixels = features["pixel_values"].float()
+        if self._normalised is not None:
+            return self._normalised.shown(pixels)
+        low, high = pixels.min(), pixels.max()
+        return (pixels - low) / (high - low).clamp(min=1e-6)
+
+
+class PictureInspection(Inspection, ImageClassification):
+    """Pictures among whose labels one is of interest."""
+
+    def __init__(self, spec: TaskSpec, processor: Any) -> None:
+        ImageClassification.__init__(self, spec, processor)
+        options = cast(ImageClassificationSpec, spec)
+        assert options.positive is not None
+        self.interest = Interest(options.positive, options.threshold, options.false_alarms)
+
+
+def _check_positive(positive: str, labels: Sequence[str]) -> None:
+    if positive not in labels:
+        raise ValueError(
+            f"positive {positive!r} is not one of the labels {', '.join(labels)}{did_you_mean(positive, labels)}"
+        )

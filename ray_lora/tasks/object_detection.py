@@ -6,7 +6,7 @@ as Hugging Face's data sets have it; boxes are COCO's [x, y, width, height] in t
 picture without objects has empty lists. Pictures of any sizes share a pass: each is scaled into the base's input, and
 its boxes come back in its own pixels, in the shape of Hugging Face's object-detection pipeline.
 
-It is for anchor-free bases whose plain class gives logits, objectness and boxes of every anchor: YOLOX.
+What differs between bases, which are YOLOX and transformers' YOLOS, is in `detection/way.py`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import DataError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.detection.objects import clipped, objects_of, outside
 from ray_lora.tasks.detection.options import FULL, SCORING, options_of
+from ray_lora.tasks.detection.way import way_of
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
     from torch import Tensor
-
-    from ray_lora.tasks.detection.geometry import Grid
 
 _PLAIN = "AutoModelForObjectDetection"
 _PATCH = 16  # a side, in pixels, as of other pictures
@@ -62,11 +63,9 @@ class ObjectDetection(Labelled):
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
         super().__init__(spec)
-        if not hasattr(processor, "strides"):
-            raise RecipeError("object-detection needs a YOLOX as its base, such as yolox-tiny; this base is none")
         self.head = HeadSpec(_PLAIN, len(self.labels), self.labels)
-        self._processor = processor
-        height, width = processor.size
+        self._way = way_of(processor, self.labels)
+        height, width = self._way.size
         self.longest: int = -(-height // _PATCH) * -(-width // _PATCH)
 
     # ------------------------------------------------------------ of a block of rows, before anything is loaded
@@ -80,13 +79,16 @@ class ObjectDetection(Labelled):
         """Every picture is decoded: its end may be missing, and its size says whether boxes are in it."""
         images = (image for chunk in block.column("image").chunks for image in chunk)
         for row, (image, objects) in enumerate(zip(images, block.column("objects").to_pylist(), strict=True)):
+            value = image.as_py()
             try:
-                width, height = open_picture(image.as_py()).size
-                why = outside(objects_of(objects)[0], width, height)
+                width, height = open_picture(value).size
+                boxes = [box for crowds in (False, True) for box in objects_of(objects, crowds)[0]]
+                why = outside(boxes, width, height)
             except DataError as error:
                 why = str(error)
             if why is not None:
-                yield row, why
+                name = value.get("path") if isinstance(value, Mapping) else None
+                yield row, f"picture {name!r}: {why}" if name else why
         yield from wrong_labels(_categories(block), cast(ClassificationSpec, spec).labels or ())
 
     @classmethod
@@ -101,12 +103,15 @@ class ObjectDetection(Labelled):
 
     def _encode(self, row: Row) -> Features:
         picture = open_picture(row["image"])
-        pixels, inside = self._processor(picture)
+        pixels, inside = self._way.pixels(picture)
         features = Features(pixel_values=pixels, extent=list(picture.size), inside=list(inside))
         if row.get("objects") is not None:
             boxes, categories = objects_of(row["objects"])
             features["boxes"] = [clipped(box, *picture.size) for box in boxes]
             features["classes"] = [label_index(category, self.labels) for category in categories]
+            boxes, categories = objects_of(row["objects"], crowds=True)
+            features["crowd_boxes"] = [clipped(box, *picture.size) for box in boxes]
+            features["crowd_classes"] = [label_index(category, self.labels) for category in categories]
         return features
 
     def size(self, features: Features) -> int:
@@ -114,52 +119,65 @@ class ObjectDetection(Labelled):
         return self.longest
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """pixel_values, [rows, 3, height, width], from 0 to 255."""
+        """pixel_values, [rows, 3, height, width]."""
         import torch
 
         return {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
 
-    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """In float32 at least, in which a pixel of a large picture is one; a row's terms are its learning anchors."""
+    @property
+    def augments(self) -> frozenset[Needs]:
+        return frozenset({"pictures", "colours"})
+
+    def view(self, features: Features) -> Picture:
+        """The part of the input that the picture takes, and its boxes in pixels of it."""
         import torch
 
         from ray_lora.tasks.detection.geometry import in_input
-        from ray_lora.tasks.detection.losses import picture_loss
 
-        logits, objectness, boxes, grid = self._read(outputs)
-        found = []
-        for row, one in enumerate(features):
-            objects = in_input(one["boxes"], one["extent"], one["inside"]).to(boxes)
-            classes = torch.tensor(one["classes"], dtype=torch.long, device=boxes.device)
-            found.append(picture_loss(logits[row], objectness[row], boxes[row], objects, classes, grid))
-        sums, counts = zip(*found, strict=True)
-        return torch.stack(sums), torch.stack(counts)
+        wide, high = features["inside"]
+        pixels = self._way.shown(features["pixel_values"][:, :high, :wide])
+        boxes = in_input(features["boxes"], features["extent"], features["inside"])
+        return Picture(pixels, self._way.ground, boxes, torch.arange(len(boxes)))
 
-    def _read(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor, Grid]:
-        """Logits, objectness and boxes as corners in the input, and the grid of their anchors."""
+    def with_view(self, features: Features, view: Picture) -> Features:
+        from ray_lora.tasks.detection.geometry import in_picture
+
+        assert view.boxes is not None
+        assert view.objects is not None
+        wide, high = features["inside"]
+        pixels = features["pixel_values"].clone()
+        pixels[:, :high, :wide] = self._way.of_shown(view.pixels)
+        corners = in_picture(view.boxes, features["extent"], features["inside"])
+        return features | {
+            "pixel_values": pixels,
+            "boxes": [[x, y, far - x, low - y] for x, y, far, low in corners.tolist()],
+            "classes": [features["classes"][at] for at in view.objects.tolist()],
+        }
+
+    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """A row's terms are its learning anchors (YOLOX), or the row itself (YOLOS)."""
         import torch
 
-        from ray_lora.tasks.detection.geometry import grid_of
+        from ray_lora.tasks.detection.geometry import in_input
 
-        wide = torch.promote_types(outputs["boxes"].dtype, torch.float32)
-        logits, objectness, raw = (outputs[name].to(wide) for name in ("logits", "objectness", "boxes"))
-        grid = grid_of(tuple(self._processor.size), tuple(self._processor.strides)).to(raw)
-        return logits, objectness, grid.boxes(raw), grid
+        objects = [
+            (in_input(one["boxes"], one["extent"], one["inside"]), torch.tensor(one["classes"], dtype=torch.long))
+            for one in features
+        ]
+        return self._way.losses(outputs, objects)
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        options_of(parameters)
+        options_of(parameters, self._way.iou)
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
-        """Each picture's objects, best first; a score is the objectness times the label's."""
+        """Each picture's objects, best first."""
         from ray_lora.tasks.detection.answers import answer, no_number
 
-        options = options_of(parameters)
-        logits, objectness, boxes, _ = self._read(outputs)
-        scores = (logits.sigmoid() * objectness.sigmoid()[..., None]).cpu()
-        numbers = [bool(all(values[row].isfinite().all() for values in outputs.values())) for row in range(len(scores))]
+        options, found = options_of(parameters, self._way.iou), self._way.found(outputs)
+        scores, boxes = found.scores.cpu(), found.boxes.cpu()
         return [
             answer(mine, corners, one, self.labels, options) if finite else no_number(self.labels)
-            for finite, mine, corners, one in zip(numbers, scores, boxes.cpu(), features, strict=True)
+            for finite, mine, corners, one in zip(found.finite, scores, boxes, features, strict=True)
         ]
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
@@ -171,14 +189,14 @@ class ObjectDetection(Labelled):
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         from ray_lora.tasks.detection.drawing import drawn
 
-        return drawn(predictions, features, self.labels, self._processor.channel_order)
+        return drawn(predictions, features, self.labels, self._way.shown)
 
 
 def _categories(block: pa.Table) -> Iterable[tuple[int, Any]]:
     """(row, category) of every object; none of rows whose objects are wrong, which `check` names."""
     for row, objects in enumerate(block.column("objects").to_pylist()):
         try:
-            _, categories = objects_of(objects)
+            categories = [one for crowds in (False, True) for one in objects_of(objects, crowds)[1]]
         except DataError:
             continue
         yield from ((row, category) for category in categories)

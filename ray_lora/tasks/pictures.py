@@ -47,6 +47,21 @@ def bars(name: str, labels: Sequence[str], values: Sequence[float]) -> Mapping[s
     return {name: figure}
 
 
+def precision_recall(truth: Sequence[bool], scores: Sequence[float], label: str) -> Mapping[str, Figure]:
+    """`precision_recall`: of a label's scores, at every threshold; nothing where no row has the label."""
+    if not any(truth):
+        return {}
+    from matplotlib.figure import Figure
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(list(truth), list(scores))
+    figure = Figure(figsize=(5, 4), layout="tight")
+    axis = figure.subplots()
+    axis.step(recall, precision, where="post")
+    axis.set(xlabel=f"recall of {label}", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    return {"precision_recall": figure}
+
+
 def scatter(name: str, truth: Sequence[float], guess: Sequence[float]) -> Mapping[str, Figure]:
     """A point for each row, and the line on which they would lie if every answer were right."""
     from matplotlib.figure import Figure

@@ -16,8 +16,10 @@ TASKS: dict[str, str] = {
     "text-classification": "ray_lora.tasks.text_classification:TextClassification",
     "token-classification": "ray_lora.tasks.token_classification:TokenClassification",
     "question-answering": "ray_lora.tasks.question_answering:QuestionAnswering",
+    "text-generation": "ray_lora.tasks.text_generation:TextGeneration",
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
     "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
+    "image-segmentation": "ray_lora.tasks.image_segmentation:ImageSegmentation",
     "sequential-recommendation": "ray_lora.tasks.sequential_recommendation:SequentialRecommendation",
 }
 DEFAULT = "text-classification"

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.bases.padding import pad
+from ray_lora.tasks.augmented import Tokens
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.task import Features
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,30 @@ class TextRows:
         """input_ids, attention_mask and, where a row has them, token_type_ids, [rows, longest]."""
         types = [row.get("token_type_ids") for row in features]
         return pad([row["input_ids"] for row in features], self._tokenizer, types if any(types) else None)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """Tokens may be hidden where there is one that hides them. Labels may be of tokens: none may move."""
+        hides = getattr(self._tokenizer, "mask_token_id", None) is not None
+        return frozenset({"tokens", "mask"} if hides else {"tokens"})
+
+    def view(self, features: Features) -> Tokens:
+        """Special tokens are fixed, but for those that stand for a word."""
+        ids, told = tuple(features["input_ids"]), self._tokenizer
+        words = {getattr(told, name, None) for name in ("unk_token_id", "mask_token_id")}
+        special = set(getattr(told, "all_special_ids", ())) - words
+        fixed = tuple(one in special for one in ids)
+        return Tokens(ids, tuple(range(len(ids))), fixed, getattr(told, "mask_token_id", None), self._names)
+
+    def _names(self, ids: Sequence[int]) -> Sequence[str]:
+        names: Sequence[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return names
+
+    def with_view(self, features: Features, view: Tokens) -> Features:
+        found = features | {"input_ids": list(view.ids)}
+        if "token_type_ids" in features:
+            found["token_type_ids"] = [features["token_type_ids"][place] for place in view.places]
+        return found
 
 
 class LongTextRows(TextRows):

@@ -18,6 +18,7 @@ from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.text_rows import TextRows
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +43,12 @@ class Texts(TextRows):
             raise RecipeError("text-classification needs a base with a tokenizer; this base has none")
         self._tokenizer = processor
         self._length = Length.of(max_length, processor)
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        """What is said of a text as a whole is said of it without a word too."""
+        whole: frozenset[Needs] = frozenset({"order"})
+        return super().augments | whole
 
     def encode_texts(self, rows: Sequence[Row]) -> list[Features]:
         """`input_ids` of each row, and `token_type_ids` of those of two texts where the base takes them.

@@ -10,10 +10,22 @@ from pathlib import Path
 
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, Task
+from ray_lora.training.member import Member
+from ray_lora.training.sheet import write_sheet
 
 FIGURES = "figures"  # in a job's folder
 
 _logger = logging.getLogger(__name__)
+
+
+def write_all(member: Member, folder: Path) -> None:
+    """Draw what a member's task shows of its last answers, and what augmentation made of some of its rows."""
+    if member.answered is not None:
+        write_figures(member.task, *member.answered, folder)
+    try:
+        write_sheet(member, folder)
+    except Exception as error:  # as of figures
+        _logger.warning("the sheet of %s was not drawn: %s: %s", folder.parent.name, type(error).__name__, error)
 
 
 def write_figures(task: Task, predictions: Sequence[Json], features: Sequence[Features], folder: Path) -> None:

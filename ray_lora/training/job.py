@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
+from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec, TransformSpec
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Job:
     task: TaskSpec
     lora: LoraSpec
     training: TrainingSpec
+    augmentation: tuple[TransformSpec, ...] = ()
 
 
 @dataclass(frozen=True)

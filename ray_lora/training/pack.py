@@ -24,19 +24,22 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.augmentation.apply import check_transforms
 from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer, draw_of, draw_of_window, last_layer
 from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training.augmented import augmented
 from ray_lora.training.calibration import calibrated
 from ray_lora.training.evaluation import evaluate
-from ray_lora.training.figures import FIGURES, write_figures
+from ray_lora.training.figures import FIGURES, write_all
 from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
 from ray_lora.training.state import has_state, load_state, save_state
 
@@ -83,7 +86,7 @@ class Pack:
         """Give a job a slot, fresh or as its checkpoint left it; returns the slot.
 
         Raises:
-            RecipeError: its targets or ranks do not fit the base.
+            RecipeError: its targets or ranks do not fit the base, or its augmentation does not fit its rows.
             DataError: its split has no rows.
             AdapterError: the checkpoint is of another adapter.
             CapacityError: no slot is free, or the name is taken.
@@ -93,6 +96,7 @@ class Pack:
         splits, task = self.data[job.data], self.task(job.task)
         if splits.train.total == 0:
             raise DataError(f"job {job.name!r} has no training rows")
+        check_transforms(task, job.augmentation)
         batch = job.training.per_device_train_batch_size * self.group.world
         per_epoch = math.ceil(splits.train.total / batch)
         total = steps_of(job.training, per_epoch)
@@ -194,17 +198,20 @@ class Pack:
         features: list[Features] = []
         slots: list[int] = []
         draws: list[int] = []
+        owners: list[tuple[Member, int]] = []
         for member in members:
             member.last_rows = member.rows_of(member.step)
             mine = [row for row in member.last_rows if row in member.splits.train.rows]
             features += [member.splits.train.rows[row] for row in mine]
             slots += [member.slot] * len(mine)
             draws += [draw_of(member.job.training.seed, member.step, row) for row in mine]
+            owners += [(member, row) for row in mine]
         prefetch(members)
         tasks = {member.slot: member.task for member in members}
         spread = spread_windows(tasks, features, slots)
         draws = [draw_of_window(draws[row], number) for row, number in zip(spread.rows, spread.windows, strict=True)]
-        features, slots = list(spread.features), list(spread.slots)
+        with self._timed("augment"):
+            features, slots = augmented(spread, owners), list(spread.slots)
         device = self.engine.base.device
         sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
         counts = torch.zeros_like(sums)
@@ -260,7 +267,8 @@ class Pack:
             member.losses.clear()
         writes = self.output is not None and self.group.rank == 0
         if writes and (done or metrics is not None):
-            member.evaluated = self._calibrated(member, self.export(member.job.name, metrics))
+            exported = self._calibrated(member, self.export(member.job.name, metrics))
+            member.evaluated = settled(exported, member.task, member.answered)
         if logs and writes:
             assert self.output is not None
             write_history(self.output / member.job.name, member.step, shown.logged)
@@ -285,8 +293,7 @@ class Pack:
         member.evaluated.save(fresh)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-        if member.answered is not None:
-            write_figures(member.task, *member.answered, self.output / member.job.name / FIGURES)
+        write_all(member, self.output / member.job.name / FIGURES)
 
     def _fail(self, member: Member) -> Report:
         """Take a job out that cannot go on; what its last evaluation found and its last checkpoint stay in its

@@ -22,7 +22,7 @@ from tests.conformance.rules import check_task
 def check_rules(case: Case, tmp_path: Path) -> None:
     """What a task keeps by itself."""
     engine = case.engine(slots=1)
-    check_task(case.task, case.rows, engine, case.perfect, tmp_path)
+    check_task(case.task, case.rows, engine, case.perfect, tmp_path, case.close)
     engine.close()
 
 

@@ -23,7 +23,6 @@ from tests.conformance.case import Case
 from tests.conformance.rules import losses_of, near
 from tests.unit.bases import quiet_peft, wrap
 
-EXACT = 1e-9
 Found = tuple[list[Json], Tensor]  # answers; sums of losses and counts of terms, [2, rows]
 
 
@@ -121,6 +120,6 @@ def found_there(case: Case, model: Any) -> Found:
 
 def same(case: Case, one: Found, other: Found, rows: range | None = None) -> None:
     chosen = list(rows if rows is not None else range(len(case.rows)))
-    torch.testing.assert_close(one[1][:, chosen], other[1][:, chosen], atol=EXACT, rtol=0)
+    torch.testing.assert_close(one[1][:, chosen], other[1][:, chosen], atol=case.close, rtol=0)
     for row in chosen:
         assert near(one[0][row], other[0][row])

@@ -27,6 +27,8 @@ class Case:
         plain: the plain class on that base's weights, as it is without this library, in float32.
         targets: layers of the base, by PEFT's `target_modules`.
         head: the plain class's own modules, PEFT's `modules_to_save`.
+        close: how near the plain class's losses must be to ours; classes that compute in float32 whatever they are held
+            in (rotary positions, root mean squares) round there.
         wrong: what may stand in a row's place, column by column, and what is said of it (a regular expression).
     """
 
@@ -38,6 +40,7 @@ class Case:
     targets: Sequence[str]
     head: Sequence[str]
     wrong: Sequence[tuple[Mapping[str, Any], str]]
+    close: float = 1e-9
 
     def engine(self, slots: int) -> AdapterEngine:
         """An engine that trains, on a base of its own."""

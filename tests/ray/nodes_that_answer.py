@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     wanted = Asked([str(folder / "rows")], str(output), str(folder / "store"), adapter_column="customer")
-    told = answer_files(wanted, most_rows=40, dtype="float32", quiet=True)
+    told = answer_files(wanted, most_rows=12, dtype="float32", quiet=True)
     ended.set()
     watcher.join()
     nodes.close()

@@ -25,6 +25,7 @@ from ray_lora.recipe import BaseSpec
 
 VOCABULARY = 60
 TEXT = "AutoModelForSequenceClassification"
+CAUSAL = "AutoModelForCausalLM"
 IMAGE = "AutoModelForImageClassification"
 TEXT_KINDS = ("bert", "roberta", "llama", "gpt2")
 
@@ -46,6 +47,20 @@ def save_base(kind: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_language_model(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A causal language model of one kind with its own output layer, in a file."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(_config(kind)).eval()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0, parameter[0].numel() ** -0.5)
+            elif "bias" in name:
+                parameter.data.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
 def _config(kind: str) -> Any:
     small = {"vocab_size": VOCABULARY, "pad_token_id": 0}
     encoder = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -55,6 +70,14 @@ def _config(kind: str) -> Any:
         return transformers.RobertaConfig(**small, **encoder, max_position_embeddings=42)
     if kind == "llama":
         return transformers.LlamaConfig(**small, **encoder, num_key_value_heads=2, max_position_embeddings=40)
+    if kind == "qwen2":
+        return transformers.Qwen2Config(
+            **small, **encoder, num_key_value_heads=2, max_position_embeddings=40, tie_word_embeddings=True
+        )
+    if kind == "gemma2":
+        return transformers.Gemma2Config(
+            **small, **encoder, num_key_value_heads=2, head_dim=8, sliding_window=6, max_position_embeddings=40
+        )
     if kind == "gpt2":
         return transformers.GPT2Config(
             **small, n_embd=32, n_layer=2, n_head=4, n_positions=40, bos_token_id=1, eos_token_id=2
@@ -116,7 +139,8 @@ def _plain(folder: Path, labels: int | None, architecture: str) -> Any:
         return transformers.AutoModel.from_pretrained(folder, **options)
     with torch.random.fork_rng():
         torch.manual_seed(labels)
-        return getattr(transformers, architecture).from_pretrained(folder, num_labels=labels, **options)
+        told = {} if architecture == CAUSAL else {"num_labels": labels}
+        return getattr(transformers, architecture).from_pretrained(folder, **told, **options)
 
 
 def wrap(model: Any, seed: int, **options: Any) -> Any:

@@ -12,18 +12,21 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ray_lora.bases.plain import HeadSpec
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
+from ray_lora.tasks.generation_options import TextGenerationSpec
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
 from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, histories
-from tests.unit.bases import IMAGE, open_base, plain
+from tests.unit import detection, histories, segmentation, yolos
+from tests.unit.bases import CAUSAL, IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
 
@@ -78,6 +81,36 @@ def image_case(folder: Path) -> Case:
     )
 
 
+def inspected_case(folder: Path) -> Case:
+    """One label is of interest, on a folder of ResNet's."""
+
+    def sure(row: Row) -> Json:
+        ranked = sorted(LABELS, key=lambda label: label != row["label"])
+        return [{"label": label, "score": float(label == row["label"])} for label in ranked]
+
+    spec = ImageClassificationSpec(labels=LABELS, positive="yes", threshold=0.3)
+    return replace(image_case(folder), spec=spec, perfect=sure)
+
+
+def lite_case(folder: Path) -> Case:
+    """On a folder of EfficientNet-Lite's of three classes without names, pictures of a size of the recipe's."""
+
+    def plain_lite() -> nn.Module:
+        base = open_base(folder, torch.float64)
+        model = base.fresh(HeadSpec(IMAGE, len(LABELS)))
+        assert model is not None
+        setattr(model, base.prefix, base.backbone)
+        return model.to(torch.float64).eval()
+
+    return replace(
+        image_case(folder),
+        spec=ImageClassificationSpec(labels=LABELS, image_size=40),
+        plain=plain_lite,
+        targets=("_expand_conv", "_project_conv", "_conv_head"),
+        head=("_fc",),
+    )
+
+
 def detection_case(folder: Path) -> Case:
     """On a folder of YOLOX's of three classes without names."""
     rows = detection.rows(6)
@@ -109,6 +142,33 @@ def detection_case(folder: Path) -> Case:
     )
 
 
+def segmentation_case(folder: Path) -> Case:
+    """On a folder of a U-Net's of three classes without names."""
+    rows = [segmentation.row(number, 47, 38) for number in range(6)]
+    width, height = Image.open(io.BytesIO(rows[0]["image"])).size
+    mask = Image.open(io.BytesIO(rows[0]["mask"]))
+
+    return Case(
+        ImageSegmentationSpec(labels=segmentation.LABELS),
+        rows,
+        segmentation.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: segmentation.plain(folder),
+        targets=("conv1", "conv2"),
+        head=("classifier",),
+        wrong=[
+            ({"image": rows[0]["image"][:99]}, "an image cannot be read"),
+            ({"mask": rows[0]["mask"][:80]}, "a mask cannot be read"),
+            ({"mask": png(mask.resize((9, 8)))}, f"a mask of 9 x 8 pixels on a picture of {width} x {height}"),
+            (
+                {"mask": png(mask.point(lambda index: 7 if 0 < index < 255 else index))},
+                "the mask has index 7, and the labels",
+            ),
+            ({"mask": rows[0]["image"]}, "its pixels are colours .RGB., not class indices"),
+        ],
+    )
+
+
 def recommendation_case(folder: Path) -> Case:
     """On a folder of SASRec's, whose items are numbers and whose output layer no adapter has a copy of."""
     return Case(
@@ -123,6 +183,27 @@ def recommendation_case(folder: Path) -> Case:
             ({"items": []}, "items .* are no history; give a list of ids, the oldest first"),
             ({"items": [905, None]}, r"items \[905, None\] hold None, which is no id"),
         ],
+    )
+
+
+def segformer_case(folder: Path) -> Case:
+    """On a folder of SegFormer's, whose decode head is the adapter's own."""
+    return replace(
+        segmentation_case(folder),
+        plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
+        targets=("q_proj", "v_proj", "o_proj", "fc1", "sequence_reduction.sequence_reduction"),
+        head=("decode_head",),
+    )
+
+
+def yolos_case(folder: Path) -> Case:
+    """On a folder of YOLOS's."""
+    return replace(
+        detection_case(folder),
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: yolos.plain(folder),
+        targets=("query", "value", "projection"),
+        head=("class_labels_classifier", "bbox_predictor"),
     )
 
 
@@ -227,6 +308,78 @@ def regression_case(folder: Path) -> Case:
             ({"text": " "}, "text ' ' is empty or not a string"),
             ({"label": float("nan")}, "label nan is no finite number"),
             ({"label": float("inf")}, "label inf is no finite number"),
+        ],
+    )
+
+
+def prompt_rows() -> list[Row]:
+    texts = sentences(14, seed=1)
+    return [{"prompt": prompt, "completion": " " + text} for prompt, text in zip(texts[:7], texts[7:], strict=True)]
+
+
+def prompt_case(folder: Path) -> Case:
+    """Prompts and completions, on a folder of a language model's."""
+    return Case(
+        TextGenerationSpec(max_length=24),
+        prompt_rows(),
+        lambda row: {"generated_text": row.get("completion", ""), "loss": 0.0, "tokens": 1},
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: plain(folder, 1, architecture=CAUSAL),
+        targets=("q_proj", "v_proj", "down_proj"),
+        head=(),
+        wrong=[
+            ({"prompt": " "}, "prompt ' ' is empty or not a string"),
+            ({"completion": ""}, "completion '' is empty or not a string"),
+        ],
+        close=1e-5,
+    )
+
+
+def all_tokens_case(folder: Path) -> Case:
+    """The loss is of the prompt's tokens too."""
+    return replace(prompt_case(folder), spec=TextGenerationSpec(loss="all", max_length=24))
+
+
+def texts_alone_case(folder: Path) -> Case:
+    """Texts, on a folder of GPT-2's."""
+    return replace(
+        prompt_case(folder),
+        spec=TextGenerationSpec(rows="text", max_length=9),
+        rows=[{"text": text} for text in sentences(7, seed=1)],
+        targets=("c_attn", "c_proj"),
+        wrong=[({"text": " "}, "text ' ' is empty or not a string")],
+        close=1e-9,
+    )
+
+
+def dialogue_rows() -> list[Row]:
+    texts = sentences(21, seed=1)
+    rows: list[Row] = []
+    for number in range(7):
+        said = [("user", texts[number]), ("assistant", texts[number + 7])]
+        if number % 2:
+            said = [("system", texts[number + 14]), *said, ("user", "why ?"), ("assistant", texts[number + 8])]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in said]})
+    return rows
+
+
+def dialogue_case(folder: Path) -> Case:
+    """Messages, on a folder of a language model's whose tokenizer has a chat template."""
+
+    def said(*pairs: tuple[str, str]) -> dict[str, Any]:
+        return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+    return replace(
+        prompt_case(folder),
+        spec=TextGenerationSpec(rows="messages", max_length=40),
+        rows=dialogue_rows(),
+        wrong=[
+            ({"messages": []}, "are no messages"),
+            (said(("user", "a")), "the last message is the user's"),
+            (said(("robot", "a"), ("assistant", "b")), "message 1 has role 'robot'; roles are system, user, assistant"),
+            (said(("user", "a"), ("system", "c"), ("assistant", "b")), "message 2 is the system's; only the first"),
+            (said(("user", " "), ("assistant", "b")), "message 1: content ' ' is empty or not a string"),
+            (said(("system", "a"), ("assistant", "b")), "none of role user"),
         ],
     )
 

@@ -8,33 +8,70 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, ViTImageProcessor
 
+from ray_lora.bases.efficientnet import save_folder
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection, histories
-from tests.unit.bases import save_base
+from tests.unit import detection, histories, segmentation, yolos
+from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
+    all_tokens_case,
     detection_case,
+    dialogue_case,
     image_case,
+    inspected_case,
+    lite_case,
     multi_label_case,
     paired_case,
+    prompt_case,
     question_case,
     recommendation_case,
     regression_case,
+    segformer_case,
+    segmentation_case,
     tagged_both_ways_case,
     tagged_case,
     text_case,
+    texts_alone_case,
+    yolos_case,
 )
+from tests.unit.test_efficientnet import SMALL, tensors_of
 
-VARIANTS = ("pairs of texts", "several labels", "a number", "words read both ways")
+LANGUAGE_MODELS = ("llama", "gpt2", "qwen2", "gemma2")
+VARIANTS = (
+    "pairs of texts",
+    "several labels",
+    "a number",
+    "words read both ways",
+    "texts alone",
+    "dialogues",
+    "prompts learned too",
+    "masks by SegFormer",
+    "a label of interest",
+    "EfficientNet",
+    "objects by queries",
+)
+CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
 def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     resnet = save_base("resnet", tmp_path_factory.mktemp("bases") / "resnet")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(resnet)
+    models = {kind: save_language_model(kind, tmp_path_factory.mktemp("lm") / kind) for kind in LANGUAGE_MODELS}
+    for model in models.values():
+        tokenizer = AutoTokenizer.from_pretrained(tiny_bert_folder)
+        tokenizer.chat_template = CHAT
+        tokenizer.save_pretrained(model)
     gpt2 = save_base("gpt2", tmp_path_factory.mktemp("bases") / "gpt2")
     AutoTokenizer.from_pretrained(tiny_bert_folder).save_pretrained(gpt2)
+    lite = tmp_path_factory.mktemp("bases") / "lite"
+    save_folder(tensors_of(SMALL), SMALL, lite)
     return {
+        "a label of interest": inspected_case(resnet),
+        "EfficientNet": lite_case(lite),
         "text-classification": text_case(tiny_bert_folder),
         "pairs of texts": paired_case(tiny_bert_folder),
         "several labels": multi_label_case(tiny_bert_folder),
@@ -42,9 +79,16 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "token-classification": tagged_case(tiny_bert_folder),
         "words read both ways": tagged_both_ways_case(gpt2),
         "question-answering": question_case(tiny_bert_folder),
+        "text-generation": prompt_case(models["llama"]),
+        "texts alone": texts_alone_case(models["gpt2"]),
+        "dialogues": dialogue_case(models["qwen2"]),
+        "prompts learned too": all_tokens_case(models["gemma2"]),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
+        "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
+        "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
+        "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
 

@@ -400,13 +400,18 @@ def hub(rows: int = 4) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features, split="train")
 
 
+def named(dataset: datasets.Dataset) -> dict[str, list[str]]:
+    """Its columns, labels by their names."""
+    return {**dataset.to_dict(), "label": dataset.features["label"].int2str(dataset["label"][:])}
+
+
 def test_datasets_that_save_to_disk_wrote(tmp_path: Path) -> None:
     hub().save_to_disk(tmp_path / "one", num_shards=3)
     write(tmp_path / "one" / "cache-1.arrow")  # what `map` leaves there
-    assert read_all(str(tmp_path / "one")) == hub().to_dict()
+    assert read_all(str(tmp_path / "one")) == named(hub())
     assert names(str(tmp_path / "one"), below=tmp_path / "one") == [f"data-0000{n}-of-00003.arrow" for n in range(3)]
     datasets.DatasetDict({"train": hub(), "dev": hub(2)}).save_to_disk(tmp_path / "both")
-    assert read_rows(str(tmp_path / "both"), DataSpec(), ROLES, "validation").table.to_pydict() == hub(2).to_dict()
+    assert read_rows(str(tmp_path / "both"), DataSpec(), ROLES, "validation").table.to_pydict() == named(hub(2))
     with pytest.raises(DataError, match="both' has no split 'test'; it has dev, train"):
         find_files(str(tmp_path / "both"), "test")
     test = hub()

@@ -13,9 +13,9 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "allowed", "task_spec", "recipe"},
+    {"errors", "allowed", "task_spec", "transform_spec", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
-    {"data", "inference", "training"},
+    {"data", "inference", "augmentation", "training"},
     {"running", "tracking", "pyfunc"},
     {"search", "serving"},
     {"cli", "__main__"},
@@ -24,13 +24,14 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "allowed": {"errors"},
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
-    "recipe": {"errors", "task_spec"},
+    "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks
+    "recipe": {"errors", "task_spec", "transform_spec"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
     "tasks": {"bases.plain", "bases.padding", "bases.segments"},
     "inference": {"data"},
-    "training": {"inference"},
+    "training": {"inference", "augmentation"},
     "running": {"tracking"},
     "__main__": {"cli"},
 }
@@ -40,6 +41,7 @@ TORCH_FREE = {
     "errors",
     "allowed",
     "task_spec",
+    "transform_spec",
     "recipe",
     "cli",
     "training.job",

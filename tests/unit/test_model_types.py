@@ -22,6 +22,10 @@ from ray_lora.engine.layers import TargetLayer
         ("mpnet", "text"),
         ("vit", "image"),
         ("resnet", "image"),
+        ("convnext", "image"),
+        ("swin", "image"),
+        ("dinov2", "image"),
+        ("clip", "image"),
     ],
 )
 def test_types_that_work_equal_plain_peft(model_type: str, kind: Kind) -> None:

@@ -235,7 +235,7 @@ def test_one_adapters_nan_is_its_own(tmp_path: Path) -> None:
     base = load_base(BaseSpec(model=str(tiny(tmp_path / "tiny")), dtype="float32"))
     task = ObjectDetection(ObjectDetectionSpec(labels=LABELS), base.processor)
     engine = AdapterEngine(base, slots=2, max_rank=2, train=True)
-    spec = LoraSpec(r=2, target_modules=("conv",), exclude_modules=("stem.conv",))
+    spec = LoraSpec(r=2, target_modules="all-convolutions")
     good, bad = (engine.init(spec, task.head, seed=seed) for seed in range(2))
     features = task.encode(rows(4))
     alone = predict(engine, {good: task}, features[::2], [good] * 2, [task.full] * 2)
@@ -556,9 +556,12 @@ def test_objects_come_in_either_of_their_shapes() -> None:
     for box in ([1, 1, 0, 5], [1, 1, 5, 0], [1, 1, -2, 5]):
         with pytest.raises(DataError, match="has no area"):
             objects_of({"bbox": [box], "category": ["red"]})
-    for crowd in (columns | {"iscrowd": [0, 1]}, [listed[0] | {"iscrowd": 1}]):
-        with pytest.raises(DataError, match="an object is a crowd"):
-            objects_of(crowd)
+    for crowd in (columns | {"iscrowd": [0, 1]}, [listed[0], listed[1] | {"iscrowd": True}]):
+        assert objects_of(crowd) == (boxes[:1], words[:1])
+        assert objects_of(crowd, crowds=True) == (boxes[1:], words[1:])
+    for told in ([0], [0, 2], "no"):
+        with pytest.raises(DataError, match="give 0 or 1 for each box"):
+            objects_of(columns | {"iscrowd": told})
 
 
 def test_rounding_may_lead_out_of_a_picture_by_less_than_a_pixel() -> None:
@@ -635,7 +638,7 @@ def test_it_learns_and_opens_in_plain_peft(tmp_path: Path) -> None:
     features = task.encode(rows(6))
     split = Split(dict(enumerate(features)), len(features))
     pack = WatchedPack(AdapterEngine(base, slots=1, max_rank=8, train=True), {"rows": Splits(split, split)})
-    lora = LoraSpec(r=4, target_modules=("conv",), exclude_modules=("stem.conv",))
+    lora = LoraSpec(r=4, target_modules="all-convolutions")
     training = TrainingSpec(
         max_steps=120,
         learning_rate=5e-3,

@@ -113,7 +113,9 @@ def test_nothing_that_is_sent_makes_a_5xx(target: Target, method: str, path: str
     def fuzz(case: Any) -> None:
         if isinstance(case.body, dict) and next(turn) % 2:  # every other case goes beyond the lookup of a name
             for field in ("model", "lora_name"):
-                if field in case.body:
+                if isinstance(case.body.get(field), list):  # several adapters
+                    case.body[field] = NAMES[: next(turn) % len(NAMES)]
+                elif field in case.body:
                     case.body[field] = NAMES[next(turn) % len(NAMES)]
         if case.path_parameters and next(turn) % 2:
             case.path_parameters["ref"] = NAMES[next(turn) % len(NAMES)]

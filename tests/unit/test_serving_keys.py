@@ -71,6 +71,21 @@ def test_a_key_opens_what_it_is_for(world: Path) -> None:
             )
             assert other.status_code == 403
             team, root = {"x-api-key": "team"}, {"x-api-key": "root"}
+            for names, headers, status in [
+                (["tweets", "movies@1"], team, 200),
+                (["tweets", "secret"], team, 403),
+                (["nothing", "tweets"], team, 403),
+                (["tweets", "secret"], root, 200),
+                (["tweets", "movies"], {}, 401),
+            ]:
+                several = await client.post("/v1/predict", json={"model": names, "inputs": "good"}, headers=headers)
+                assert several.status_code == status, (names, several.text)
+                form = {"data": {"model": names}, "files": {"file": ("a.txt", b"good")}}
+                sent = await client.post("/v1/predict", **form, headers=headers)
+                assert sent.status_code == (400 if status == 200 else status), (names, sent.text)
+                if status == 403:
+                    refused = next(name for name in names if name not in ("tweets", "movies@1"))
+                    assert repr(refused) in several.json()["error"]["message"]
             listed = (await client.get("/v1/models", headers=team)).json()["data"]
             assert [card["id"] for card in listed[1:]] == ["movies", "tweets"]
             assert (await client.get("/v1/models/secret", headers=team)).status_code == 403

@@ -8,7 +8,7 @@ It knows pixels, no boxes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy
 import torch
@@ -18,8 +18,6 @@ from ray_lora.bases.yolox.config import STRIDES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-_GREY = 114  # the public training's
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Letterbox:
     size: tuple[int, int]
     channel_order: Literal["bgr", "rgb"] = "bgr"
     strides: tuple[int, ...] = STRIDES
+    ground: ClassVar[int] = 114  # of the rest, in all channels: the public training's
 
     def __call__(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """The input of an RGB picture, uint8 [3, height, width], and the width and height that it takes of it.
@@ -44,6 +43,6 @@ class Letterbox:
         wide, high = max(int(picture.width * scale), 1), max(int(picture.height * scale), 1)
         pixels = torch.from_numpy(numpy.array(picture, numpy.uint8)).permute(2, 0, 1)[None]
         scaled = torch.nn.functional.interpolate(pixels, (high, wide), mode="bilinear", align_corners=False)[0]
-        boxed = torch.full((3, height, width), _GREY, dtype=torch.uint8)
+        boxed = torch.full((3, height, width), self.ground, dtype=torch.uint8)
         boxed[:, :high, :wide] = scaled.flip(0) if self.channel_order == "bgr" else scaled
         return boxed, (wide, high)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine.sharing import Lengths, Sharing
+from ray_lora.engine.token_states import TokenStates
 
 if TYPE_CHECKING:
     from ray_lora.bases.base import Base
@@ -95,6 +96,8 @@ def _tensors(outputs: Any) -> list[Tensor]:
     """Every tensor among a model's outputs, in their order."""
     if isinstance(outputs, Tensor):
         return [outputs]
+    if isinstance(outputs, TokenStates):
+        return [outputs.logits]
     if isinstance(outputs, Mapping):
         return [tensor for value in outputs.values() for tensor in _tensors(value)]
     if isinstance(outputs, (tuple, list)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import Request
 
 from ray_lora.errors import DataError
-from ray_lora.serving.endpoint import Endpoint
+from ray_lora.recipe import Json
+from ray_lora.serving.endpoint import Answer, Endpoint
 from ray_lora.store import Entry
 
 _HEADER = "serve_multiplexed_model_id"
@@ -29,6 +32,21 @@ def ref_of(endpoint: Endpoint, model: str | None, request: Request) -> str:
     return ref
 
 
+def refs_of(endpoint: Endpoint, models: Sequence[str], request: Request) -> list[str]:
+    """The several adapters that the body names, if the request's key is for all of them."""
+    key = endpoint.keys.of(request.headers)
+    if any(name.lower().replace("-", "_") == _HEADER for name in request.headers):
+        raise DataError(f"model names several adapters, and the header {_HEADER} names one; leave the header out")
+    most = endpoint.args.max_adapters
+    if not 1 <= len(models) <= most:
+        raise DataError(f"model names {len(models)} adapters; one request may name from 1 to {most}")
+    for at, ref in enumerate(models):
+        key.check_adapter(ref.partition("@")[0])
+        if ref in models[:at]:
+            raise DataError(f"model names {ref!r} twice; name it once")
+    return list(models)
+
+
 def chosen(request: Request) -> int | None:
     """The version that a split has chosen where this request came in; never a client's word."""
     version: int | None = request.scope["state"].get("version")
@@ -45,3 +63,15 @@ def user_of(given: str | None, request: Request) -> str | None:
 
 def headers_of(entry: Entry) -> dict[str, str]:
     return {"x-adapter": entry.ref, "x-adapter-sha256": entry.sha256}
+
+
+def answered_of(answer: Answer) -> dict[str, Json]:
+    """One adapter's answers, as /v1/predict says them of several."""
+    entry = answer.entry
+    return {
+        "model": entry.name,
+        "version": entry.version,
+        "task": answer.task.spec.type,
+        "sha256": entry.sha256,
+        "predictions": answer.predictions,
+    }

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, CapacityError, RayLoraError
-from ray_lora.serving.endpoint import TooManyInputsError
 from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.http.keys import KeyMissingError, KeyScopeError
 from ray_lora.serving.http.relay import BaseAwayError
+from ray_lora.serving.inputs import TooManyInputsError
 from ray_lora.serving.trials.results import UnknownRequestError
 from ray_lora.store import BeingWrittenError, StoreAwayError
 
@@ -37,26 +37,36 @@ def fault(
     return JSONResponse({"error": body}, status, headers)
 
 
-def of(error: RayLoraError) -> JSONResponse:
-    """The answer to an error that a user caused."""
+def about(ref: str | None, said: str) -> str:
+    """A message that names the adapter it is about."""
+    return said if ref is None or ref in said else f"{ref}: {said}"
+
+
+def of(error: RayLoraError, ref: str | None = None) -> JSONResponse:
+    """The answer to an error that a user caused.
+
+    Args:
+        ref: the adapter, where a request names several.
+    """
+    said = about(ref, str(error))
     if isinstance(error, OverloadedError):
         code = "rate_limited" if error.status == 429 else "overloaded"
-        return fault(error.status, str(error), code, headers={"retry-after": str(error.retry_after_s)})
+        return fault(error.status, said, code, headers={"retry-after": str(error.retry_after_s)})
     if isinstance(error, KeyMissingError):
-        return fault(401, str(error), "invalid_api_key", headers={"www-authenticate": "Bearer"})
+        return fault(401, said, "invalid_api_key", headers={"www-authenticate": "Bearer"})
     if isinstance(error, KeyScopeError):
-        return fault(403, str(error), "forbidden")
+        return fault(403, said, "forbidden")
     if isinstance(error, (StoreAwayError, BaseAwayError, BeingWrittenError, CapacityError)):
-        return fault(503, str(error), "unavailable", headers={"retry-after": "1"})
+        return fault(503, said, "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):
-        return fault(404, str(error), "model_not_found", "model")
+        return fault(404, said, "model_not_found", "model")
     if isinstance(error, UnknownRequestError):
-        return fault(404, str(error), "request_not_found", "id")
+        return fault(404, said, "request_not_found", "id")
     if isinstance(error, TooManyInputsError):
-        return fault(413, str(error), "too_large", "inputs")
+        return fault(413, said, "too_large", "inputs")
     if isinstance(error, (AdapterError, BaseModelError)):
-        return fault(400, str(error), "invalid_adapter", "model")
-    return fault(400, str(error), "invalid_value")
+        return fault(400, said, "invalid_adapter", "model")
+    return fault(400, said, "invalid_value")
 
 
 def install(app: FastAPI) -> None:

@@ -43,6 +43,16 @@ class Asked(NamedTuple):
     body: bytes
     version: int | None  # of a name that is split: the version that was chosen
 
+    def of_its_own(self, body: bytes, identity: str) -> Asked:
+        """The same request with another body in JSON, and another id."""
+        told = {
+            b"content-type": b"application/json",
+            b"content-length": str(len(body)).encode(),
+            b"x-request-id": identity.encode(),
+        }
+        others = [(name, value) for name, value in self.headers if name not in told]
+        return self._replace(headers=[*others, *told.items()], body=body)
+
 
 class Told(NamedTuple):
     """An answer."""

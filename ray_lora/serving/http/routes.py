@@ -17,13 +17,14 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLo
 from ray_lora.recipe import Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
-from ray_lora.serving.http.asking import chosen, headers_of, ref_of, user_of
+from ray_lora.serving.http.asking import chosen, headers_of, ref_of, refs_of, user_of
+from ray_lora.serving.http.files import FileBodies
 from ray_lora.serving.http.hub import add_hub
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.page import add_page
-from ray_lora.serving.http.raw import RawInputs
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
+from ray_lora.serving.http.several import answer_each
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
@@ -36,7 +37,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
     faults.install(app)
-    app.add_middleware(RawInputs)
+    app.add_middleware(FileBodies, most=endpoint.args.max_inputs)
     app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
     app.add_middleware(RequestId, echo=echo_ids)
 
@@ -71,9 +72,14 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
-    @app.post("/v1/predict", response_model=schemas.PredictResponse)
+    @app.post(
+        "/v1/predict", response_model=schemas.PredictResponse | schemas.SeveralResponse, openapi_extra=schemas.FORM
+    )
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        if isinstance(body.model, list):
+            refs = refs_of(endpoint, body.model, request)
+            return await answer_each(endpoint, refs, inputs, body.parameters, body.user, request)
         ref = ref_of(endpoint, body.model, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)

@@ -22,9 +22,10 @@ class Lenient(BaseModel):
 
 
 class PredictRequest(Strict):
-    """`inputs` is one input of the adapter's task, or a list of them."""
+    """`inputs` is one input of the adapter's task, or a list of them. Where `model` names several adapters,
+    `parameters` are those of each, by its name."""
 
-    model: StrictStr | None = None
+    model: StrictStr | list[StrictStr] | None = None
     inputs: Json
     parameters: dict[str, Json] = {}
     user: StrictStr | None = None
@@ -48,6 +49,20 @@ class PredictResponse(BaseModel):
     version: int
     task: str
     predictions: list[Json]
+
+
+class OneAnswer(PredictResponse):
+    """What one of several adapters answers; `id` is what feedback names."""
+
+    sha256: str
+    id: str
+
+
+class SeveralResponse(BaseModel):
+    """Each adapter's answers, under the name that the request gives it."""
+
+    model: list[str]
+    answers: dict[str, OneAnswer]
 
 
 class ClassifyRequest(Lenient):
@@ -184,7 +199,27 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "the API key is not for this",
         404: "the ref names nothing",
         413: "too large",
+        415: "the body is of a type that is not taken",
         429: "the adapter's share of the queue is used up",
         503: "overloaded; Retry-After says when to come again",
     }.items()
+}
+
+FORM: dict[str, Any] = {  # beside JSON, of /v1/predict
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "one picture"},
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "model": {"type": "string", "description": "a name, or a JSON list of names"},
+                        "parameters": {"type": "string", "description": "a JSON object"},
+                        "user": {"type": "string"},
+                    },
+                }
+            }
+        }
+    }
 }

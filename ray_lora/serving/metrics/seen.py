@@ -1,7 +1,7 @@
 """Every request counted, timed and, where asked for, written down as one JSON line. Plain ASGI; knows no Ray.
 
     {"time": "2026-01-31T12:00:00.000Z", "id": "…", "method": "POST", "route": "/v1/predict", "status": 200,
-     "adapter": "tweets@3", "rows": 2, "ms": 21.4, "queue_ms": 3.1, "compute_ms": 16.0}
+     "adapter": "tweets@3", "rows": 2, "ms": 21.4, "encode_ms": 0.4, "queue_ms": 3.1, "compute_ms": 16.0}
 
 No inputs, answers or keys: only what is named above.
 """
@@ -59,11 +59,13 @@ class Seen:
                     _write(identity, scope["method"], route, status, adapter, seconds, trace)
 
     def _count(self, route: str, status: int, adapter: str, seconds: float) -> None:
-        label = self.meter.adapters.label(adapter.partition("@")[0]) if adapter else ""
-        self.meter.count(REQUESTS, route, str(status), label)
+        """A request that several adapters answer counts for each."""
+        for one in adapter.split(", "):
+            label = self.meter.adapters.label(one.partition("@")[0]) if one else ""
+            self.meter.count(REQUESTS, route, str(status), label)
+            if label:
+                self.meter.count(ADAPTER_SECONDS, label, by=seconds)
         self.meter.observe(SECONDS, seconds, route)
-        if label:
-            self.meter.count(ADAPTER_SECONDS, label, by=seconds)
 
 
 def to_stderr() -> None:
@@ -86,6 +88,7 @@ def _write(identity: str, method: str, route: str, status: int, adapter: str, se
         "adapter": adapter or None,
         "rows": trace.rows,
         "ms": _ms(seconds),
+        "encode_ms": _ms(trace.encode_s),
         "queue_ms": _ms(trace.queue_s),
         "compute_ms": _ms(trace.compute_s),
     }
@@ -98,4 +101,5 @@ def _ms(seconds: float | None) -> float | None:
 
 def _stages(trace: Trace) -> bytes:
     """A Server-Timing header's value, which browsers' developer tools draw."""
-    return f"queue;dur={_ms(trace.queue_s)}, compute;dur={_ms(trace.compute_s)}".encode()
+    stages = {"encode": trace.encode_s, "queue": trace.queue_s, "compute": trace.compute_s}
+    return ", ".join(f"{name};dur={_ms(took)}" for name, took in stages.items() if took is not None).encode()

@@ -18,6 +18,7 @@ class Trace:
 
     adapter: str = ""  # name@version, once it is known to exist
     rows: int = 0
+    encode_s: float | None = None  # to read the inputs: a picture's decoding, a text's tokens
     queue_s: float | None = None  # from the batcher's queue until its first row was taken
     compute_s: float | None = None  # from there to its last answer
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ray_lora.recipe import Json
 from ray_lora.tasks.detection.geometry import iou
 from ray_lora.tasks.detection.scoring import curves
+from ray_lora.tasks.sheet import RIGHT, WRONG, sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEAST = 0.5  # the score of an answer that is drawn
 _SHARED = 0.5  # IoU from which an answer is right
-_ROWS, _COLUMNS = 2, 4  # of pictures: one row that are right, one that are wrong
 _MOST_CURVES = 12  # labels whose curves can be told apart
 
 
@@ -25,34 +26,34 @@ def drawn(
     answers: Sequence[Json],
     features: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
-    channel_order: str,
+    shown: Callable[[Tensor], Tensor],
 ) -> Mapping[str, Figure]:
     """`boxes`: in the upper row the pictures with the least wrong, in the lower one those with the most; an object is
-    white, an answer green where it is right and red where it is wrong. `precision_recall`: at an IoU of 0.5."""
-    from matplotlib.figure import Figure
+    white, an answer green where it is right and red where it is wrong. `precision_recall`: at an IoU of 0.5.
+
+    Args:
+        shown: an input as red, green and blue from 0 to 1.
+    """
     from matplotlib.patches import Rectangle
 
     judged = [_judge(answer, one, labels) for answer, one in zip(answers, features, strict=True)]
     order = sorted(range(len(judged)), key=lambda row: _wrong(judged[row], features[row]))
-    figure = Figure(figsize=(3 * _COLUMNS, 3 * _ROWS), layout="tight")
-    shown = [*order[:_COLUMNS], *order[_COLUMNS:][-_COLUMNS:]]
-    for axis in (axes := figure.subplots(_ROWS, _COLUMNS, squeeze=False).flatten()):
-        axis.set_axis_off()
-    for axis, row in zip(axes, shown, strict=False):
+
+    def draw(axis: Any, row: int) -> None:
         one = features[row]
         (width, height), (wide, high) = one["extent"], one["inside"]
-        pixels = one["pixel_values"][:, :high, :wide]
-        pixels = pixels.flip(0) if channel_order == "bgr" else pixels
-        axis.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+        pixels = shown(one["pixel_values"])[:, :high, :wide]
+        axis.imshow(pixels.permute(1, 2, 0).clamp(0, 1).numpy(), extent=(0, width, height, 0))
         boxes = [(box, "white", "") for box in one["boxes"]]
         for answer, right in judged[row]:
             left, top, far, low = (answer["box"][name] for name in ("xmin", "ymin", "xmax", "ymax"))
             said = f"{answer['label']} {answer['score']:.2f}"
-            boxes.append(([left, top, far - left, low - top], "lime" if right else "red", said))
+            boxes.append(([left, top, far - left, low - top], RIGHT if right else WRONG, said))
         for (x, y, across, down), colour, said in boxes:
             axis.add_patch(Rectangle((x, y), across, down, fill=False, edgecolor=colour))
             axis.text(x, y, said, color=colour, fontsize=7, clip_on=True)
-    return {"boxes": figure, "precision_recall": _precision_recall(answers, features, labels)}
+
+    return {"boxes": sheet(order, draw), "precision_recall": _precision_recall(answers, features, labels)}
 
 
 def _precision_recall(answers: Sequence[Json], features: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Figure:

@@ -3,7 +3,8 @@
     {"bbox": [[x, y, width, height], ...], "category": ["cat", ...]}      # COCO's boxes, in the picture's pixels
 
 or a list of one mapping for each object; other keys (`id`, `area`) are not read. A picture without objects has empty
-lists. It knows values, no pictures.
+lists. A crowd (`iscrowd`, true or 1) is many things in one box: nothing learns it, and no answer inside it is wrong, as
+COCO's measure has it. This module knows values, no pictures.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _SLACK = 1.0  # pixels by which annotations' rounding may lead out of the pictur
 _SHAPE = "give {'bbox': [[x, y, width, height], ...], 'category': [...]}, of a picture without objects two empty lists"
 
 
-def objects_of(value: Any) -> tuple[list[list[float]], list[Any]]:
-    """Boxes and categories of a row's objects.
+def objects_of(value: Any, crowds: bool = False) -> tuple[list[list[float]], list[Any]]:
+    """Boxes and categories of a row's objects, or of its crowds.
 
     Raises:
         DataError: there are not as many of one as of the other, or a box is no four finite numbers with a size.
@@ -37,9 +38,13 @@ def objects_of(value: Any) -> tuple[list[list[float]], list[Any]]:
     boxes, categories = value["bbox"], value["category"]
     if len(boxes) != len(categories):
         raise DataError(f"there are {len(boxes)} boxes and {len(categories)} categories; give one for each")
-    if any(value.get("iscrowd") or ()):
-        raise DataError("an object is a crowd (iscrowd), which has no box of its own; leave it out")
-    return [_box(box) for box in boxes], categories
+    told = value.get("iscrowd")
+    flags = [False] * len(boxes) if told is None else told
+    if not isinstance(flags, list) or len(flags) != len(boxes) or any(flag not in (None, 0, 1) for flag in flags):
+        raise DataError(f"iscrowd is {shown(told)}; give 0 or 1 for each box, or leave it out")
+    mine = [at for at, flag in enumerate(flags) if bool(flag) == crowds]
+    checked = [_box(box) for box in boxes]
+    return [checked[at] for at in mine], [categories[at] for at in mine]
 
 
 def outside(boxes: Sequence[Box], width: int, height: int) -> str | None:

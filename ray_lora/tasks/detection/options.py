@@ -22,7 +22,7 @@ class Options:
 
     Attributes:
         threshold: the least score; Hugging Face's pipeline has the same default.
-        iou: of two boxes of one label that share more of their joint area, the surer one is answered.
+        iou: of two boxes of one label that share more of their joint area, the surer one is answered; 1: both.
         top_k: at most so many a picture; None: all.
         rounded: whether corners are whole pixels, as the pipeline has them.
     """
@@ -33,13 +33,17 @@ class Options:
     rounded: bool = True
 
 
-def options_of(parameters: Mapping[str, Json]) -> Options:
-    """RecipeError for a parameter that is not known, or is out of range."""
+def options_of(parameters: Mapping[str, Json], iou: float = 0.65) -> Options:
+    """RecipeError for a parameter that is not known, or is out of range.
+
+    Args:
+        iou: where nobody asks for another.
+    """
     known = Options.__dataclass_fields__
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(known)}")
-    options = Options(**parameters)
+    options = Options(**{"iou": iou, **parameters})
     for name in ("threshold", "iou"):
         share = getattr(options, name)
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:

@@ -25,7 +25,8 @@ def measure(answers: Sequence[Json], features: Sequence[Mapping[str, Any]], labe
 
     Args:
         answers: of each picture, as the pipeline has them.
-        features: `extent`, `boxes` and `classes` of each picture.
+        features: `extent`, `boxes` and `classes` of each picture, and `crowd_boxes` and `crowd_classes`, in which no
+            answer is wrong.
     """
     precision = curves(answers, features, labels)
     whole = precision[precision > -1]
@@ -62,13 +63,14 @@ def curves(answers: Sequence[Json], features: Sequence[Mapping[str, Any]], label
 
 def _annotations(features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     objects = [
-        (number, box, index)
+        (number, box, index, crowd)
         for number, one in enumerate(features)
-        for box, index in zip(one["boxes"], one["classes"], strict=True)
+        for crowd, kind in enumerate(("", "crowd_"))
+        for box, index in zip(one.get(f"{kind}boxes", ()), one.get(f"{kind}classes", ()), strict=True)
     ]
     return [  # numbered from 1: COCO's measure takes 0 for none
-        {"id": at, "image_id": number, "category_id": index, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        for at, (number, box, index) in enumerate(objects, start=1)
+        {"id": at, "image_id": number, "category_id": index, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+        for at, (number, box, index, crowd) in enumerate(objects, start=1)
     ]
 
 

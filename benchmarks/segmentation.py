@@ -1,0 +1,235 @@
+"""LoRA on segmenters beside every weight and the classifier alone trained: Dice, with few cases and with all.
+
+    python -m benchmarks.segmentation [--seeds 3] [--only PART ...] [--smoke]
+
+Parts: `textured` and `textured-few` (12 pictures), `lesions` (16), on the small U-Net that knows plain shapes
+(`pipelines.segmentation_base`); `emoji` on ERFNet as others trained it for table lines. Both sides: the recipe's steps,
+pictures in the same order, AdamW, 10 % warm-up and linear decay, cross entropy and Dice, float32, one thread, no
+augmentation. Each arm stands at the best of three rates by the Dice of validation rows with seed 0; `test` is the Dice
+of scenes that training never saw, of every seed. Full training has live batch norms; adapters leave them as they are.
+
+    full             every weight, in a plain torch loop on the plain class
+    head             the classifier alone
+    lora-8           rank 8 on every convolution, and the classifier; alpha is twice the rank
+    lora-4, -16, -32, -64        other ranks, at lora-8's rate; a layer that is narrower has its whole width
+
+Adapters train in packs. A run that is known is not run again; a killed one goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import RESULTS, write
+from pipelines.baselines import Data, answers_of, head_names, train_full
+from pipelines.segmentation import KINDS, line
+from pipelines.segmentation_base import prepare
+from pipelines.segmentation_scenes import prepare as draw
+from pipelines.story import asked as told
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.predict import predict
+from ray_lora.recipe import LoraSpec
+from ray_lora.tasks import scoring_of
+from ray_lora.training.job import Job
+from ray_lora.training.pack import Pack
+from ray_lora.training.shards import Split, Splits
+
+PARTS = ("textured", "textured-few", "lesions", "emoji")
+CURVES = ("textured", "textured-few", "lesions")  # with all ranks; ERFNet takes too long
+RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora-8": (2e-3, 5e-3, 1e-2)}
+RANKS = (4, 16, 32, 64)
+FEW = 12
+Run = tuple[str, float, int]  # arm, rate, seed
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    options.add_argument("--smoke", action="store_true", help="two steps, to see that everything runs; nothing is kept")
+    options.add_argument("--runs", help="train these of one part in this process, as JSON, and print their scores")
+    asked = options.parse_args()
+    torch.set_num_threads(1)
+    if asked.runs is not None:
+        for run, found in trained(data_of(asked.only[0], asked.smoke), json.loads(asked.runs)):
+            print(json.dumps([run, found]), flush=True)
+        return
+    prepare("data")
+    for kind in KINDS:
+        draw(kind)
+    for part in asked.only:
+        measure(part, asked)
+
+
+def data_of(part: str, smoke: bool) -> Cases:
+    """The recipe of the pipeline's line and its rows."""
+    kind, _, few = part.partition("-")
+    given = line(told(None, ["training.max_steps=2"] if smoke else []), kind)
+    return Cases(given.recipe, given.test, most=FEW if smoke else None, cases=FEW if few else None)
+
+
+def measure(part: str, asked: argparse.Namespace) -> None:
+    """Run what is missing, rates first; the file is written after each."""
+    path = RESULTS / "segmentation.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() and not asked.smoke else {}
+    known.pop("machine", None)
+    mine: dict[str, Any] = known.setdefault(part, {"runs": {}})
+
+    def keep(run: Run, found: Mapping[str, Any]) -> None:
+        mine["runs"][" ".join(map(str, run))] = found
+        mine["summary"] = summary(mine["runs"])
+        if not asked.smoke:
+            write("segmentation", {"what": __doc__, **known, part: mine})
+        print(part, *run, json.dumps(found), flush=True)
+
+    rates = {arm: values[:1] if asked.smoke else values for arm, values in RATES.items()}
+    first = [[(arm, rate, 0)] for arm in ("full", "head") for rate in rates[arm]]
+    packs: list[list[Run]] = [[("lora-8", rate, 0) for rate in rates["lora-8"]], *first, [("bare", 0.0, 0)]]
+    work(part, asked, packs, mine["runs"], keep)
+    seeds, ranks = range(asked.seeds), RANKS if part in CURVES else ()
+    rate = best(mine["runs"], "lora-8")
+    packs = [[(f"lora-{rank}", rate, seed) for seed in seeds] for rank in (8, *ranks)]
+    packs += [[(arm, best(mine["runs"], arm), seed)] for arm in ("full", "head") for seed in seeds]
+    work(part, asked, packs, mine["runs"], keep)
+    print(json.dumps({part: mine["summary"]}, indent=1), flush=True)
+
+
+def work(
+    part: str, asked: argparse.Namespace, packs: Sequence[Sequence[Run]], known: Mapping[str, Any], keep: Any
+) -> None:
+    """Each pack of runs in a process of its own, two at a time, of those that are not known."""
+
+    def one(runs: Sequence[Run]) -> list[Any]:
+        command = [sys.executable, "-m", "benchmarks.segmentation", "--only", part, "--runs", json.dumps(runs)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        more = ["--smoke"] if asked.smoke else []
+        done = subprocess.run([*command, *more], stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        return [json.loads(text) for text in done.stdout.splitlines() if text.startswith("[[")]
+
+    missing = [[run for run in runs if " ".join(map(str, run)) not in known] for runs in packs]
+    with ThreadPoolExecutor(2) as threads:
+        for done in as_completed([threads.submit(one, runs) for runs in missing if runs]):
+            for run, found in done.result():
+                keep(tuple(run), found)
+
+
+def best(runs: Mapping[str, Any], arm: str) -> float:
+    """The rate whose validation rows with seed 0 liked it best."""
+    tried = {
+        key: found["validation"] for key, found in runs.items() if key.startswith(f"{arm} ") and key.endswith(" 0")
+    }
+    return float(max(tried, key=tried.__getitem__).split()[1])
+
+
+def summary(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each arm at its best rate: Dice on test rows, and the share of what full training trains and reaches."""
+    found: dict[str, Any] = {}
+    for arm in dict.fromkeys(key.split()[0] for key in runs):
+        rate = best(runs, arm)
+        mine = [one for key, one in runs.items() if key.startswith(f"{arm} ") and float(key.split()[1]) == rate]
+        scores = [one["test"] for one in mine]
+        found[arm] = {
+            "learning_rate": rate, "test": scores, "mean": statistics.mean(scores),
+            "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0, "parameters": mine[0]["parameters"],
+        }  # fmt: skip
+    for one in found.values():
+        if "full" in found:
+            one["of_full"] = one["mean"] / found["full"]["mean"]
+            one["parameters_of_full"] = one["parameters"] / found["full"]["parameters"]
+    return found
+
+
+# -------------------------------------------------------------------- one process's runs
+
+
+class Cases(Data):
+    """Rows that are encoded once, and of the training rows the first `cases`."""
+
+    def __init__(self, recipe: Any, test: str, most: int | None, cases: int | None) -> None:
+        super().__init__(recipe, test, most)
+        self.__dict__["cases"], self.__dict__["kept"] = cases, {}
+
+    def rows(self, split: str) -> list[Any]:
+        kept: dict[str, list[Any]] = self.__dict__["kept"]
+        if split not in kept:
+            kept[split] = super().rows(split)[: self.__dict__["cases"] if split == "train" else None]
+        return kept[split]
+
+
+def trained(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Adapters in one pack, or a plain run."""
+    arm, rate, seed = runs[0]
+    if arm.startswith("lora-"):
+        yield from trained_pack(data, runs)
+    elif arm == "bare":
+        engine = AdapterEngine(data.base, slots=1, max_rank=1)
+        slot = engine.init(LoraSpec(r=1, target_modules=data.recipe.lora.target_modules), data.task.head, seed=0)
+        yield runs[0], said(scores_of(data, engine, slot), 0, 0.0)
+    else:
+        began = time.process_time()
+        model = train_full(data, rate, seed, only="" if arm == "full" else head_names(data.base))
+        seconds = time.process_time() - began
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        rows = {split: data.rows(split) for split in ("validation", "test")}
+        scores = {split: data.task.score(answers_of(model, data.task, rows[split]), rows[split]) for split in rows}
+        yield runs[0], said(scores, count, seconds)
+
+
+def trained_pack(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    ranks = [int(arm.removeprefix("lora-")) for arm, _, _ in runs]
+    engine, rows = AdapterEngine(data.base, slots=len(runs), max_rank=max(ranks), train=True), data.rows("train")
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Pack(engine, {"data": Splits(Split(dict(enumerate(rows)), len(rows)))}, output=Path(folder))
+        for number, ((_, rate, seed), rank) in enumerate(zip(runs, ranks, strict=True)):
+            training = data.recipe.training.model_copy(update={"learning_rate": rate, "seed": seed})
+            pack.join(Job(str(number), "data", data.task.spec, of_rank(data.recipe.lora, rank, engine), training))
+        began = time.process_time()
+        while pack.members:
+            pack.step()
+        seconds = (time.process_time() - began) / len(runs)
+        adapters = [Adapter.load(Path(folder) / str(number) / "adapter") for number in range(len(runs))]
+    engine.close()
+    engine = AdapterEngine(data.base, slots=len(runs), max_rank=max(ranks))
+    for run, adapter in zip(runs, adapters, strict=True):
+        yield run, said(scores_of(data, engine, engine.load(adapter)), adapter.num_parameters, seconds)
+
+
+def of_rank(lora: LoraSpec, rank: int, engine: AdapterEngine) -> LoraSpec:
+    """The recipe's pairs at another rank, at most a layer's width, and scaled alike."""
+    narrow = {rf".*{re.escape(name)}": layer.shape.width for name, layer in engine.layers.items()}
+    narrow = {name: width for name, width in narrow.items() if width < rank}
+    alphas = {name: 2 * width for name, width in narrow.items()}
+    return lora.model_copy(update={"r": rank, "lora_alpha": 2 * rank, "rank_pattern": narrow, "alpha_pattern": alphas})
+
+
+def scores_of(data: Cases, engine: AdapterEngine, slot: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for split in ("validation", "test"):
+        rows = data.rows(split)
+        answers = predict(engine, {slot: data.task}, rows, [slot] * len(rows), [scoring_of(data.task)] * len(rows))
+        found[split] = data.task.score(answers, rows)
+    return found
+
+
+def said(scores: Mapping[str, Mapping[str, float]], parameters: int, seconds: float) -> dict[str, Any]:
+    found = {"validation": scores["validation"]["dice"], "test": scores["test"]["dice"]}
+    return found | {"test_iou": scores["test"]["iou"], "parameters": parameters, "seconds": round(seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training rows altered as they are drawn: what a task shows of a row, altered by a recipe's transforms."""

@@ -1,0 +1,171 @@
+"""Pictures that lie in files of their own: those of a folder, and those that rows name by path.
+
+    read_pictures(Place.of("animals/cat"), ["a.png"], "image")     # a column of {"bytes": ..., "path": "a.png"}
+    with_pictures(table, Place.of("rows.csv"), roles)               # paths of its column of pictures are read
+
+A path begins at the folder of the file that names it. It knows files and columns; it decodes nothing, and no address
+is ever fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ray_lora.data.places import Place
+from ray_lora.errors import DataError
+from ray_lora.tasks import Column
+
+ENDS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif", "tga")
+PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])  # as `datasets` writes it
+_METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")
+BY_PATH = {b"read": b"path"}  # of a field: its values lie in other files than the row's
+_MOST_NAMED = 10  # wrong rows in one message
+
+
+def column_of(roles: Mapping[str, Column]) -> str:
+    """The file's column that holds pictures."""
+    return next((name for name, role in roles.items() if "image" in role.kinds), "image")
+
+
+def read_pictures(folder: Place, names: Sequence[str], column: str) -> pa.Table:
+    """The bytes of a folder's pictures as a table's only column, in the order of the names."""
+    rows = [{"bytes": _bytes(folder.below(name)), "path": name} for name in names]
+    return pa.table({column: pa.chunked_array([pa.array([row], PICTURE) for row in rows], PICTURE)})
+
+
+def digest_of(folder: Place, names: Sequence[str]) -> str:
+    """sha256 over a folder's pictures, names and bytes."""
+    found = hashlib.sha256()
+    for name in names:
+        content = _bytes(folder.below(name))
+        found.update(f"{name}\n{len(content)}\n".encode())
+        found.update(content)
+    return found.hexdigest()
+
+
+def with_pictures(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
+    """A table whose columns of pictures hold them: what a row names by path is read; a text without a dot is base64.
+
+    Raises:
+        DataError: a picture cannot be had; the first wrong rows are named.
+    """
+    for name, role in roles.items():
+        if "image" not in role.kinds or table.column_names.count(name) != 1:
+            continue
+        column = table.column(name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if _is_text(kind):
+            column, kind = column.cast(pa.large_string()), PICTURE
+        elif _is_struct(kind) and pa.types.is_null(kind.field("bytes").type):  # paths alone, in all rows
+            kind = PICTURE
+        elif not _names_paths(kind, column):
+            continue
+        values = _read(column.to_pylist(), place, name)
+        mark = BY_PATH if table.num_rows == 0 or any(value and value.get("path") for value in values) else None
+        chunks = [pa.array([value], kind) for value in values] or [pa.array([], kind)]
+        field = pa.field(name, kind, metadata=mark)
+        table = table.set_column(table.column_names.index(name), field, pa.chunked_array(chunks, kind))
+    return table
+
+
+def renamed(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
+    """A table of a folder's metadata file, whose column `file_name`, its pictures' paths, has the role's name."""
+    column = column_of(roles)
+    if not is_metadata(place) or column in table.column_names:
+        return table
+    return table.rename_columns([column if name == "file_name" else name for name in table.column_names])
+
+
+def is_metadata(place: Place) -> bool:
+    """Whether a file is a folder's metadata file by its name."""
+    return _METADATA.fullmatch(place.name.rpartition("/")[2]) is not None
+
+
+def named_by_path(schemas: Iterable[pa.Schema]) -> bool:
+    """Whether rows of any of these columns lie in other files."""
+    return any(field.metadata == BY_PATH for schema in schemas for field in schema)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_struct(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def _names_paths(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
+    """Whether a column of {"bytes", "path"} has rows that are paths alone."""
+    if not _is_struct(kind):
+        return False
+    chunks = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return bool(chunks.field("bytes").null_count > chunks.null_count)
+
+
+def _read(values: Sequence[Any], place: Place, column: str) -> list[dict[str, Any] | None]:
+    found: list[dict[str, Any] | None] = []
+    wrong: list[str] = []
+    folder = _folder(place)
+    for row, value in enumerate(values):
+        try:
+            found.append(_picture(value, folder))
+        except DataError as error:
+            wrong.append(f"{place.name}, row {row + 1}: column {column!r}: {error}")
+            if len(wrong) == _MOST_NAMED:
+                break
+    if wrong:
+        raise DataError("\n".join(wrong))
+    return found
+
+
+def _picture(value: Any, folder: Place) -> dict[str, Any] | None:
+    """A row's picture; None where it has none."""
+    if isinstance(value, dict):
+        if value["bytes"] is not None or value["path"] is None:
+            return value
+        value = value["path"]
+    if value is None or value == "":
+        return None
+    if "." in value:  # base64 has none
+        return {"bytes": _bytes(_at(folder, value)), "path": value}
+    try:
+        return {"bytes": base64.b64decode(value, validate=True), "path": None}
+    except binascii.Error:
+        raise DataError(
+            f"{value[:60]!r} is neither a path, which ends as a picture's does (.png), nor base64 text"
+        ) from None
+
+
+def _at(folder: Place, path: str) -> Place:
+    if "://" in path:
+        raise DataError(
+            f"{path!r} is an address, and nothing is fetched; give a path of a file, or the picture's bytes"
+        )
+    return Place.of(path) if Path(path).is_absolute() else folder.below(path)
+
+
+def _folder(place: Place) -> Place:
+    """The folder of a file."""
+    head, slash, _ = place.name.rpartition("/")
+    if place.local is not None:
+        local = place.local.parent
+        return Place(head or ("/" if slash else "."), str(local))
+    address, asks, options = place.address.partition("?")
+    return Place(head, address.rpartition("/")[0] + asks + options)
+
+
+def _bytes(place: Place) -> bytes:
+    try:
+        with place.open() as file:
+            content: bytes = file.read()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DataError(f"picture {place.name!r} cannot be read: {place.why(error)}") from None
+    return content

@@ -1,0 +1,343 @@
+"""The low-rank term of a convolution of any kind, (alpha/r) B (A * x), for rows of many slots, and its gradients.
+
+A is a convolution of the layer's own stride, padding, dilation and kind into `rank` channels, B one of 1 x 1 behind it:
+together the low-rank change of the layer's weight, [out, in / groups, *kernel]. In groups, A and B are those of that
+weight too: A [rank, in / groups, *kernel] is every group's own, which PEFT's is not. Gradients of A and B are added
+straight into the stacks' `.grad` buffers. It knows tensors and rows, not modules of a base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_lora.engine.kernels import accumulate, select
+from ray_lora.engine.routing import Routing
+
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FEW = 256  # pixels of a block's input, up to which all blocks' A are one convolution in groups: calls are dear there
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input.
+
+    Attributes:
+        kernel, stride, padding, dilation: of each spatial axis.
+        around: what is laid around the input first, in `mode`, as `torch.nn.functional.pad` counts; none where
+            `padding` says all.
+        out: channels that come out.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    out: int
+    transposed: bool = False
+    around: tuple[int, ...] = ()
+    mode: str = "constant"
+    output_padding: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, module: _Conv) -> Geometry:
+        """Of a module of one of the kinds in `CONVOLUTIONS`."""
+        zero = (0,) * len(module.kernel_size)
+        around: Sequence[int] = module._reversed_padding_repeated_twice if not module.transposed else ()
+        even = around[::2] == around[1::2]
+        plain = module.transposed or (module.padding_mode == "zeros" and even)
+        padding = tuple(module.padding) if module.transposed else tuple(around[::2][::-1]) if plain else zero
+        return cls(
+            kernel=tuple(module.kernel_size),
+            stride=tuple(module.stride),
+            padding=padding,  # type: ignore[arg-type]
+            dilation=tuple(module.dilation),
+            groups=module.groups,
+            out=module.out_channels,
+            transposed=module.transposed,
+            around=() if plain else tuple(around),
+            mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
+            output_padding=tuple(module.output_padding),
+        )
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it reads each pixel for itself, so that it is a product."""
+        plain = not self.transposed and not self.around and self.groups == 1
+        return plain and set(self.kernel) == {1} and set(self.padding) == {0}
+
+    def fitting(self, x: Tensor, y: Tensor) -> Geometry:
+        """With the output padding that led from an input to an output: a transposed convolution may be asked for it."""
+        if not self.transposed:
+            return self
+        walked = (
+            (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
+            for size, stride, padding, dilation, kernel in zip(
+                x.shape[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
+            )
+        )
+        return replace(self, output_padding=tuple(b - a for a, b in zip(walked, y.shape[2:], strict=True)))
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input with what `padding` does not say around it."""
+        return F.pad(x, self.around, mode=self.mode) if self.around else x
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution itself; the weight is [in, out / groups, *kernel] where it is transposed."""
+        y: Tensor = torch.convolution(
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
+        return y
+
+    def back(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of the weight, of those that `mask` asks for."""
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            g,
+            x,
+            weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            mask,
+        )
+        return dx, dw
+
+
+def low_rank(a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+    """B A as a weight of the layer's own layout; a [rank, in / groups, *kernel], b [out, rank]."""
+    return _laid((b @ a.flatten(1)).unflatten(1, a.shape[1:]), geometry)
+
+
+def _laid(weight: Tensor, geometry: Geometry) -> Tensor:
+    """[out, in / groups, *kernel] in the layer's layout, and back."""
+    if not geometry.transposed:
+        return weight
+    return weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _last(x: Tensor) -> bool:
+    """Whether channels lie innermost in memory."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+class ConvTerm(torch.autograd.Function):
+    """y + scale * B (A * x), added to y in place: no backward of a convolution looks at its output.
+
+    `a_master` and `b_master` [slots, max_rank, in, *kernel] and [slots, out, max_rank] are passed so that autograd sees
+    that something here is trained; a and b are the same in the pass's dtype, scale is alpha/r of each block,
+    [blocks, 1, 1]. `after` [out]: by what each channel of y was multiplied, where a norm is folded into it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        a_master: Tensor,
+        b_master: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: Tensor,
+        routing: Routing,
+        geometry: Geometry,
+        after: Tensor | None,
+    ) -> Tensor:
+        rank = routing.rank
+        a_rows = select(a[:, :rank], routing)
+        b_rows = select(b.transpose(1, 2)[:, :rank], routing) * scale  # [blocks, rank, out]
+        if after is not None:
+            b_rows = b_rows * after
+        term = _Grouped if geometry.groups > 1 else _Plain
+        kept = term.add(x, y, a_rows, b_rows, geometry)
+        ctx.save_for_backward(x, a_rows, b_rows, scale, after, kept)
+        ctx.routing, ctx.geometry, ctx.grads, ctx.term = routing, geometry, (a_master.grad, b_master.grad), term
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, a_rows, b_rows, scale, after, kept = ctx.saved_tensors
+        dx, da, db = ctx.term.back(g, x, a_rows, b_rows, ctx.geometry, kept, ctx.needs_input_grad[0])
+        grad_a, grad_b = ctx.grads
+        rank = ctx.routing.rank
+        if grad_a is not None:
+            accumulate(grad_a[:, :rank], ctx.routing, da)
+            db = db * scale if after is None else db * scale * after
+            accumulate(grad_b.transpose(1, 2)[:, :rank], ctx.routing, db)
+        return dx, g, *[None] * 8
+
+
+class _Plain:
+    """Without groups: A as a convolution of each block's pictures, then B at every pixel."""
+
+    @staticmethod
+    def add(x: Tensor, y: Tensor, a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+        """Adds to y; gives A * x, [pictures, rank, *pixels]."""
+        h = _down(x, a, geometry)
+        if _last(y):
+            pixels = y.flatten(2).transpose(1, 2).view(len(b), -1, y.shape[1])
+            pixels.baddbmm_(_inner(h, len(b)), b)
+        else:
+            each = b.repeat_interleave(len(y) // len(b), 0).transpose(1, 2)
+            y.view(*y.shape[:2], -1).baddbmm_(each, h.flatten(2))
+        return h
+
+    @staticmethod
+    def back(
+        g: Tensor, x: Tensor, a: Tensor, b: Tensor, geometry: Geometry, h: Tensor, wanted: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradients of x, [pictures, ...], of a, and of b without its scale."""
+        blocks = len(a)
+        if _last(g):
+            pixels = _inner(g, blocks)
+            db = torch.bmm(_inner(h, blocks).transpose(1, 2), pixels)
+            gh = torch.bmm(pixels, b.transpose(1, 2)).view(len(g), -1, a.shape[1]).transpose(1, 2)
+        else:
+            flat, each = g.flatten(2), b.repeat_interleave(len(g) // blocks, 0)
+            db = torch.bmm(h.flatten(2), flat.transpose(1, 2)).unflatten(0, (blocks, -1)).sum(1)
+            gh = torch.bmm(each, flat)
+        dx, da = _down_back(gh.unflatten(2, h.shape[2:]), x, a, geometry, wanted)
+        return dx, da, db
+
+
+def _inner(x: Tensor, blocks: int) -> Tensor:
+    """[pictures, channels, *pixels] as [blocks, pictures / blocks * pixels, channels]."""
+    return x.flatten(2).transpose(1, 2).reshape(blocks, -1, x.shape[1])
+
+
+def _down(x: Tensor, a: Tensor, geometry: Geometry) -> Tensor:
+    """A * x, [pictures, rank, *pixels]; a [blocks, rank, in, *kernel]."""
+    blocks, rank = a.shape[:2]
+    if blocks == 1:
+        return geometry.run(x, _laid(a[0], geometry))
+    if geometry.is_point:
+        x = _strided(x, geometry)
+        flat = a.flatten(1).view(blocks, rank, -1)
+        if _last(x):
+            h = torch.bmm(_inner(x, blocks), flat.transpose(1, 2)).view(len(x), -1, rank)
+            return h.transpose(1, 2).unflatten(2, x.shape[2:])
+        each = flat.repeat_interleave(len(x) // blocks, 0)
+        return torch.bmm(each, x.flatten(2)).unflatten(2, x.shape[2:])
+    if _together(x, blocks):
+        weight = torch.cat([_laid(one, geometry) for one in a]) if geometry.transposed else a.flatten(0, 1)
+        return _apart(replace(geometry, groups=blocks).run(_beside(x, blocks), weight), blocks)
+    parts = [geometry.run(mine, _laid(one, geometry)) for mine, one in zip(x.chunk(blocks), a, strict=True)]
+    return torch.cat(parts)
+
+
+def _down_back(gh: Tensor, x: Tensor, a: Tensor, geometry: Geometry, wanted: bool) -> tuple[Tensor | None, Tensor]:
+    """The gradients of x and a."""
+    blocks, rank = a.shape[:2]
+    mask = (wanted, True, False)
+    if blocks == 1:
+        dx, da = geometry.back(gh, x, _laid(a[0], geometry), mask)
+        return dx, _laid(da, geometry)[None]
+    if geometry.is_point:
+        flat, inputs = a.flatten(1).view(blocks, rank, -1), _inner(_strided(x, geometry), blocks)
+        pixels = _inner(gh, blocks)
+        da = torch.bmm(pixels.transpose(1, 2), inputs).view_as(a)
+        if not wanted:
+            return None, da
+        dx = torch.bmm(pixels, flat).view(len(x), -1, x.shape[1]).transpose(1, 2).unflatten(2, gh.shape[2:])
+        return _spread(dx, x, geometry), da
+    if _together(x, blocks):
+        weight = torch.cat([_laid(one, geometry) for one in a]) if geometry.transposed else a.flatten(0, 1)
+        many = replace(geometry, groups=blocks)
+        dx, dw = many.back(_beside(gh, blocks), _beside(x, blocks), weight, mask)
+        da = torch.stack([_laid(one, geometry) for one in dw.chunk(blocks)])
+        return _apart(dx, blocks) if wanted else None, da
+    pairs = [
+        geometry.back(g, mine, _laid(one, geometry), mask)
+        for g, mine, one in zip(gh.chunk(blocks), x.chunk(blocks), a, strict=True)
+    ]
+    da = torch.stack([_laid(dw, geometry) for _, dw in pairs])
+    return torch.cat([dx for dx, _ in pairs]) if wanted else None, da
+
+
+def _strided(x: Tensor, geometry: Geometry) -> Tensor:
+    """The pixels that a convolution of 1 x 1 reads."""
+    if set(geometry.stride) == {1}:
+        return x
+    return x[(slice(None), slice(None), *(slice(None, None, step) for step in geometry.stride))]
+
+
+def _spread(dx: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Gradients of the pixels that were read, and zeros between them."""
+    if set(geometry.stride) == {1}:
+        return dx
+    whole = torch.zeros_like(x)
+    _strided(whole, geometry).copy_(dx)
+    return whole
+
+
+def _together(x: Tensor, blocks: int) -> bool:
+    """Whether a convolution in groups beats one call for each block."""
+    return x[0, 0].numel() * (len(x) // blocks) <= _FEW
+
+
+def _beside(x: Tensor, blocks: int) -> Tensor:
+    """[blocks * m, channels, ...] as [m, blocks * channels, ...]."""
+    m = len(x) // blocks
+    if m == 1:
+        return x.reshape(1, -1, *x.shape[2:])
+    return x.unflatten(0, (blocks, m)).transpose(0, 1).flatten(1, 2)
+
+
+def _apart(x: Tensor, blocks: int) -> Tensor:
+    """[m, blocks * channels, ...] as [blocks * m, channels, ...]."""
+    return x.unflatten(1, (blocks, -1)).transpose(0, 1).flatten(0, 1)
+
+
+class _Grouped:
+    """In groups: each block's B A as one weight, with which the layer's own convolution runs."""
+
+    @staticmethod
+    def add(x: Tensor, y: Tensor, a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+        """Adds to y; gives the weights, [blocks, ...] in the layer's layout."""
+        weights = torch.stack([low_rank(one, out.t(), geometry) for one, out in zip(a, b, strict=True)])
+        blocks = len(a)
+        if blocks > 1 and _together(x, blocks):
+            many = replace(geometry, groups=geometry.groups * blocks)
+            y.add_(_apart(many.run(_beside(x, blocks), weights.flatten(0, 1)), blocks))
+        else:
+            for mine, out, weight in zip(x.chunk(blocks), y.chunk(blocks), weights, strict=True):
+                out.add_(geometry.run(mine, weight))
+        return weights
+
+    @staticmethod
+    def back(
+        g: Tensor, x: Tensor, a: Tensor, b: Tensor, geometry: Geometry, weights: Tensor, wanted: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The gradients of x, of a, and of b without its scale."""
+        blocks, mask = len(a), (wanted, True, False)
+        if blocks > 1 and _together(x, blocks):
+            many = replace(geometry, groups=geometry.groups * blocks)
+            dx, dw = many.back(_beside(g, blocks), _beside(x, blocks), weights.flatten(0, 1), mask)
+            changes = dw.unflatten(0, (blocks, -1))
+            dx = _apart(dx, blocks) if wanted else None
+        else:
+            pairs = [geometry.back(*one, mask) for one in zip(g.chunk(blocks), x.chunk(blocks), weights, strict=True)]
+            changes = torch.stack([dw for _, dw in pairs])
+            dx = torch.cat([dx for dx, _ in pairs]) if wanted else None
+        flat = torch.stack([_laid(change, geometry) for change in changes]).flatten(2)  # [blocks, out, in * kernel]
+        da = torch.bmm(b, flat).view_as(a)
+        return dx, da, torch.bmm(a.flatten(2), flat.transpose(1, 2))

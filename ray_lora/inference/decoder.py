@@ -1,0 +1,187 @@
+"""Answers written token by token, of rows of any adapters that join and leave between steps.
+
+    decoder = Decoder(engine, head)
+    [row] = decoder.join(slot, [5, 6, 7], Sampling(max_tokens=20), ends={2})
+    while decoder.rows:
+        for row, written in decoder.step().items(): print(row, written.token, written.reason)
+
+A step is one pass: a token of every row that is being written, and a piece of the prompts that wait, so that a long
+prompt does not stop the others. A row that has ended has left. It knows tokens; it knows no texts and no requests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine import AdapterEngine
+from ray_lora.engine.decoding import Decoding, Row
+from ray_lora.errors import CapacityError
+from ray_lora.inference.sampling import Choice, Chooser, Sampling
+
+Reason = Literal["stop", "length"]  # OpenAI's words
+PIECE = 256  # tokens of prompts in one step
+
+
+@dataclass(frozen=True)
+class Written:
+    """A row's next token, and why it was the last where it was."""
+
+    choice: Choice
+    reason: Reason | None
+
+    @property
+    def token(self) -> int:
+        return self.choice.token
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One answer in the making; `kept` is None until its prompt is begun, `left` what of the prompt is not read yet."""
+
+    number: int
+    slot: int
+    ids: list[int]
+    prompt: int
+    most: int
+    ends: frozenset[int]
+    chooser: Chooser
+    left: list[int]
+    kept: Row | None = None
+    others: list[_Answer] = field(default_factory=list)  # answers to the same prompt, which begin where it ends
+
+
+class Decoder:
+    """The answers that one engine writes.
+
+    Args:
+        head: the plain class that says what follows.
+        capacity: tokens of all rows together, prompts and room for answers.
+        longest: tokens of the longest row, where the base has so many positions.
+        piece: tokens of prompts in one step.
+    """
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        head: HeadSpec,
+        capacity: int = 65_536,
+        longest: int | None = None,
+        piece: int = PIECE,
+    ) -> None:
+        self._decoding = Decoding(engine, head)
+        self._capacity, self._longest, self._piece = capacity, longest, piece
+        self._answers: dict[int, _Answer] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows that have not ended, in the order in which they joined."""
+        return sorted(self._answers)
+
+    @property
+    def kept(self) -> int:
+        """Rows of which something is kept."""
+        return self._decoding.rows
+
+    def join(self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int] = ()) -> list[int]:
+        """Begin answers to a prompt by a slot's adapter; one row for each of `sampling.n`, which share the prompt.
+
+        Args:
+            ids: the prompt's tokens, at least one. ends: tokens that end an answer.
+
+        Raises:
+            CapacityError: the prompt leaves no room, or there is none for more rows until others have left.
+        """
+        if not ids:
+            raise CapacityError("a prompt has at least one token")
+        room = sampling.max_tokens if self._longest is None else min(sampling.max_tokens, self._longest - len(ids))
+        if room < 1:
+            raise CapacityError(f"a prompt of {len(ids)} tokens leaves no room; a row has at most {self._longest}")
+        held = sum(answer.prompt + answer.most for answer in self._answers.values())
+        asked = sampling.n * (len(ids) + room)
+        if held + asked > self._capacity:
+            raise CapacityError(f"rows of {held} tokens are in the making and {asked} more pass {self._capacity}; wait")
+        answers = [
+            _Answer(
+                next(self._numbers), slot, list(ids), len(ids), room, frozenset(ends), Chooser(sampling, at), list(ids)
+            )
+            for at in range(sampling.n)
+        ]
+        first = answers[0]
+        first.others = answers[1:]
+        first.kept = self._decoding.enter(slot, len(ids) + room)
+        self._answers |= {answer.number: answer for answer in answers}
+        return [answer.number for answer in answers]
+
+    def leave(self, row: int) -> None:
+        """Forget a row, whether it has ended or not; one that has left already is left alone."""
+        answer = self._answers.pop(row, None)
+        if answer is None:
+            return
+        heirs = [other for other in answer.others if other.number in self._answers]
+        if heirs:  # whoever waits for this prompt goes on with it
+            heir, *rest = heirs
+            heir.kept, heir.left, heir.others, answer.kept = answer.kept, answer.left, rest, None
+        if answer.kept is not None:
+            self._decoding.leave(answer.kept)
+
+    def step(self) -> dict[int, Written]:
+        """One pass; the tokens that it wrote, by row. Rows whose prompts are not read to their end have none."""
+        writing = [answer for answer in self._answers.values() if answer.kept is not None and not answer.left]
+        work = [(answer, answer.ids[-1:]) for answer in writing]
+        room = self._piece
+        for answer in self._waiting(Counter(answer.slot for answer in writing)):
+            if room > 0:
+                work.append((answer, answer.left[:room]))
+                room -= len(work[-1][1])
+        if not work:
+            return {}
+        logits = self._decoding.advance([(_kept(answer), tokens) for answer, tokens in work])
+        ready: list[tuple[_Answer, Tensor]] = []
+        for at, (answer, tokens) in enumerate(work):
+            answer.left = answer.left[len(tokens) :]
+            if answer.left:
+                continue
+            ready.append((answer, logits[at]))
+            for other in answer.others:
+                if other.number in self._answers:
+                    other.kept, other.left = self._decoding.fork(_kept(answer)), []
+                    ready.append((other, logits[at]))
+            answer.others = []
+        likeliest = logits.argmax(-1).tolist()
+        greedy = {id(answer): likeliest[at] for at, (answer, _) in enumerate(work) if answer.chooser.greedy}
+        return {answer.number: self._write(answer, mine, greedy.get(id(answer))) for answer, mine in ready}
+
+    def _waiting(self, running: Counter[int]) -> list[_Answer]:
+        """Rows whose prompts wait: those first whose adapters have the fewest rows before them, then by age."""
+        waiting = sorted(
+            (answer for answer in self._answers.values() if answer.kept is not None and answer.left),
+            key=lambda answer: answer.number,
+        )
+        before = Counter(running)
+        order = []
+        for answer in waiting:
+            order.append((before[answer.slot], answer.number, answer))
+            before[answer.slot] += 1
+        return [answer for *_, answer in sorted(order, key=lambda one: one[:2])]
+
+    def _write(self, answer: _Answer, logits: Tensor, likeliest: int | None) -> Written:
+        choice = answer.chooser.choose(logits, answer.ids) if likeliest is None else Choice(likeliest)
+        answer.ids.append(choice.token)
+        done = len(answer.ids) - answer.prompt >= answer.most
+        reason: Reason | None = "stop" if choice.token in answer.ends else "length" if done else None
+        if reason is not None:
+            self.leave(answer.number)
+        return Written(choice, reason)
+
+
+def _kept(answer: _Answer) -> Row:
+    assert answer.kept is not None
+    return answer.kept

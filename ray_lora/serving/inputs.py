@@ -1,0 +1,80 @@
+"""What a request gives as inputs, as rows of the task that reads them. Knows columns, no adapters and no HTTP.
+
+An input of a task of one column is its bare value; of a task of more it may be a row. A picture is base64 text or
+{"bytes": base64 text}. Nothing is fetched: a URL is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ray_lora.errors import DataError
+from ray_lora.recipe import Json
+from ray_lora.tasks import Task, row_of
+from ray_lora.tasks.rows import answering, is_text, may_have, say_text, shown
+from ray_lora.tasks.task import Row
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # no base64 has a colon
+_FILES = {"image", "audio"}  # kinds of value that a file may be
+
+
+class TooManyInputsError(DataError):
+    """One request holds more inputs than this endpoint takes."""
+
+
+def check_count(inputs: int, most: int, adapters: int = 1) -> None:
+    """Raise unless a request holds inputs, and for all of its adapters not too many.
+
+    Raises:
+        DataError: none. TooManyInputsError: more than `most`.
+    """
+    if not inputs:
+        raise DataError("inputs is an empty list; give at least one input")
+    if inputs * adapters > most:
+        each = f" for each of {adapters} adapters" if adapters > 1 else ""
+        raise TooManyInputsError(f"{inputs} inputs{each} in one request; at most {most} are taken")
+
+
+def check_texts(texts: Sequence[Json]) -> None:
+    """DataError unless each is a text that the bare base can read."""
+    for text in texts:
+        if not is_text(text):
+            raise DataError(say_text(text))
+
+
+def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:
+    """The inputs as rows, and how many characters their texts and files have.
+
+    Raises:
+        DataError: one is a URL where a file is due, a file where none is, or no text that can be written.
+        RecipeError: see `row_of`.
+    """
+    takes_files = bool(_FILES.intersection(task.columns[task.input].kinds))
+    if not takes_files and any(map(_is_file, inputs)):
+        raise DataError(f"a file was sent, and {task.spec.type} takes none; send its {task.input} in JSON, as inputs")
+    bare = (*answering(task), *may_have(task)) == (task.input,)
+    rows = [{task.input: value} if bare else row_of(task, value) for value in inputs]
+    size = 0
+    for row in rows:
+        for column, value in row.items():
+            if isinstance(value, str):
+                _check_text(value)
+                if _FILES.intersection(task.columns[column].kinds) and _URL.match(value):
+                    raise DataError(
+                        f"{column} {shown(value)} is a URL, and none is fetched; send the file's bytes, in base64 "
+                        "or as a part of a form"
+                    )
+            size += len(value["bytes"]) if _is_file(value) else len(value) if isinstance(value, str) else 0
+    return rows, size
+
+
+def _is_file(value: Json) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("bytes"), str)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError("a text holds half of a surrogate pair, which is not a character") from None

@@ -1,0 +1,109 @@
+"""Detectors of transformers whose plain class gives logits and boxes of a number of queries: YOLOS (Fang et al. 2021,
+arXiv 2106.00666), with the loss of DETR (Carion et al. 2020, arXiv 2005.12872) that transformers has for it.
+
+That loss divides what classes cost by other numbers than what boxes cost, both of its whole batch. So that a row's loss
+is its own, it is taken of each picture alone, and an adapter's is the mean over its pictures: what a loop with one
+picture a pass and accumulated gradients computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ray_lora.errors import RecipeError
+from ray_lora.tasks.detection.way import Found
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ray_lora.bases.queries import Queries
+
+_NORMALISED = ("image_mean", "image_std")
+
+
+class Queried:
+    """A YOLOS's way (`Way`). Its terms are pictures.
+
+    Pictures are scaled into one size, the upper left part of the base's own, so that one looks the same in any company.
+
+    Raises:
+        RecipeError: the base's config asks for losses of each layer, which transformers' class cannot compute.
+    """
+
+    iou = 1.0  # each object is one query's, so no two answers are of one
+
+    def __init__(self, processor: Any, queries: Queries, labels: Sequence[str]) -> None:
+        if queries.auxiliary_loss:
+            raise RecipeError(
+                "this base's config has auxiliary_loss: true, which its class cannot compute; set it false"
+            )
+        self._processor, self._labels = processor, len(labels)
+        self.size = queries.image_size
+        self.ground = tuple(processor.image_mean)  # what zero is
+        self._config = SimpleNamespace(num_labels=len(labels), **asdict(queries))
+
+    def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
+        """As the base's own processor scales, normalises and pads it."""
+        height, width = self.size
+        found = self._processor(
+            [picture],
+            size={"max_height": height, "max_width": width},
+            pad_size={"height": height, "width": width},
+            do_pad=True,
+            return_tensors="pt",
+        )
+        mask = found["pixel_mask"][0]
+        return found["pixel_values"][0], (int(mask[0].sum()), int(mask[:, 0].sum()))
+
+    def shown(self, pixels: Tensor) -> Tensor:
+        mean, std = self._levels()
+        return pixels * std + mean
+
+    def of_shown(self, pixels: Tensor) -> Tensor:
+        mean, std = self._levels()
+        return (pixels - mean) / std
+
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(getattr(self._processor, name))[:, None, None] for name in _NORMALISED)
+        return mean, std
+
+    def losses(self, outputs: Any, objects: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        logits, boxes = self._read(outputs)
+        sums = [self._loss(logits[row], boxes[row], *mine) for row, mine in enumerate(objects)]
+        return torch.stack(sums), logits.new_ones(len(sums))
+
+    def _loss(self, logits: Tensor, boxes: Tensor, corners: Tensor, classes: Tensor) -> Tensor:
+        """One picture's: logits [queries, labels + 1], boxes [queries, 4], corners [objects, 4] in input pixels."""
+        from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+
+        if not bool((logits.isfinite().all() & boxes.isfinite().all()).item()):
+            return (logits.sum() + boxes.sum()) * math.nan  # transformers' would stop everybody's step
+        if not len(corners):  # transformers' fails where no picture of a batch has an object
+            nothing = torch.full((len(logits),), self._labels, device=logits.device)
+            return F.cross_entropy(logits, nothing)  # all weigh alike
+        size = corners.new_tensor([self.size[1], self.size[0]])
+        middle, extent = (corners[:, :2] + corners[:, 2:]) / 2 / size, (corners[:, 2:] - corners[:, :2]) / size
+        target = {"class_labels": classes.to(logits.device), "boxes": torch.cat([middle, extent], 1).to(boxes)}
+        loss: Tensor = ForObjectDetectionLoss(logits[None], [target], logits.device, boxes[None], self._config)[0]
+        return loss
+
+    def found(self, outputs: Any) -> Found:
+        """A score is the label's share among all labels and none."""
+        logits, boxes = self._read(outputs)
+        size = boxes.new_tensor([self.size[1], self.size[0]])
+        middle, half = boxes[..., :2] * size, boxes[..., 2:] * size / 2
+        finite = (logits.isfinite().flatten(1).all(1) & boxes.isfinite().flatten(1).all(1)).tolist()
+        return Found(logits.softmax(-1)[..., :-1], torch.cat([middle - half, middle + half], -1), finite)
+
+    def _read(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits and boxes (middle, width and height in shares of the input) in float32 at least."""
+        wide = torch.promote_types(outputs["pred_boxes"].dtype, torch.float32)
+        return outputs["logits"].to(wide), outputs["pred_boxes"].to(wide)

@@ -1,0 +1,136 @@
+"""YOLOS of transformers as a detector's base: the class's own loss of each picture, boxes in each caller's pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ray_lora.bases.base import Base
+from ray_lora.bases.load import load_base
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import BaseSpec
+from ray_lora.tasks.detection.geometry import in_input
+from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
+from tests.unit import detection, yolos
+
+ROWS = detection.rows(6)
+SPEC = ObjectDetectionSpec(labels=tuple(sorted(detection.COLOURS)))
+WIDTH, HEIGHT = 96, 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Base:
+    return load_base(BaseSpec(model=str(folder), dtype="float32"))
+
+
+@pytest.fixture
+def task(base: Base) -> ObjectDetection:
+    return ObjectDetection(SPEC, base.processor)
+
+
+def labels_of(one: Any) -> dict[str, torch.Tensor]:
+    """A row's objects as the plain class takes them."""
+    corners = in_input(one["boxes"], one["extent"], one["inside"]).float() / torch.tensor([WIDTH, HEIGHT] * 2)
+    middles, sizes = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+    return {"class_labels": torch.tensor(one["classes"]), "boxes": torch.cat([middles, sizes], 1)}
+
+
+def test_a_rows_loss_is_the_plain_classs_of_it(task: ObjectDetection, folder: Path) -> None:
+    model, features = yolos.plain(folder), task.encode(ROWS)
+    with torch.no_grad():
+        sums, counts = task.loss(model(**task.collate(features)), features)
+        for one, loss in zip(features, sums, strict=True):
+            if one["boxes"]:
+                wanted = model(**task.collate([one]), labels=[labels_of(one)]).loss
+                torch.testing.assert_close(loss, wanted)
+    assert counts.tolist() == [1.0] * len(ROWS)
+
+
+def test_a_picture_without_objects_is_what_it_is_among_others(task: ObjectDetection, folder: Path) -> None:
+    """The plain class takes none alone; what it adds to another picture's is known of the parts."""
+    model, (full, empty) = yolos.plain(folder), task.encode([ROWS[1], ROWS[3]])
+    assert not empty["boxes"]
+    with torch.no_grad():
+        both = model(**task.collate([full, empty]), labels=[labels_of(full), labels_of(empty)]).loss_dict["loss_ce"]
+        one = model(**task.collate([full]), labels=[labels_of(full)]).loss_dict["loss_ce"]
+        mine = task.loss(model(**task.collate([empty])), [empty])[0][0]
+    queries, found, eos = 7, len(full["boxes"]), 0.1
+    weight, nothing = found + eos * (queries - found), eos * queries
+    assert float(both) == pytest.approx(float((one * weight + mine * nothing) / (weight + nothing)), rel=1e-5)
+
+
+def test_outputs_that_are_no_numbers_stay_in_their_row(task: ObjectDetection, folder: Path) -> None:
+    features = task.encode(ROWS[:3])
+    with torch.no_grad():
+        outputs = yolos.plain(folder)(**task.collate(features))
+        clean = task.loss(outputs, features)[0]
+        outputs["pred_boxes"][1] = float("nan")
+        sums, _ = task.loss(outputs, features)
+    assert sums.isnan().tolist() == [False, True, False]
+    assert torch.equal(sums[[0, 2]], clean[[0, 2]])
+    assert [len(answer) == 1 for answer in task.decode(outputs, features, {"threshold": 1.0})] == [False, True, False]
+
+
+def test_answers_are_the_processors_in_each_callers_pixels(task: ObjectDetection, base: Base, folder: Path) -> None:
+    features = task.encode(ROWS)
+    with torch.no_grad():
+        outputs = yolos.plain(folder)(**task.collate(features))
+    answers = task.decode(outputs, features, {"threshold": 0.0, "rounded": False, "top_k": None})
+    theirs = base.processor.post_process_object_detection(
+        outputs, threshold=0.0, target_sizes=torch.tensor([[HEIGHT, WIDTH]] * len(ROWS))
+    )
+    seen = 0
+    for answer, one, wanted in zip(answers, features, theirs, strict=True):
+        known = {
+            round(score, 5): (label, box)
+            for score, label, box in zip(
+                *(wanted[name].tolist() for name in ("scores", "labels", "boxes")), strict=True
+            )
+        }
+        for found in answer:
+            label, box = known[round(found["score"], 5)]
+            assert found["label"] == task.labels[label]
+            for name, corner, side in zip(("xmin", "ymin", "xmax", "ymax"), box, (0, 1, 0, 1), strict=True):
+                scaled = corner * one["extent"][side] / one["inside"][side]
+                assert found["box"][name] == pytest.approx(min(max(scaled, 0), one["extent"][side]), abs=1e-3)
+            seen += 1
+    assert seen > len(ROWS)
+
+
+def test_pictures_are_scaled_into_one_size_and_shown_again(task: ObjectDetection) -> None:
+    for one, row in zip(task.encode(ROWS), ROWS, strict=True):
+        assert one["pixel_values"].shape == (3, HEIGHT, WIDTH)
+        wide, high = one["inside"]
+        assert min(WIDTH - wide, HEIGHT - high) <= 1, "one side is full"
+        view = task.view(one)
+        small = Image.open(io.BytesIO(row["image"])).convert("RGB").resize((wide, high), Image.Resampling.BILINEAR)
+        assert view.pixels.shape == (3, high, wide)
+        wanted = torch.tensor(list(small.getdata()), dtype=torch.float32).T.reshape(3, high, wide) / 255
+        assert (view.pixels - wanted).abs().mean() < 0.02
+        back = task.with_view(one, view)
+        torch.testing.assert_close(back["pixel_values"], one["pixel_values"])
+        assert back["classes"] == one["classes"]
+
+
+def test_what_cannot_be_exact_is_refused_by_name(tmp_path: Path) -> None:
+    class Pictures:
+        base_type, queries = "rt_detr", None
+
+    with pytest.raises(RecipeError, match=r"is an RT-DETR, whose training adds queries that are drawn at random"):
+        ObjectDetection(SPEC, Pictures())
+    Pictures.base_type = "resnet"
+    with pytest.raises(RecipeError, match="this base is a 'resnet'"):
+        ObjectDetection(SPEC, Pictures())
+    other = load_base(BaseSpec(model=str(yolos.tiny(tmp_path / "y", auxiliary_loss=True)), dtype="float32"))
+    with pytest.raises(RecipeError, match="auxiliary_loss: true, which its class cannot compute"):
+        ObjectDetection(SPEC, other.processor)
