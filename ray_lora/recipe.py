@@ -188,7 +188,7 @@ class Recipe(Spec):
     # what is done to training rows, one after the other
     augmentation: tuple[SerializeAsAny[TransformSpec], ...] = Field(default=(), exclude_if=lambda told: not told)
     search: SearchSpec = SearchSpec()
-    personal: PersonalSpec = PersonalSpec()
+    personal: PersonalSpec = Field(default=PersonalSpec(), exclude_if=lambda told: told == PersonalSpec())
     scaling: ScalingSpec = ScalingSpec()
     tracking: TrackingSpec = TrackingSpec()
     store: str = "./store"
