@@ -92,6 +92,8 @@ class Base:
             return {}
         inside = self.backbone.state_dict().keys()  # a file without a head names the backbone's own tensors so
         wanted = {name: shape for name, shape in shapes.items() if name not in inside}
+        if any(name.startswith("decode_head.") for name in wanted):  # SegFormer's
+            return transformers_base.read_segmenter(self.folder, wanted)
         return transformers_base.stored_tensors(self.folder, wanted)
 
     def unpacked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -192,6 +192,23 @@ def own_outputs(config: Any, architecture: str) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def read_segmenter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """As `stored_tensors`, of a class whose files name its tensors otherwise than its modules are called: as its
+    `from_pretrained` reads them, without what the files do not hold."""
+    from transformers import AutoModelForSemanticSegmentation
+
+    with quiet():
+        model, told = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    missing = set(told["missing_keys"])
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in missing and shapes.get(name) == tuple(tensor.shape)
+    }
+
+
 def check_gguf(path: Path) -> None:
     """BaseModelError unless what reads GGUF files is installed."""
     if importlib.util.find_spec("gguf") is None:
