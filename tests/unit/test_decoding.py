@@ -34,7 +34,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[AdapterEngine]:
-    engine = AdapterEngine(open_base(folder, torch.float64), slots=3, max_rank=4)
+    engine = AdapterEngine(open_base(folder), slots=3, max_rank=4)
     yield engine
     engine.close()
 
@@ -57,7 +57,7 @@ def theirs(folder: Path, adapter: Adapter | None, path: Path) -> Any:
         adapter.save(path)
         with quiet_peft():
             model = PeftModel.from_pretrained(model, str(path))
-    return model.double().eval()
+    return model.eval()
 
 
 def goes_on(model: Any, ids: Sequence[int], count: int) -> list[int]:
@@ -133,11 +133,11 @@ def test_a_place_is_no_memory_of_who_had_it(engine: AdapterEngine, folder: Path)
     row = decoding.enter(0, 10)
     alone = decoding.advance([(row, ids)])
     decoding.leave(row)
-    wrong = decoding.enter(0, 60)
-    decoding.advance([(wrong, [1] * 50)])
+    wrong = decoding.enter(0, 40)
+    decoding.advance([(wrong, [1] * 30)])
     for pair in wrong.place.slab.layers.values():
         for kept in pair:
-            kept[wrong.place.index, :, :50] = torch.nan
+            kept[wrong.place.index, :, :30] = torch.nan
     decoding.leave(wrong)
     row = decoding.enter(0, 10)
     torch.testing.assert_close(decoding.advance([(row, ids)]), alone)
