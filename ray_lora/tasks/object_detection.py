@@ -21,7 +21,7 @@ from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.detection.objects import clipped, objects_of, outside
 from ray_lora.tasks.detection.options import FULL, SCORING, options_of
-from ray_lora.tasks.detection.way import way_of
+from ray_lora.tasks.detection.ways import way_of
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.task import Column, Features, Row

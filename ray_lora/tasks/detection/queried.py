@@ -92,7 +92,8 @@ class Queried:
         size = corners.new_tensor([self.size[1], self.size[0]])
         middle, extent = (corners[:, :2] + corners[:, 2:]) / 2 / size, (corners[:, 2:] - corners[:, :2]) / size
         target = {"class_labels": classes.to(logits.device), "boxes": torch.cat([middle, extent], 1).to(boxes)}
-        loss: Tensor = ForObjectDetectionLoss(logits[None], [target], logits.device, boxes[None], self._config)[0]
+        # given a tensor for its device, the class's weights of classes have its type too
+        loss: Tensor = ForObjectDetectionLoss(logits[None], [target], logits, boxes[None], self._config)[0]
         return loss
 
     def found(self, outputs: Any) -> Found:

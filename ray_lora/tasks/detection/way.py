@@ -1,19 +1,17 @@
 """How a kind of base sees a picture, learns its objects and says what it found: the part of object detection that
 differs between an anchor-free YOLOX and a base of queries.
 
-    way = way_of(processor, labels)        # RecipeError for a base that is neither
     pixels, inside = way.pixels(picture)
+    way.found(outputs).boxes
 
 It knows processors, pictures and tensors; no rows, no files, no adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-
-from ray_lora.errors import RecipeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,31 +69,3 @@ class Way(Protocol):
     def found(self, outputs: Any) -> Found:
         """What the plain class's outputs say."""
         ...
-
-
-def way_of(processor: Any, labels: Sequence[str]) -> Way:
-    """The way of a base with this processor.
-
-    Raises:
-        RecipeError: it is no base that finds objects, or one whose loss is not of its own row alone.
-    """
-    if hasattr(processor, "strides"):
-        from ray_lora.tasks.detection.anchored import Anchored
-
-        return Anchored(processor)
-    if (queries := getattr(processor, "queries", None)) is not None:
-        from ray_lora.tasks.detection.queried import Queried
-
-        return Queried(processor, queries, labels)
-    kind = getattr(processor, "base_type", "")
-    raise RecipeError(
-        "object-detection needs a YOLOX as its base, such as yolox-tiny, or a YOLOS of transformers; this base is "
-        + _REFUSED.get(kind, f"a {kind!r}" if kind else "none")
-    )
-
-
-_REFUSED: Mapping[str, str] = {
-    "rt_detr": "an RT-DETR, whose training adds queries that are drawn at random for the whole batch, and losses of "
-    "its encoder and of every layer: no row's loss would be its own",
-    "rt_detr_v2": "an RT-DETR v2, whose training adds queries that are drawn at random for the whole batch",
-}
