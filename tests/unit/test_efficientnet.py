@@ -39,7 +39,7 @@ def tensors_of(config: EfficientNetConfig, seed: int = 0) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = EfficientNetForImageClassification(config, EfficientNet(config), config.num_labels)
+        model = EfficientNetForImageClassification(EfficientNet(config), config.num_labels)
     found = public(model)
     for name, tensor in found.items():
         if name.endswith("running_mean"):
@@ -52,9 +52,9 @@ def tensors_of(config: EfficientNetConfig, seed: int = 0) -> dict[str, Tensor]:
 def test_names_shapes_and_sizes_are_the_public_ones() -> None:
     """Some of each kind, as the published checkpoint of Lite0 has them, and its number of parameters; Lite4's too."""
     with torch.device("meta"):
-        model = EfficientNetForImageClassification(EfficientNetConfig(), EfficientNet(EfficientNetConfig()), 1000)
+        model = EfficientNetForImageClassification(EfficientNet(EfficientNetConfig()), 1000)
         four = EfficientNetConfig(width=1.4, depth=1.8)
-        large = EfficientNetForImageClassification(four, EfficientNet(four), 1000)
+        large = EfficientNetForImageClassification(EfficientNet(four), 1000)
     found = {name: tuple(tensor.shape) for name, tensor in public(model).items()}
     assert len(found) == 296
     for name, shape in {

@@ -51,7 +51,7 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     def plain(spec: HeadSpec) -> nn.Module:
         if spec.architecture != ARCHITECTURE:
             raise AdapterError(f"an EfficientNet has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
-        model = EfficientNetForImageClassification(config, network, spec.num_labels)
+        model = EfficientNetForImageClassification(network, spec.num_labels)
         if not model._fc.weight.is_meta:
             start(model, _trained(folder), config.labels, spec.labels)
         return model
@@ -146,7 +146,7 @@ def save_untrained(config: EfficientNetConfig, folder: Path, seed: int = 0) -> N
     """Write the folder of an EfficientNet that knows nothing yet, for a script that trains one or for tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = EfficientNetForImageClassification(config, EfficientNet(config), config.num_labels)
+        model = EfficientNetForImageClassification(EfficientNet(config), config.num_labels)
     save_folder(public(model), config, folder)
 
 
@@ -158,7 +158,7 @@ def public(model: EfficientNetForImageClassification) -> dict[str, Tensor]:
 def check_shapes(given: Mapping[str, tuple[int, ...]], config: EfficientNetConfig) -> None:
     """BaseModelError unless names and shapes are those of the public state dict."""
     with torch.device("meta"):
-        model = EfficientNetForImageClassification(config, EfficientNet(config), config.num_labels)
+        model = EfficientNetForImageClassification(EfficientNet(config), config.num_labels)
     wanted = {name: tuple(tensor.shape) for name, tensor in public(model).items()}
     odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if odd:

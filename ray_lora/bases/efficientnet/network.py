@@ -1,7 +1,7 @@
 """EfficientNet-Lite's network, split where adapters part: `EfficientNet` is shared, the last layer is each adapter's.
 
     features = EfficientNet(config)(pixel_values)                              # [rows, 1280, height / 32, width / 32]
-    EfficientNetForImageClassification(config, efficientnet, 4)(pixel_values).logits         # [rows, 4]
+    EfficientNetForImageClassification(efficientnet, 4)(pixel_values).logits                 # [rows, 4]
 
 Modules, their order and their names are those of the public checkpoints. Padding is TensorFlow's SAME, in which the
 weights were trained: where a stride leaves a pixel over, it goes to the right and below. It knows tensors: no files and
@@ -68,9 +68,8 @@ class EfficientNet(nn.Module):
 class EfficientNetForImageClassification(nn.Module):
     """The plain class. Its last layer `_fc` is what an adapter has of its own (`modules_to_save`)."""
 
-    def __init__(self, config: EfficientNetConfig, efficientnet: EfficientNet, labels: int) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, efficientnet: EfficientNet, labels: int) -> None:
+        super().__init__()  # without an attribute `config`, which PEFT would take for a transformers one
         self.efficientnet = efficientnet
         self._fc = nn.Linear(_TOP, labels)
 
