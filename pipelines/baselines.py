@@ -161,7 +161,8 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
 
 
 def untie(model: Any, prefix: str) -> None:
-    """Give what lies outside the backbone weights of its own."""
+    """Freeze everything and give what lies outside the backbone weights of its own, which train."""
+    model.requires_grad_(False)
     for name, module in list(model.named_modules()):
         if name != prefix and not name.startswith(f"{prefix}."):
             for key, parameter in module.named_parameters(recurse=False):

@@ -10,11 +10,22 @@ import torch
 from torch import nn
 
 
-@lru_cache(maxsize=32)
 def fingerprint(path: Path) -> str:
-    """sha256 over a folder's safetensors files in name order, or over a file."""
+    """sha256 over a folder's safetensors files in name order, or over a file; read again when they were written anew."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return _of_files(tuple((file, _stamp(file)) for file in files))
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int]:
+    """What changes with whatever is written to a file, or put in its place."""
+    told = file.stat()
+    return told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns
+
+
+@lru_cache(maxsize=32)
+def _of_files(files: tuple[tuple[Path, tuple[int, int, int, int]], ...]) -> str:
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+    for file, _ in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

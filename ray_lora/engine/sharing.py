@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,6 @@ from typing import Literal
 from ray_lora.errors import CapacityError
 
 Lengths = Literal["joined", "padded", "equal"]
-_REVISION = 4  # of the probe: what an older one found is asked again
 _ORDER: tuple[Lengths, ...] = ("joined", "padded", "equal")
 
 
@@ -105,8 +105,17 @@ def remember(fingerprint: str, what: str, sharing: Sharing) -> None:
         return
 
 
+@cache
+def _code() -> str:
+    """A hash of the engine's code: what other code found is asked again."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
 def _file(fingerprint: str, what: str) -> Path:
     versions = [version(name) for name in ("ray_lora", "torch", "transformers")]
-    key = hashlib.sha256(json.dumps([_REVISION, fingerprint, what, versions]).encode()).hexdigest()
-    cache = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser()
-    return cache / "sharing" / f"{key[:32]}.json"
+    key = hashlib.sha256(json.dumps([_code(), fingerprint, what, versions]).encode()).hexdigest()
+    kept = Path(os.environ.get("RAY_LORA_CACHE") or "~/.cache/ray_lora").expanduser()
+    return kept / "sharing" / f"{key[:32]}.json"

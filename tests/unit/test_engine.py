@@ -367,7 +367,7 @@ def test_what_does_not_fit_the_base_is_refused(bases: Bases, tmp_path: Path) -> 
     huge = {name: tensor.new_zeros(10**6, *[1] * (tensor.dim() - 1)) for name, tensor in adapter.head.items()}
     refused(folder, replace(adapter, head=huge), "head .* does not fit")
     refused(folder, replace(adapter, head={"score.weight": torch.zeros(3, 32)}), "head .* does not fit")
-    refused(folder, replace(adapter, peft_type="CAUSAL_LM"), "names no head class; set task_type")
+    refused(folder, replace(adapter, peft_type="CAUSAL_LM"), "is the base's own, which other adapters share")
     labels = Card(task=TextClassificationSpec(labels=("a", "b")))
     refused(folder, replace(adapter, card=labels), "card names 2 labels, its head has 3")
     for odd in ("BertModel", "pipeline", "AutoModelForNothing", "os"):

@@ -90,7 +90,7 @@ def test_openai_raises_its_own_errors(client: openai.OpenAI, world: Path) -> Non
 def test_curl_as_the_page_writes_it(address: str, world: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl: apt-get install curl")
-    [command] = [block for block in blocks(ROOT / "docs" / "serving.md", "sh") if "/v1/predict" in block]
+    command = next(block for block in blocks(ROOT / "docs" / "serving.md", "sh") if "/v1/predict" in block)
     said = subprocess.run(
         ["bash", "-ec", command.replace("localhost:8000", address)], capture_output=True, text=True, check=True
     ).stdout

@@ -125,7 +125,7 @@ def test_what_was_found_is_kept_and_a_torn_file_is_found_again(
     for engine in opened(folder):
         assert engine.sharing.lengths == "joined"
     assert len(asked) == 2
-    monkeypatch.setattr(sharing, "_REVISION", -1)
+    monkeypatch.setattr(sharing, "_code", lambda: "other code")
     for _ in opened(folder):
         assert len(asked) == 3
 

@@ -18,6 +18,7 @@ from ray_lora.errors import BaseModelError
 
 _SLOTS = (1, 0, 1, 0, 1)
 _RESTLESS = "its class answers the same row differently from call to call, or with what is no number"
+_SHARE = 0.5  # of the weight of a convolution
 _ROWLESS = "some layers are given no rows, or rows elsewhere than on the first axis"
 
 
@@ -101,7 +102,8 @@ class BaseProbe:
 
     @contextmanager
     def _adapter(self) -> Iterator[None]:
-        """A pair of rank 1 in every layer of slot 1 while it lasts, large enough to move what the base says."""
+        """A pair of rank 1 in every layer of slot 1 while it lasts, large enough to move what the base says; in a
+        convolution half as large as its weight, since the norms behind may make anything of more."""
         engine, draw = self.engine, torch.Generator().manual_seed(0)
         for layer in engine.layers.values():
             layer.ranks[1], engine._ranks[1] = 1, 1
@@ -109,6 +111,9 @@ class BaseProbe:
             for part in (layer.A.data[1, :1], layer.B.data[1, :, :1]):
                 fresh = torch.empty(part.shape).normal_(0, max(1, part[0].numel()) ** -0.5, generator=draw)
                 part.copy_(fresh.to(part))
+            if layer.geometry is not None:
+                pair = layer.A.data[1, :1].norm() * layer.B.data[1, :, :1].norm()
+                layer.scaling[1] = _SHARE * float(layer.module.weight.norm() / pair)
         engine.refresh([1])
         try:
             yield
