@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipelines.interactions import write_rows
+from pipelines.interactions import FIRST, WORLD, write_rows
 from pipelines.kept_rows import sha256
 from ray_lora.bases.padding import pad
 from ray_lora.bases.sasrec import Items, SasRecConfig, SasRecForNextItem, save_folder
@@ -42,21 +42,30 @@ sha256 of the weights: {sha256}.
 """
 
 
-def pretrain(folder: Path, rows: Path, about: str, positions: int = 50, training: Mapping[str, Any] = TRAINING) -> Path:
+def pretrain(
+    folder: Path,
+    rows: Path,
+    about: str,
+    positions: int = 50,
+    training: Mapping[str, Any] = TRAINING,
+    catalogue: Sequence[int | str] = (),
+) -> Path:
     """The folder of a base trained on `rows`/train.parquet, made where it is not there yet.
 
     Args:
         about: of the data, for the card.
+        catalogue: items that nobody may have had yet and somebody of another group may.
     """
     read = {split: pq.read_table(rows / f"{split}.parquet").to_pylist() for split in ("train", "test")}
     making = {
         "rows": {split: sha256(rows / f"{split}.parquet") for split in read},
-        "training": dict(training), "sizes": SIZES, "positions": positions, "form": 1,
+        "training": dict(training), "sizes": SIZES, "positions": positions,
+        "catalogue": list(catalogue), "form": 1,
     }  # fmt: skip
     record = folder / "pretraining.json"
     if record.exists() and json.loads(record.read_text())["making"] == making:
         return folder
-    known = sorted({item for row in read["train"] for item in (*row["items"], row["next"])})
+    known = sorted({*catalogue, *(item for row in read["train"] for item in (*row["items"], row["next"]))})
     config = SasRecConfig(items=tuple(known), max_position_embeddings=positions, **SIZES)  # type: ignore[arg-type]
     model = _train(config, read["train"], training)
     scores = measure(model, config, read["test"])
@@ -128,7 +137,10 @@ def prepare(out: str | Path = "data", epochs: int | None = None) -> Path:
     rows = write_rows(out)
     training = TRAINING if epochs is None else TRAINING | {"epochs": epochs}
     about = "The interactions are generated (`pipelines/interactions.py`): nobody took these things."
-    return pretrain(Path(out) / "interactions-base", rows / "source", about, training=training)
+    catalogue = range(FIRST, FIRST + int(WORLD["items"]))
+    return pretrain(
+        Path(out) / "interactions-base", rows / "source", about, training=training, catalogue=tuple(catalogue)
+    )
 
 
 if __name__ == "__main__":
