@@ -36,7 +36,8 @@ def _base(kind: str, folder: Path) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     common = {"vocab_size": 60, "pad_token_id": 0, "max_position_embeddings": 32, **sizes}
     config = transformers.BertConfig(**common) if kind == "bert" else transformers.LlamaConfig(**common)
-    transformers.AutoModel.from_config(config).save_pretrained(folder / "base")
+    made = transformers.AutoModel if kind == "bert" else transformers.AutoModelForCausalLM
+    made.from_config(config).save_pretrained(folder / "base")
     return folder / "base"
 
 
@@ -51,12 +52,12 @@ def classifier(folder: Path, **options: Any) -> Any:
 
 
 def writer(folder: Path, **options: Any) -> Any:
-    """A Llama that writes text, in PEFT; its answers are the hidden states."""
+    """A Llama that writes text, in PEFT; its answers are the logits."""
     base = _base("llama", folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     asked = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], **options}
     wrapped = _shaken(get_peft_model(model, LoraConfig(**asked)))
-    _answer(folder, lambda row: wrapped.base_model.model.model(input_ids=row).last_hidden_state)
+    _answer(folder, lambda row: wrapped(input_ids=row).logits)
     return wrapped
 
 

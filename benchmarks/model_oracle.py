@@ -123,7 +123,8 @@ def wrap(model: Any, kind: Kind, seed: int, rank: int) -> Any:
 
 
 def _holds(module: nn.Module) -> bool:
-    return is_linear(module) or (isinstance(module, nn.Conv2d) and refusal(module) is None)
+    """Whether PEFT's pair of any rank is the one here: in groups it is another."""
+    return is_linear(module) or (isinstance(module, nn.Conv2d) and module.groups == 1 and refusal(module) is None)
 
 
 class Rows:
