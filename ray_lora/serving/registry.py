@@ -55,6 +55,17 @@ class Registry:
             raise known[0].with_traceback(None)
         return known[0]
 
+    async def holds(self, name: str) -> bool:
+        """Whether the store has adapters of this name, which need be none it can use."""
+        if isinstance(self.store, FolderStore):
+            store = self.store
+            return await self._in_thread(lambda: store.holds(name))
+        try:
+            await self.resolve(name)
+        except AdapterNotFoundError:
+            return False
+        return True
+
     async def list(self) -> list[Entry]:
         """All entries; what was listed last while the store is away."""
         if self._listed is None or time.monotonic() - self._listed[1] >= self.fresh_s:

@@ -88,6 +88,11 @@ class FolderStore:
             entry = found
         return _pointed(entry, pointers) if entry is not None else None
 
+    def holds(self, name: str) -> bool:
+        """Whether a name has versions; only its own folder is looked at."""
+        check_name(name)
+        return bool(self._glance(name)[1].versions)
+
     def get(self, ref: str) -> tuple[Entry, Path]:
         """See `Store.get`. A folder of this machine is handed out as it lies; a bucket's is copied to the cache."""
         entry, prefix = self._resolve(ref)

@@ -22,6 +22,7 @@ from ray_lora.serving.http.files import FileBodies
 from ray_lora.serving.http.hub import add_hub
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.page import add_page
+from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.http.several import answer_each
@@ -78,9 +79,11 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
     async def predict(body: schemas.PredictRequest, request: Request) -> Response:
         inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         if isinstance(body.model, list):
+            if body.person is not None or body.group is not None:
+                raise DataError("model names several adapters; person and group go with one")
             refs = refs_of(endpoint, body.model, request)
             return await answer_each(endpoint, refs, inputs, body.parameters, body.user, request)
-        ref = ref_of(endpoint, body.model, request)
+        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
@@ -90,7 +93,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
             "task": answer.task.spec.type,
             "predictions": answer.predictions,
         }
-        return JSONResponse(content, headers=headers_of(entry))
+        return JSONResponse(content | ({"served_by": served} if served else {}), headers=headers_of(entry))
 
     @app.post("/classify", response_model=schemas.ClassifyResponse)
     @app.post("/v1/classify", response_model=schemas.ClassifyResponse)

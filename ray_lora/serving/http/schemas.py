@@ -29,6 +29,8 @@ class PredictRequest(Strict):
     inputs: Json
     parameters: dict[str, Json] = {}
     user: StrictStr | None = None
+    person: StrictStr | None = None
+    group: StrictStr | None = None
 
 
 class HubRequest(Strict):
@@ -49,6 +51,7 @@ class PredictResponse(BaseModel):
     version: int
     task: str
     predictions: list[Json]
+    served_by: Literal["person", "group", "parent"] | None = None
 
 
 class OneAnswer(PredictResponse):

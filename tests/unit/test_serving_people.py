@@ -1,0 +1,89 @@
+"""A request that names a person is answered by the person's adapter, else the group's, else the parent, and says which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.store import open_store
+from ray_lora.store.people import group_name, person_name
+from tests.unit.test_serving_bases import TEXTS, on, world
+
+__all__ = ["world"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def people(world: Path) -> Path:
+    """`a-one` has a person `Ann/7` and a group `north`, whose adapters are a-two's and a-one's second."""
+    store = open_store(str(world / "store"))
+    other = Adapter.load(store.get("a-two")[1])
+    for name in (person_name("a-one", "Ann/7"), group_name("a-one", "north")):
+        store.put(other, name, aliases=("champion",))
+    return world
+
+
+def run(world: Path, main: Callable[[httpx.AsyncClient], Awaitable[None]], tmp_path: Path, **options: Any) -> None:
+    on(world, main, **{"results": str(tmp_path / "results"), **options})
+
+
+async def ask(client: httpx.AsyncClient, key: str | None = None, **body: Any) -> httpx.Response:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return await client.post("/v1/predict", json={"model": "a-one", "inputs": TEXTS} | body, headers=headers)
+
+
+def test_person_then_group_then_parent(people: Path, tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient) -> None:
+        for body, name, served in (
+            ({"person": "Ann/7", "group": "north"}, person_name("a-one", "Ann/7"), "person"),
+            ({"person": "Ann/8", "group": "north"}, group_name("a-one", "north"), "group"),
+            ({"group": "north"}, group_name("a-one", "north"), "group"),
+            ({"person": "ann/7", "group": "south"}, "a-one", "parent"),
+            ({"person": "Ann/7" * 30}, "a-one", "parent"),
+        ):
+            said = await ask(client, **body)
+            assert said.status_code == 200, said.text
+            told = said.json()
+            assert (told["model"], told["served_by"]) == (name, served)
+            assert said.headers["x-adapter"] == f"{name}@1"
+            plain = (await client.post("/v1/predict", json={"model": name, "inputs": TEXTS})).json()
+            assert told["predictions"] == plain["predictions"]
+            assert "served_by" not in plain
+
+    run(people, main, tmp_path)
+
+
+def test_what_cannot_be_asked_is_said(people: Path, tmp_path: Path) -> None:
+    async def main(client: httpx.AsyncClient) -> None:
+        for body, what in (
+            ({"model": "a-one@1", "person": "Ann/7"}, "name the adapter that people's come from"),
+            ({"model": "base", "person": "Ann/7"}, "name the adapter that people's come from"),
+            ({"model": ["a-one", "a-two"], "person": "Ann/7"}, "person and group go with one"),
+            ({"person": " "}, "that is not blank"),
+            ({"person": "a" * 513}, "513 characters"),
+        ):
+            said = await ask(client, **body)
+            assert said.status_code == 400, said.text
+            assert what in said.text
+
+    run(people, main, tmp_path)
+
+
+def test_a_key_learns_of_nobody_that_it_is_not_for(people: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    mine = ["a-one", person_name("a-one", "Ann/7")]
+    keys.write_text(json.dumps([{"key": "k" * 32, "name": "ann", "adapters": mine}]))
+
+    async def main(client: httpx.AsyncClient) -> None:
+        assert (await ask(client, "k" * 32, person="Ann/7")).json()["served_by"] == "person"
+        there, not_there = [(await ask(client, "k" * 32, person="Ann/7", group=group)) for group in ("north", "east")]
+        assert (there.status_code, not_there.status_code) == (403, 403)
+        other = await ask(client, "k" * 32, person="Bob")
+        assert other.status_code == 403
+
+    run(people, main, tmp_path, keys=str(keys))
