@@ -18,7 +18,8 @@ from ray_lora.errors import BaseModelError
 
 _SLOTS = (1, 0, 1, 0, 1)
 _RESTLESS = "its class answers the same row differently from call to call, or with what is no number"
-_SHARE = 0.5  # of the weight of a convolution
+_SHARES = (0.5, 2.0, 8.0)  # of the weight of a convolution: the first with which the base says something else
+_UNMOVED = "adapters on its layers change none of its outputs"
 _ROWLESS = "some layers are given no rows, or rows elsewhere than on the first axis"
 
 
@@ -41,18 +42,22 @@ class BaseProbe:
         if refused := architecture.refuses(self.base.config):
             return Sharing("equal", refused=refused)
         uncalled = self._uncalled(rows)
-        with self._adapter():
-            return replace(self._find(rows, even), uncalled=uncalled)
+        for share in _SHARES:
+            with self._adapter(share):
+                found = self._find(rows, even)
+            if found is not None:
+                return replace(found, uncalled=uncalled)
+        return Sharing("equal", refused=_UNMOVED, uncalled=uncalled)
 
-    def _find(self, rows: Sequence[dict[str, Tensor]], even: Sequence[dict[str, Tensor]]) -> Sharing:
-        """What rows of slot 0 and of the adapter in slot 1 may share."""
+    def _find(self, rows: Sequence[dict[str, Tensor]], even: Sequence[dict[str, Tensor]]) -> Sharing | None:
+        """What rows of slot 0 and of the adapter in slot 1 may share; None where that adapter changes nothing."""
         begin: Lengths = "joined" if (why := architecture.own_lengths(self.base.config)) is None else "equal"
         apart = self._rowless(even)
         alone = {slot: self.rows.alone(rows, slot) for slot in (0, 1)}
         if not self.rows.same(alone[1], self.rows.alone(rows, 1)):
             return Sharing("equal", refused=_RESTLESS)
         if self.rows.same(alone[0], alone[1]):
-            return Sharing("equal", refused="adapters on its layers change none of its outputs")
+            return None
         with self._without(apart):
             fewer = {0: alone[0], 1: self.rows.alone(rows, 1) if apart else alone[1]}
         found = self._first(rows, even, _SLOTS, apart, fewer, begin)
@@ -101,9 +106,12 @@ class BaseProbe:
     # ---------------------------------------------------------------- an adapter in every layer
 
     @contextmanager
-    def _adapter(self) -> Iterator[None]:
-        """A pair of rank 1 in every layer of slot 1 while it lasts, large enough to move what the base says; in a
-        convolution half as large as its weight, since the norms behind may make anything of more."""
+    def _adapter(self, share: float) -> Iterator[None]:
+        """A pair of rank 1 in every layer of slot 1 while it lasts, large enough to move what the base says.
+
+        Args:
+            share: how large one is beside its convolution's weight: the norms behind make too much of more.
+        """
         engine, draw = self.engine, torch.Generator().manual_seed(0)
         for layer in engine.layers.values():
             layer.ranks[1], engine._ranks[1] = 1, 1
@@ -113,7 +121,7 @@ class BaseProbe:
                 part.copy_(fresh.to(part))
             if layer.geometry is not None:
                 pair = layer.A.data[1, :1].norm() * layer.B.data[1, :, :1].norm()
-                layer.scaling[1] = _SHARE * float(layer.module.weight.norm() / pair)
+                layer.scaling[1] = share * float(layer.module.weight.norm() / pair)
         engine.refresh([1])
         try:
             yield
