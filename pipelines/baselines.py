@@ -33,7 +33,7 @@ from ray_lora.inference.head_alone import head_alone
 from ray_lora.inference.predict import chunks, predict
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
-from ray_lora.tasks import Features, Task, build_task, scoring_of, task_class
+from ray_lora.tasks import Features, Task, build_task, scoring_of, task_of
 from ray_lora.tasks.classification import Classification
 from ray_lora.training.member import steps_of
 
@@ -63,7 +63,7 @@ class Data:
         """The recipe's task, its options completed by the training rows."""
         spec, data = self.recipe.task, self.recipe.data
         assert data.train is not None
-        kind = task_class(spec.type)
+        kind = task_of(spec)
         rows = read_rows(data.train, data, kind.columns)
         return build_task(learn(kind, spec, [rows.table]), self.base.processor)
 

@@ -36,7 +36,7 @@ from ray_lora.running.trainer import LoraTrainer
 from ray_lora.serving.args import BaseArgs
 from ray_lora.serving.cluster.app import AppArgs, run
 from ray_lora.store import open_store, put_once
-from ray_lora.tasks import task_class
+from ray_lora.tasks import task_of
 
 SMOKE = {
     "training.max_steps": 2,
@@ -77,11 +77,11 @@ class Line:
 
     @property
     def metric_name(self) -> str:
-        return self.metric or task_class(self.recipe.task.type).metric
+        return self.metric or task_of(self.recipe.task).metric
 
     @property
     def mode(self) -> str:
-        return task_class(self.recipe.task.type).metrics[self.metric_name]
+        return task_of(self.recipe.task).metrics[self.metric_name]
 
 
 @dataclass(frozen=True)
