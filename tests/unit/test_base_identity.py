@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -304,3 +305,13 @@ def test_the_endpoint_answers_on_the_named_base_alone(world: Path) -> None:
         await endpoint.close()
 
     asyncio.run(run())
+
+
+def test_a_base_whose_files_were_written_anew_is_another_base(tmp_path: Path) -> None:
+    """In the same process, under the same path."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = fingerprint(folder)
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert fingerprint(folder) == hashlib.sha256(b"two").hexdigest() != first

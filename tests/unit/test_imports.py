@@ -70,7 +70,13 @@ def test_version_is_the_packages() -> None:
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
-    names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "transformers", "python_multipart": "python-multipart"}
+    names = {
+        "PIL": "pillow",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+        "huggingface_hub": "transformers",
+        "python_multipart": "python-multipart",
+    }
     served = {"fastapi", "starlette", "uvicorn"}  # ray[serve] brings them
     declared = re.findall(r'^    "([A-Za-z0-9_-]+)', (ROOT.parent / "pyproject.toml").read_text(), re.M)
     for path in ROOT.rglob("*.py"):
