@@ -11,7 +11,7 @@ from torch import nn
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 over a folder's safetensors files in name order, or over a file; read again when they were written anew."""
+    """sha256 over a folder's safetensors files in name order, or over a file; read again when written anew."""
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return _of_files(tuple((file, _stamp(file)) for file in files))
 

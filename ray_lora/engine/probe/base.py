@@ -112,8 +112,10 @@ class BaseProbe:
                 fresh = torch.empty(part.shape).normal_(0, max(1, part[0].numel()) ** -0.5, generator=draw)
                 part.copy_(fresh.to(part))
             if layer.geometry is not None:
+                weight = layer.module.weight
+                assert isinstance(weight, Tensor)
                 pair = layer.A.data[1, :1].norm() * layer.B.data[1, :, :1].norm()
-                layer.scaling[1] = _SHARE * float(layer.module.weight.norm() / pair)
+                layer.scaling[1] = _SHARE * float(weight.norm() / pair)
         engine.refresh([1])
         try:
             yield
