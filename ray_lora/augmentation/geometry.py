@@ -153,7 +153,8 @@ class CropAndResize(Warp):
     ratio: Range = (0.75, 4 / 3)
 
     def matrix(self, width: int, height: int, draw: np.random.Generator) -> Matrix:
-        area, wider = draw.uniform(*self.scale), math.exp(draw.uniform(*map(math.log, self.ratio)))
+        least, most = map(math.log, self.ratio)
+        area, wider = draw.uniform(*self.scale), math.exp(draw.uniform(least, most))
         across, down = min(math.sqrt(area * wider), 1.0), min(math.sqrt(area / wider), 1.0)
         left, top = draw.uniform(0, 1 - across) * width, draw.uniform(0, 1 - down) * height
         return np.array([[1 / across, 0, -left / across], [0, 1 / down, -top / down], [0, 0, 1]])
@@ -210,7 +211,8 @@ def _sampled(pixels: Tensor, matrix: Matrix, mode: str) -> Tensor:
 
     shift = np.array([[1.0, 0, _HALF], [0, 1, _HALF], [0, 0, 1]])
     of_middles = torch.from_numpy(np.linalg.inv(shift) @ matrix @ shift).to(pixels.dtype)
-    found: Tensor = warp_perspective(pixels[None], of_middles[None], tuple(pixels.shape[-2:]), mode, align_corners=True)
+    height, width = pixels.shape[-2:]
+    found: Tensor = warp_perspective(pixels[None], of_middles[None], (height, width), mode, align_corners=True)
     return found[0]
 
 

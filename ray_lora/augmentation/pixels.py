@@ -127,7 +127,8 @@ class Erasing(TransformSpec):
         import torch
 
         height, width = view.pixels.shape[-2:]
-        area, wider = draw.uniform(*self.scale), math.exp(draw.uniform(*map(math.log, self.ratio)))
+        least, most = map(math.log, self.ratio)
+        area, wider = draw.uniform(*self.scale), math.exp(draw.uniform(least, most))
         across = min(round(math.sqrt(area * wider) * width), width)
         down = min(round(math.sqrt(area / wider) * height), height)
         left, top = draw.integers(0, width - across, endpoint=True), draw.integers(0, height - down, endpoint=True)

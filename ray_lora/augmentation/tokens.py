@@ -77,5 +77,5 @@ def _chosen(view: Tokens, share: float, draw: np.random.Generator) -> list[bool]
 
 
 def _in_order(view: Tokens, order: list[int]) -> Tokens:
-    ids, places, fixed = (tuple(values[at] for at in order) for values in (view.ids, view.places, view.fixed))
-    return replace(view, ids=ids, places=places, fixed=fixed)
+    ids, places = (tuple(values[at] for at in order) for values in (view.ids, view.places))
+    return replace(view, ids=ids, places=places, fixed=tuple(view.fixed[at] for at in order))

@@ -95,7 +95,7 @@ def named_by_path(schemas: Iterable[pa.Schema]) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_struct(kind: pa.DataType) -> bool:

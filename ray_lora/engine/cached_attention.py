@@ -137,7 +137,9 @@ class CachedPass:
         out[new.start : end] = found.transpose(0, 1)
 
     def _places(self, work: Sequence[NewTokens]) -> _Written:
-        tokens, rows, positions = [], [], []
+        tokens: list[int] = []
+        rows: list[int] = []
+        positions: list[int] = []
         for new in work:
             tokens += range(new.start, new.start + new.count)
             rows += [new.place.index] * new.count

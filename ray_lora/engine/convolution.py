@@ -131,7 +131,8 @@ def _laid(weight: Tensor, geometry: Geometry) -> Tensor:
     """[out, in / groups, *kernel] in the layer's layout, and back."""
     if not geometry.transposed:
         return weight
-    return weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
+    laid: Tensor = weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return laid
 
 
 def _last(x: Tensor) -> bool:
@@ -233,10 +234,11 @@ def _down(x: Tensor, a: Tensor, geometry: Geometry) -> Tensor:
         x = _strided(x, geometry)
         flat = a.flatten(1).view(blocks, rank, -1)
         if _last(x):
-            h = torch.bmm(_inner(x, blocks), flat.transpose(1, 2)).view(len(x), -1, rank)
-            return h.transpose(1, 2).unflatten(2, x.shape[2:])
-        each = flat.repeat_interleave(len(x) // blocks, 0)
-        return torch.bmm(each, x.flatten(2)).unflatten(2, x.shape[2:])
+            h = torch.bmm(_inner(x, blocks), flat.transpose(1, 2)).view(len(x), -1, rank).transpose(1, 2)
+        else:
+            h = torch.bmm(flat.repeat_interleave(len(x) // blocks, 0), x.flatten(2))
+        found: Tensor = h.unflatten(2, x.shape[2:])
+        return found
     if _together(x, blocks):
         weight = torch.cat([_laid(one, geometry) for one in a]) if geometry.transposed else a.flatten(0, 1)
         return _apart(replace(geometry, groups=blocks).run(_beside(x, blocks), weight), blocks)
@@ -277,7 +279,7 @@ def _strided(x: Tensor, geometry: Geometry) -> Tensor:
     """The pixels that a convolution of 1 x 1 reads."""
     if set(geometry.stride) == {1}:
         return x
-    return x[(slice(None), slice(None), *(slice(None, None, step) for step in geometry.stride))]
+    return x[tuple(slice(None, None, step) for step in (1, 1, *geometry.stride))]
 
 
 def _spread(dx: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
@@ -299,12 +301,14 @@ def _beside(x: Tensor, blocks: int) -> Tensor:
     m = len(x) // blocks
     if m == 1:
         return x.reshape(1, -1, *x.shape[2:])
-    return x.unflatten(0, (blocks, m)).transpose(0, 1).flatten(1, 2)
+    beside: Tensor = x.unflatten(0, (blocks, m)).transpose(0, 1).flatten(1, 2)
+    return beside
 
 
 def _apart(x: Tensor, blocks: int) -> Tensor:
     """[m, blocks * channels, ...] as [blocks * m, channels, ...]."""
-    return x.unflatten(1, (blocks, -1)).transpose(0, 1).flatten(0, 1)
+    apart: Tensor = x.unflatten(1, (blocks, -1)).transpose(0, 1).flatten(0, 1)
+    return apart
 
 
 class _Grouped:
@@ -331,9 +335,9 @@ class _Grouped:
         blocks, mask = len(a), (wanted, True, False)
         if blocks > 1 and _together(x, blocks):
             many = replace(geometry, groups=geometry.groups * blocks)
-            dx, dw = many.back(_beside(g, blocks), _beside(x, blocks), weights.flatten(0, 1), mask)
+            together, dw = many.back(_beside(g, blocks), _beside(x, blocks), weights.flatten(0, 1), mask)
             changes = dw.unflatten(0, (blocks, -1))
-            dx = _apart(dx, blocks) if wanted else None
+            dx = _apart(together, blocks) if wanted else None
         else:
             pairs = [geometry.back(*one, mask) for one in zip(g.chunk(blocks), x.chunk(blocks), weights, strict=True)]
             changes = torch.stack([dw for _, dw in pairs])

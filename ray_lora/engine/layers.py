@@ -69,15 +69,15 @@ def refusal(module: nn.Module) -> str | None:
 def beyond_peft(module: nn.Module) -> str | None:
     """Why PEFT (0.21) has no adapter on this module that computes what ours does, or None. PEFT refuses a folder
     with such a pair."""
-    if not is_convolution(module):
+    if not isinstance(module, CONVOLUTIONS):
         return None
     if module.transposed:
         return "a transposed convolution, on which PEFT has no adapters"
     if module.groups > 1:
         return "a convolution in groups, for which PEFT's A reads all channels, so that it cannot be merged"
-    if any(step > 1 and size > 1 for step, size in zip(module.dilation, module.kernel_size, strict=True)):  # type: ignore[arg-type]
+    if any(step > 1 and size > 1 for step, size in zip(module.dilation, module.kernel_size, strict=True)):
         return "a dilated convolution, whose dilation PEFT drops"
-    if module.padding_mode != "zeros" and any(module._reversed_padding_repeated_twice):  # type: ignore[arg-type]
+    if module.padding_mode != "zeros" and any(module._reversed_padding_repeated_twice):
         return f"a convolution that pads with {module.padding_mode!r}, where PEFT pads with zeros"
     return None
 

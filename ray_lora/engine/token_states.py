@@ -41,7 +41,8 @@ class TokenStates:
     @property
     def logits(self) -> Tensor:
         """Of every token, [rows, longest, vocabulary]."""
-        return self.head(self.states.flatten(0, 1)[None])[0].unflatten(0, self.states.shape[:2])
+        logits: Tensor = self.head(self.states.flatten(0, 1)[None])[0].unflatten(0, self.states.shape[:2])
+        return logits
 
     def logits_at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Of some tokens, [terms, vocabulary]."""
@@ -63,8 +64,9 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, targets: Tensor, head: Logits) -> Tensor:
-        losses, gradients, step = [], [], _FIRST
-        at = 0
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
+        at, step = 0, _FIRST
         while at < len(states):
             mine = states[at : at + step].detach()
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):

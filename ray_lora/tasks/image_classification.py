@@ -197,7 +197,7 @@ class ImageClassification(Classification):
     def _seen(self, features: Features) -> Tensor:
         """[channels, height, width] from 0 to 1; as bright as its brightest where it cannot be told what the processor
         does."""
-        pixels = features["pixel_values"].float()
+        pixels: Tensor = features["pixel_values"].float()
         if self._normalised is not None:
             return self._normalised.shown(pixels)
         low, high = pixels.min(), pixels.max()

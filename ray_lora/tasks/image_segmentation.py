@@ -86,10 +86,10 @@ class ImageSegmentation(Labelled):
         return found, teach(words)
 
     @classmethod
-    def merge(cls, spec: TaskSpec, learned: Iterable[Learned]) -> TaskSpec:
+    def merge(cls, spec: TaskSpec, learned: Iterable[Any]) -> TaskSpec:
         options = cast(ImageSegmentationSpec, spec)
-        every = list(learned)
-        indices = set().union(*(found for found, _ in every))
+        every: list[Learned] = list(learned)
+        indices: set[int] = set().union(*(found for found, _ in every))
         if options.masks == "indices" and options.ignore_index == IGNORED and indices == {0, IGNORED}:
             raise DataError(
                 f"the training masks hold 0 and {IGNORED} alone, and {IGNORED} is a pixel that nobody knows, so "
@@ -137,7 +137,7 @@ class ImageSegmentation(Labelled):
             import torch
 
             truth = target(row["mask"], picture.size, self._options)
-            features["mask"] = torch.from_numpy(masks.fitted(truth, inside, tuple(pixels.shape[1:])))
+            features["mask"] = torch.from_numpy(masks.fitted(truth, inside, (pixels.shape[1], pixels.shape[2])))
             features["truth"] = masks.png(truth)
         return features
 

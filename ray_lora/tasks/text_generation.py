@@ -155,7 +155,9 @@ class TextGeneration:
         """Cross entropy of each token that is asked for, after those before it, as in transformers' loss."""
         import torch
 
-        rows, columns, targets = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        targets: list[int] = []
         for number, row in enumerate(features):
             tokens, first = _all(row), self._first(row)
             rows += [number] * (len(tokens) - first)

@@ -97,8 +97,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(_same(y, self._depthwise_conv))))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self._adds else y
+        narrow: Tensor = self._bn2(self._project_conv(y))
+        return x + narrow if self._adds else narrow
 
 
 def _conv(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -84,8 +84,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         x = x + self.drop(self.attention(self.attention_norm(x), seen))
-        y: Tensor = self.down(self.drop(nn.functional.gelu(self.up(self.forward_norm(x)))))
-        return x + self.drop(y)
+        y: Tensor = self.drop(self.down(self.drop(nn.functional.gelu(self.up(self.forward_norm(x))))))
+        return x + y
 
 
 class _Attention(nn.Module):

@@ -55,10 +55,12 @@ def read_coco(path: Path, images: str | None) -> Annotated:
         tree = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data file {str(path)!r} is broken: {error}") from None
-    parts = [tree.get(key) if isinstance(tree, dict) else None for key in KEYS]
-    for key, part in zip(KEYS, parts, strict=True):
+    parts: list[list[dict[str, Any]]] = []
+    for key in KEYS:
+        part = tree.get(key) if isinstance(tree, dict) else None
         if not isinstance(part, list) or not all(isinstance(one, dict) for one in part):
             raise DataError(f"{path}: {key!r} is no list of objects; COCO's json has {', '.join(KEYS)}")
+        parts.append(part)
     given, annotations, categories = parts
     if not given:
         raise DataError(f"{path} has no images; it needs at least one")
@@ -154,7 +156,10 @@ def _objects(
                 continue
             found[image].append((tuple(box), words[category], crowd))
     return {
-        number: Objects(*map(tuple, zip(*mine, strict=True))) if mine else Objects() for number, mine in found.items()
+        number: Objects(
+            tuple(box for box, _, _ in mine), tuple(word for _, word, _ in mine), tuple(crowd for _, _, crowd in mine)
+        )
+        for number, mine in found.items()
     }
 
 

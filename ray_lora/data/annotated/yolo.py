@@ -83,14 +83,15 @@ def _names(path: Path, tree: Mapping[str, Any]) -> list[str]:
     given = tree.get("names")
     if isinstance(given, dict) and sorted(given, key=str) == sorted(range(len(given)), key=str):
         given = [given[at] for at in range(len(given))]
-    whole = isinstance(given, list) and given and all(isinstance(name, str) and name.strip() for name in given)
-    if not whole or len(set(given)) < len(given):
+    names = given if isinstance(given, list) else []
+    whole = names and all(isinstance(name, str) and name.strip() for name in names)
+    if not whole or len(set(names)) < len(names):
         raise DataError(
             f"{path}: names is {shown(given)}; give each class its own name, in a list or as 0: person, 1: car"
         )
-    if tree.get("nc", len(given)) != len(given):
-        raise DataError(f"{path}: nc is {shown(tree['nc'])} and there are {len(given)} names")
-    return list(given)
+    if tree.get("nc", len(names)) != len(names):
+        raise DataError(f"{path}: nc is {shown(tree['nc'])} and there are {len(names)} names")
+    return list(names)
 
 
 def _folders(path: Path, tree: Mapping[str, Any], split: str) -> list[Path]:

@@ -26,7 +26,7 @@ class Anchored:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self.size: tuple[int, int] = tuple(processor.size)
-        self.ground = (processor.ground / _WHITE,) * 3
+        self.ground: tuple[float, ...] = (processor.ground / _WHITE,) * 3
 
     def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """uint8, from 0 to 255."""
