@@ -1,4 +1,4 @@
-"""A request that names a person is answered by the person's adapter, else the group's, else the parent, and says which."""
+"""A request that names a person is answered by the person's adapter, else the group's, else the parent; it says which."""
 
 from __future__ import annotations
 
