@@ -85,7 +85,7 @@ def score_head(data: Data) -> dict[str, float]:
     engine = AdapterEngine(data.base, slots=1, max_rank=1)
     train, validation, test = (data.rows(split) for split in ("train", "validation", "test"))
     heads = [head_alone(engine, task, train, validation)]
-    if isinstance(task, Classification):
+    if isinstance(task, Classification) and not scoring_of(task):  # a regression has labels and no scores
         heads.append(head_only(engine, task, train, validation))
     better = max if task.metrics[task.metric] == "max" else min
     best = better(heads, key=lambda answer: task.score(answer(validation), validation)[task.metric])

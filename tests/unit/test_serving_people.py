@@ -1,4 +1,4 @@
-"""A request that names a person is answered by the person's adapter, else the group's, else the parent; it says which."""
+"""A request that names a person is answered by the person's adapter, the group's or the parent, and says which."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ class BaseProbe:
                 part.copy_(fresh.to(part))
             if layer.geometry is not None:
                 pair = layer.A.data[1, :1].norm() * layer.B.data[1, :, :1].norm()
-                layer.scaling[1] = share * float(layer.module.weight.norm() / pair)
+                layer.scaling[1] = share * float(torch.linalg.vector_norm(cast(Tensor, layer.module.weight)) / pair)
         engine.refresh([1])
         try:
             yield
