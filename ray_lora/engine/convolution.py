@@ -8,131 +8,22 @@ straight into the stacks' `.grad` buffers. It knows tensors and rows, not module
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ray_lora.engine.geometry import Geometry
 from ray_lora.engine.kernels import accumulate, select
 from ray_lora.engine.routing import Routing
 
-_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _FEW = 256  # pixels of a block's input, up to which all blocks' A are one convolution in groups: calls are dear there
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a convolution walks over its input.
-
-    Attributes:
-        kernel, stride, padding, dilation: of each spatial axis.
-        around: what is laid around the input first, in `mode`, as `torch.nn.functional.pad` counts; none where
-            `padding` says all.
-        out: channels that come out.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    out: int
-    transposed: bool = False
-    around: tuple[int, ...] = ()
-    mode: str = "constant"
-    output_padding: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, module: _Conv) -> Geometry:
-        """Of a module of one of the kinds in `CONVOLUTIONS`."""
-        zero = (0,) * len(module.kernel_size)
-        around: Sequence[int] = module._reversed_padding_repeated_twice if not module.transposed else ()
-        even = around[::2] == around[1::2]
-        plain = module.transposed or (module.padding_mode == "zeros" and even)
-        padding = tuple(module.padding) if module.transposed else tuple(around[::2][::-1]) if plain else zero
-        return cls(
-            kernel=tuple(module.kernel_size),
-            stride=tuple(module.stride),
-            padding=padding,  # type: ignore[arg-type]
-            dilation=tuple(module.dilation),
-            groups=module.groups,
-            out=module.out_channels,
-            transposed=module.transposed,
-            around=() if plain else tuple(around),
-            mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
-            output_padding=tuple(module.output_padding),
-        )
-
-    @property
-    def is_point(self) -> bool:
-        """Whether it reads each pixel for itself, so that it is a product."""
-        plain = not self.transposed and not self.around and self.groups == 1
-        return plain and set(self.kernel) == {1} and set(self.padding) == {0}
-
-    def fitting(self, x: Tensor, y: Tensor) -> Geometry:
-        """With the output padding that led from an input to an output: a transposed convolution may be asked for it."""
-        if not self.transposed:
-            return self
-        walked = (
-            (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
-            for size, stride, padding, dilation, kernel in zip(
-                x.shape[2:], self.stride, self.padding, self.dilation, self.kernel, strict=True
-            )
-        )
-        return replace(self, output_padding=tuple(b - a for a, b in zip(walked, y.shape[2:], strict=True)))
-
-    def padded(self, x: Tensor) -> Tensor:
-        """The input with what `padding` does not say around it."""
-        return F.pad(x, self.around, mode=self.mode) if self.around else x
-
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The convolution itself; the weight is [in, out / groups, *kernel] where it is transposed."""
-        y: Tensor = torch.convolution(
-            x,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-        )
-        return y
-
-    def back(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor]:
-        """The gradients of x and of the weight, of those that `mask` asks for."""
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            g,
-            x,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-            mask,
-        )
-        return dx, dw
 
 
 def low_rank(a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     """B A as a weight of the layer's own layout; a [rank, in / groups, *kernel], b [out, rank]."""
-    return _laid((b @ a.flatten(1)).unflatten(1, a.shape[1:]), geometry)
-
-
-def _laid(weight: Tensor, geometry: Geometry) -> Tensor:
-    """[out, in / groups, *kernel] in the layer's layout, and back."""
-    if not geometry.transposed:
-        return weight
-    laid: Tensor = weight.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return laid
+    return geometry.laid((b @ a.flatten(1)).unflatten(1, a.shape[1:]))
 
 
 def _last(x: Tensor) -> bool:
@@ -229,7 +120,7 @@ def _down(x: Tensor, a: Tensor, geometry: Geometry) -> Tensor:
     """A * x, [pictures, rank, *pixels]; a [blocks, rank, in, *kernel]."""
     blocks, rank = a.shape[:2]
     if blocks == 1:
-        return geometry.run(x, _laid(a[0], geometry))
+        return geometry.run(x, geometry.laid(a[0]))
     if geometry.is_point:
         x = _strided(x, geometry)
         flat = a.flatten(1).view(blocks, rank, -1)
@@ -240,9 +131,9 @@ def _down(x: Tensor, a: Tensor, geometry: Geometry) -> Tensor:
         found: Tensor = h.unflatten(2, x.shape[2:])
         return found
     if _together(x, blocks):
-        weight = torch.cat([_laid(one, geometry) for one in a]) if geometry.transposed else a.flatten(0, 1)
+        weight = torch.cat([geometry.laid(one) for one in a]) if geometry.transposed else a.flatten(0, 1)
         return _apart(replace(geometry, groups=blocks).run(_beside(x, blocks), weight), blocks)
-    parts = [geometry.run(mine, _laid(one, geometry)) for mine, one in zip(x.chunk(blocks), a, strict=True)]
+    parts = [geometry.run(mine, geometry.laid(one)) for mine, one in zip(x.chunk(blocks), a, strict=True)]
     return torch.cat(parts)
 
 
@@ -251,8 +142,8 @@ def _down_back(gh: Tensor, x: Tensor, a: Tensor, geometry: Geometry, wanted: boo
     blocks, rank = a.shape[:2]
     mask = (wanted, True, False)
     if blocks == 1:
-        dx, da = geometry.back(gh, x, _laid(a[0], geometry), mask)
-        return dx, _laid(da, geometry)[None]
+        dx, da = geometry.back(gh, x, geometry.laid(a[0]), mask)
+        return dx, geometry.laid(da)[None]
     if geometry.is_point:
         flat, inputs = a.flatten(1).view(blocks, rank, -1), _inner(_strided(x, geometry), blocks)
         pixels = _inner(gh, blocks)
@@ -262,16 +153,16 @@ def _down_back(gh: Tensor, x: Tensor, a: Tensor, geometry: Geometry, wanted: boo
         dx = torch.bmm(pixels, flat).view(len(x), -1, x.shape[1]).transpose(1, 2).unflatten(2, gh.shape[2:])
         return _spread(dx, x, geometry), da
     if _together(x, blocks):
-        weight = torch.cat([_laid(one, geometry) for one in a]) if geometry.transposed else a.flatten(0, 1)
+        weight = torch.cat([geometry.laid(one) for one in a]) if geometry.transposed else a.flatten(0, 1)
         many = replace(geometry, groups=blocks)
         dx, dw = many.back(_beside(gh, blocks), _beside(x, blocks), weight, mask)
-        da = torch.stack([_laid(one, geometry) for one in dw.chunk(blocks)])
+        da = torch.stack([geometry.laid(one) for one in dw.chunk(blocks)])
         return _apart(dx, blocks) if wanted else None, da
     pairs = [
-        geometry.back(g, mine, _laid(one, geometry), mask)
+        geometry.back(g, mine, geometry.laid(one), mask)
         for g, mine, one in zip(gh.chunk(blocks), x.chunk(blocks), a, strict=True)
     ]
-    da = torch.stack([_laid(dw, geometry) for _, dw in pairs])
+    da = torch.stack([geometry.laid(dw) for _, dw in pairs])
     return torch.cat([dx for dx, _ in pairs]) if wanted else None, da
 
 
@@ -342,6 +233,6 @@ class _Grouped:
             pairs = [geometry.back(*one, mask) for one in zip(g.chunk(blocks), x.chunk(blocks), weights, strict=True)]
             changes = torch.stack([dw for _, dw in pairs])
             dx = torch.cat([dx for dx, _ in pairs]) if wanted else None
-        flat = torch.stack([_laid(change, geometry) for change in changes]).flatten(2)  # [blocks, out, in * kernel]
+        flat = torch.stack([geometry.laid(change) for change in changes]).flatten(2)  # [blocks, out, in * kernel]
         da = torch.bmm(b, flat).view_as(a)
         return dx, da, torch.bmm(a.flatten(2), flat.transpose(1, 2))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ray_lora.engine.convolution import CONVOLUTIONS, Geometry
+from ray_lora.engine.geometry import CONVOLUTIONS, Geometry
 
 _EXACT = (torch.float32, torch.float64)  # whose weights are multiplied by a norm's scale without a loss that counts
 _INNERMOST = (torch.float32, torch.bfloat16)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_lora.engine.convolution import CONVOLUTIONS, ConvTerm, Geometry
+from ray_lora.engine.convolution import ConvTerm
+from ray_lora.engine.geometry import CONVOLUTIONS, Geometry
 from ray_lora.engine.kernels import LoraTerm, lora_add, pick
 from ray_lora.engine.routing import Routes, Routing
 from ray_lora.errors import CapacityError
