@@ -57,7 +57,7 @@ def prepare(out: str | Path = "data") -> Path:
 def pretrain(out: Path) -> Path:
     """The folder of the pretrained base, made in some twenty seconds of one core where it is not there yet."""
     folder = out / "segmentation-base"
-    making = {"architecture": list(ARCHITECTURE["channels"]), "training": TRAINING, "size": list(IMAGE_SIZE), "form": 2}
+    making = {"architecture": list(ARCHITECTURE["channels"]), "training": TRAINING, "size": list(IMAGE_SIZE), "form": 1}
     record = folder / "pretraining.json"
     if record.exists() and json.loads(record.read_text())["making"] == making:
         return folder

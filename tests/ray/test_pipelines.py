@@ -24,7 +24,6 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
     "token-classification": (list, {"entity", "score", "index", "word", "start", "end"}),
     "sequential-recommendation": (list, {"item", "score"}),
     "question-answering": (dict, {"answer", "score", "start", "end"}),
-    "object-detection": (list, {"score", "label", "box"}),
     "image-segmentation": (list, {"score", "label", "mask"}),
 }
 

@@ -15,7 +15,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class UnetConfig(Spec):
-    """A U-Net of ours (Ronneberger et al. 2015, arXiv 1505.04597), padded and with group norms.
+    """A U-Net of ours (Ronneberger et al. 2015, arXiv 1505.04597), padded and with batch norms.
 
     Attributes:
         channels: of each level, the finest first; each level halves height and width.

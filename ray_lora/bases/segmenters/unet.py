@@ -2,13 +2,12 @@
 
     Unet((16, 32, 64), 3)(torch.randn(2, 3, 96, 96))      # logits, [2, 3, 96, 96]
 
-Ronneberger et al. 2015 (arXiv 1505.04597), with padding, so that height and width stay, and group norms: each
-picture has its own statistics, so none are frozen that a target does not have. It knows tensors.
+Ronneberger et al. 2015 (arXiv 1505.04597), with padding, so that height and width stay, and batch norms. It knows
+tensors.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -38,24 +37,17 @@ class Unet(nn.Module):
         return logits
 
 
-_GROUPS = 4  # of channels, or as many as divide them
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
-
-
 class _Pair(nn.Module):
     def __init__(self, into: int, out: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(into, out, 3, padding=1, bias=False)
-        self.norm1 = _norm(out)
+        self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.norm2 = _norm(out)
+        self.bn2 = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.conv1(x)).relu()
-        y: Tensor = self.norm2(self.conv2(x)).relu()
+        x = self.bn1(self.conv1(x)).relu()
+        y: Tensor = self.bn2(self.conv2(x)).relu()
         return y
 
 
