@@ -29,7 +29,10 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, machine
 from pipelines.lines import HEADERS, cells, markdown
 
-PIPELINES = ("sentiment", "entities", "questions", "digits", "detection", "segmentation", "recommendation")
+PIPELINES = (
+    "sentiment", "entities", "questions", "digits", "pictures", "inspection", "detection", "segmentation",
+    "recommendation",
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tasks: written by benchmarks/tasks.py -->", "<!-- /tasks -->"
