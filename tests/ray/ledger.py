@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 CONFIG, WEIGHTS, CARD = PARTS = ("adapter_config.json", "adapter_model.safetensors", "ray_lora.json")
-# A folder without a card is taken for whole when it was left alone for about two seconds: never before, always after.
+# A folder without a card is taken for whole when it was left alone for about two seconds: never before, always after. A
+# version that was found half, or changing, is not looked at for every request: so long it may still be refused as such.
 _EARLIEST_S, _LATEST_S = 1.5, 4.0
-_AGAIN_S = 0.5  # a version that was found half is not looked at for every request: for so long it may still be taken so
 _NEAR = 1e-4  # between a score and PEFT's
 _CODES = {400: "invalid_adapter", 404: "model_not_found", 503: "unavailable"}
 
@@ -232,9 +232,7 @@ class Ledger:
         if not content.finite:
             return refused
         whole = {Outcome(200, version, content.sha256)}
-        if CARD in held.files:
-            return whole | ({Outcome(503)} if youngest < _AGAIN_S and not held.at_once else set())
-        if oldest < _EARLIEST_S and not held.at_once:
+        if CARD not in held.files and oldest < _EARLIEST_S and not held.at_once:
             return {Outcome(503)}
         return whole | ({Outcome(503)} if youngest < _LATEST_S else set())
 
