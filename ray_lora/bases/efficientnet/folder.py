@@ -11,26 +11,24 @@ has names and there are as many classes.
 from __future__ import annotations
 
 import json
-import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ray_lora.bases.built import BuildContext, Built
 from ray_lora.bases.efficientnet.config import EfficientNetConfig
 from ray_lora.bases.efficientnet.network import EfficientNet, EfficientNetForImageClassification
+from ray_lora.bases.own_files import WEIGHTS, read_checkpoint, shapes_in, tensors_in
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.transformers_base import load_processor
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForImageClassification"
-_WEIGHTS, _LAST = "model.safetensors", "_fc."
+_LAST = "_fc."
 _MOST_NAMED = 3
 _MEAN, _SPREAD = 127 / 255, 128 / 255  # as TensorFlow's Lite models were trained: (pixel - 127) / 128
 
@@ -43,9 +41,9 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     """
     config = _read_config(folder)
     network = EfficientNet(config)
-    check_shapes(_shapes(folder), config)
+    check_shapes({name: one.shape for name, one in shapes_in(folder).items()}, config)
     if context.device.type != "meta":
-        tensors = load_file(folder / _WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
         network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_LAST)})
 
     def plain(spec: HeadSpec) -> nn.Module:
@@ -53,7 +51,7 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
             raise AdapterError(f"an EfficientNet has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
         model = EfficientNetForImageClassification(network, spec.num_labels)
         if not model._fc.weight.is_meta:
-            start(model, _trained(folder), config.labels, spec.labels)
+            start(model, tensors_in(folder, _LAST), config.labels, spec.labels)
         return model
 
     return Built(network, "efficientnet", plain, examples_of(config), load_processor(folder), config)
@@ -109,7 +107,7 @@ def save_checkpoint(
     Raises:
         BaseModelError: it holds more than tensors, is not of these sizes, or has another number of classes.
     """
-    tensors = _checkpoint(checkpoint)
+    tensors = read_checkpoint(checkpoint)
     count = len(tensors["_fc.bias"]) if "_fc.bias" in tensors else 0
     if labels is not None and len(labels) != count:
         raise BaseModelError(f"{str(checkpoint)!r} has {count} classes, and {len(labels)} labels are given")
@@ -137,7 +135,7 @@ def save_folder(tensors: Mapping[str, Tensor], config: EfficientNetConfig, folde
         "resample": 3,  # bicubic
     }
     folder.mkdir(parents=True)
-    save_file(floats, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(floats, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n")
     (folder / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
 
@@ -181,36 +179,3 @@ def _read_config(folder: Path) -> EfficientNetConfig:
             f"{str(folder / 'config.json')!r} is no EfficientNet-Lite's: {'.'.join(map(str, why['loc']))} "
             f"{why['msg']}; write the folder with ray_lora.bases.efficientnet.save_checkpoint"
         ) from None
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a folder, of which no numbers are read."""
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(f"{str(folder / _WEIGHTS)!r} cannot be read: {error}") from None
-
-
-def _trained(folder: Path) -> dict[str, Tensor]:
-    """The last layer in a folder."""
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(_LAST)}  # noqa: SIM118
-
-
-def _checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols; what they hold is refused or read
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"{str(path)!r} cannot be read as tensors alone ({reason}); code in it is never run: save its state dict "
-            "as safetensors where you trust it"
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BaseModelError(f"{str(path)!r} holds no state dict; give a checkpoint with tensors by name")
-    return found

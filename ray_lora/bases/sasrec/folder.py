@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ray_lora.bases.built import BuildContext, Built
+from ray_lora.bases.own_files import WEIGHTS, shapes_in
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.sasrec.config import SasRecConfig
 from ray_lora.bases.sasrec.items import Items
@@ -23,7 +23,6 @@ from ray_lora.bases.sasrec.network import SasRec, SasRecForNextItem
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForNextItem"
-_WEIGHTS = "model.safetensors"
 _MOST_NAMED = 3
 
 
@@ -38,7 +37,7 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
         sasrec = SasRec(config)
     _check(folder, sasrec)
     if context.device.type != "meta":
-        sasrec.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
+        sasrec.load_state_dict(load_file(folder / WEIGHTS), assign=True)
 
     def plain(spec: HeadSpec) -> nn.Module:
         if spec.architecture != ARCHITECTURE:
@@ -68,7 +67,7 @@ def save_folder(tensors: Mapping[str, Tensor], config: SasRecConfig, folder: Pat
     """Write a base's folder of a SasRec's state dict; the folder must not be there."""
     kept = {name: value.detach().float().contiguous() for name, value in tensors.items()}
     folder.mkdir(parents=True)
-    save_file(kept, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
 
 
@@ -107,15 +106,11 @@ def read_config(folder: Path) -> SasRecConfig:
 def _check(folder: Path, sasrec: SasRec) -> None:
     """BaseModelError unless names and shapes in the file are those of the network."""
     wanted = {name: tuple(tensor.shape) for name, tensor in sasrec.state_dict().items()}
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(f"{str(folder / _WEIGHTS)!r} cannot be read: {error}") from None
+    given = {name: one.shape for name, one in shapes_in(folder).items()}
     odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if odd:
         said = [f"{name} is {given.get(name, 'missing')}, not {wanted.get(name, 'there')}" for name in odd]
         raise BaseModelError(
-            f"{len(odd)} tensors of {str(folder / _WEIGHTS)!r} do not fit its config.json: "
+            f"{len(odd)} tensors of {str(folder / WEIGHTS)!r} do not fit its config.json: "
             f"{'; '.join(said[:_MOST_NAMED])}"
         )

@@ -9,20 +9,17 @@ where neither has and there are as many.
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ray_lora.bases.built import BuildContext, Built
+from ray_lora.bases.own_files import WEIGHTS, read_checkpoint, shapes_in, tensors_in
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.segmenters.config import SegmenterConfig
 from ray_lora.bases.segmenters.frame import Frame
@@ -30,7 +27,6 @@ from ray_lora.bases.segmenters.network import LAST, Segmenter, SegmenterForSeman
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForSemanticSegmentation"
-_WEIGHTS = "model.safetensors"
 _MOST_NAMED = 3
 _COUNTER = "num_batches_tracked"  # of batch norms, which older checkpoints lack and nothing here reads
 
@@ -48,10 +44,10 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     """
     config = read_config(folder)
     segmenter = Segmenter(config)
-    check_tensors(_shapes(folder), config)
+    check_tensors(shapes_in(folder), config)
     last = LAST[config.network.kind] + "."
     if context.device.type != "meta":
-        tensors = load_file(folder / _WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
         segmenter.net.load_state_dict(
             {name: value for name, value in tensors.items() if not name.startswith(last)}, strict=False
         )
@@ -61,7 +57,8 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
             raise AdapterError(f"a segmenter has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
         model = SegmenterForSemanticSegmentation(config, segmenter, spec.num_labels)
         if not next(model.classifier.parameters()).is_meta:
-            start(model.classifier, _trained(folder, last), config, spec.labels)
+            trained = {name.removeprefix(last): tensor for name, tensor in tensors_in(folder, last).items()}
+            start(model.classifier, trained, config, spec.labels)
         return model
 
     fill = [round(255 * mean) for mean in config.image_mean]
@@ -120,7 +117,7 @@ def save_checkpoint(checkpoint: Path, folder: Path, config: SegmenterConfig) -> 
     Raises:
         BaseModelError: it holds more than tensors, or is not of the config's network.
     """
-    save_folder(_checkpoint(checkpoint), config, folder)
+    save_folder(read_checkpoint(checkpoint, within=("state_dict", "model")), config, folder)
 
 
 def save_folder(tensors: Mapping[str, Tensor], config: SegmenterConfig, folder: Path) -> None:
@@ -133,7 +130,7 @@ def save_folder(tensors: Mapping[str, Tensor], config: SegmenterConfig, folder: 
     check_tensors(kept, config)
     floats = {name: value.float() if value.is_floating_point() else value for name, value in kept.items()}
     folder.mkdir(parents=True)
-    save_file(floats, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(floats, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
@@ -185,44 +182,3 @@ def read_config(folder: Path) -> SegmenterConfig:
             f"{str(folder / 'config.json')!r} is no segmenter's: {'.'.join(map(str, why['loc']))} {why['msg']}; "
             "write the folder with ray_lora.bases.segmenters.save_checkpoint"
         ) from None
-
-
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-
-
-def _shapes(folder: Path) -> dict[str, Shaped]:
-    """Names and shapes in a folder, of which no numbers are read."""
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            return {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(f"{str(folder / _WEIGHTS)!r} cannot be read: {error}") from None
-
-
-def _trained(folder: Path, last: str) -> dict[str, Tensor]:
-    """The classifier in a folder."""
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        names = [name for name in file.keys() if name.startswith(last)]  # noqa: SIM118
-        return {name.removeprefix(last): file.get_tensor(name) for name in names}
-
-
-def _checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols; what they hold is refused or read
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"{str(path)!r} cannot be read as tensors alone ({reason}); code in it is never run: save its state dict "
-            "as safetensors where you trust it"
-        ) from None
-    for name in ("state_dict", "model"):
-        found = found.get(name, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BaseModelError(f"{str(path)!r} holds no state dict; give a checkpoint with tensors by name")
-    return found

@@ -9,19 +9,16 @@ classes by the classes' names, or as they are where neither side has names and t
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ray_lora.bases.built import BuildContext, Built
+from ray_lora.bases.own_files import WEIGHTS, read_checkpoint, shapes_in, tensors_in
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.yolox.config import Shaped, YoloxConfig
 from ray_lora.bases.yolox.letterbox import Letterbox
@@ -29,7 +26,6 @@ from ray_lora.bases.yolox.network import Yolox, YoloxForObjectDetection
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForObjectDetection"
-_WEIGHTS = "model.safetensors"
 _OWN = ("head.cls_preds.", "head.reg_preds.", "head.obj_preds.")  # the adapters' part, which the base has a copy of
 _MOST_NAMED = 3
 
@@ -42,9 +38,9 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     """
     config = read_config(folder)
     yolox = Yolox(config)
-    check_tensors(_shapes(folder), config)
+    check_tensors(shapes_in(folder), config)
     if context.device.type != "meta":
-        tensors = load_file(folder / _WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
         yolox.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_OWN)})
 
     def plain(spec: HeadSpec) -> nn.Module:
@@ -52,7 +48,7 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
             raise AdapterError(f"a YOLOX has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
         model = YoloxForObjectDetection(config, yolox, spec.num_labels)
         if not next(model.obj_preds.parameters()).is_meta:
-            start(model, _trained(folder), config.labels, spec.labels)
+            start(model, tensors_in(folder, _OWN), config.labels, spec.labels)
         return model
 
     return Built(yolox, "yolox", plain, examples_of(config), Letterbox(config.image_size, config.channel_order), config)
@@ -109,7 +105,7 @@ def save_checkpoint(
     Raises:
         BaseModelError: it holds more than tensors, is no YOLOX's, or has another number of classes.
     """
-    tensors = _checkpoint(checkpoint)
+    tensors = read_checkpoint(checkpoint, within=("model",))
     config = YoloxConfig.of(tensors)
     if labels is not None and len(labels) != config.num_labels:
         raise BaseModelError(f"{str(checkpoint)!r} has {config.num_labels} classes, and {len(labels)} labels are given")
@@ -133,7 +129,7 @@ def save_folder(tensors: Mapping[str, Tensor], config: YoloxConfig, folder: Path
     kept = {name: value.detach().contiguous() for name, value in tensors.items()}
     floats = {name: value.float() if value.is_floating_point() else value for name, value in kept.items()}
     folder.mkdir(parents=True)
-    save_file(floats, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(floats, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "config.json").write_text(config.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
@@ -181,42 +177,3 @@ def read_config(folder: Path) -> YoloxConfig:
             f"{str(folder / 'config.json')!r} is no YOLOX's: {'.'.join(map(str, why['loc']))} {why['msg']}; "
             "write the folder with ray_lora.bases.yolox.save_checkpoint"
         ) from None
-
-
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-
-
-def _shapes(folder: Path) -> dict[str, Shaped]:
-    """Names and shapes in a folder, of which no numbers are read."""
-    try:
-        with safe_open(folder / _WEIGHTS, "pt") as file:
-            return {name: _Shape(tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise BaseModelError(f"{str(folder / _WEIGHTS)!r} cannot be read: {error}") from None
-
-
-def _trained(folder: Path) -> dict[str, Tensor]:
-    """The prediction layers in a folder."""
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(_OWN)}  # noqa: SIM118
-
-
-def _checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols; what they hold is refused or read
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BaseModelError(
-            f"{str(path)!r} cannot be read as tensors alone ({reason}); code in it is never run: save its state dict "
-            "as safetensors where you trust it"
-        ) from None
-    inner = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise BaseModelError(f"{str(path)!r} holds no state dict; give a checkpoint with tensors by name")
-    return inner
