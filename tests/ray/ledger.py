@@ -188,12 +188,15 @@ class Ledger:
         return found if moments else found | {Outcome(404)}
 
     def _known(self, ref: str, moments: list[Moment], received: float) -> set[Outcome]:
-        """All that a ref has ever meant: a replica goes on with what it saw last, while the store is away."""
+        """All that a ref has ever meant: a replica goes on with what it saw last, while the store is away.
+
+        It may have looked at any time of a moment: while the newest version was settling, the one before was meant.
+        """
         found = set()
         for moment, after in zip_longest(moments, moments[1:]):
             if moment.begin <= received:
                 until = min(received, after.settled) if after else received
-                found |= {one for one in self._meant(ref, moment, until, until) if one.status in (200, 400)}
+                found |= {one for one in self._meant(ref, moment, moment.begin, until) if one.status in (200, 400)}
         return found
 
     def _meant(self, ref: str, moment: Moment, sent: float, received: float) -> set[Outcome]:
