@@ -12,6 +12,7 @@ prompt does not stop the others. A row that has ended has left. It knows tokens;
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.decoding import Decoding, Row
 from ray_lora.errors import CapacityError
+from ray_lora.inference.predict import NotFiniteError
 from ray_lora.inference.sampling import Choice, Chooser, Sampling
 
 Reason = Literal["stop", "length"]  # OpenAI's words
@@ -65,6 +67,9 @@ class Decoder:
         capacity: tokens of all rows together, prompts and room for answers.
         longest: tokens of the longest row, where the base has so many positions.
         piece: tokens of prompts in one step.
+
+    Attributes:
+        lost: rows that the last step found no numbers for, each with its error; they have left.
     """
 
     def __init__(
@@ -76,7 +81,8 @@ class Decoder:
         piece: int = PIECE,
     ) -> None:
         self._decoding = Decoding(engine, head)
-        self._capacity, self._longest, self._piece = capacity, longest, piece
+        self.capacity, self._longest, self._piece = capacity, longest, piece
+        self.lost: dict[int, NotFiniteError] = {}
         self._answers: dict[int, _Answer] = {}
         self._numbers = itertools.count(1)
 
@@ -90,6 +96,25 @@ class Decoder:
         """Rows of which something is kept."""
         return self._decoding.rows
 
+    @property
+    def free(self) -> int:
+        """Tokens of `capacity` that no row has taken."""
+        return self.capacity - sum(answer.prompt + answer.most for answer in self._answers.values())
+
+    def needs(self, prompt: int, sampling: Sampling) -> int:
+        """Tokens that the answers to a prompt of so many tokens take.
+
+        Raises:
+            CapacityError: the prompt is empty or leaves no room, or all of it together is too small.
+        """
+        asked = sampling.n * (prompt + self._room(prompt, sampling))
+        if asked > self.capacity:
+            raise CapacityError(
+                f"{sampling.n} answers of {asked} tokens with their prompts pass {self.capacity}, which is all; "
+                "lower n or max_tokens"
+            )
+        return asked
+
     def join(self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int] = ()) -> list[int]:
         """Begin answers to a prompt by a slot's adapter; one row for each of `sampling.n`, which share the prompt.
 
@@ -99,15 +124,10 @@ class Decoder:
         Raises:
             CapacityError: the prompt leaves no room, or there is none for more rows until others have left.
         """
-        if not ids:
-            raise CapacityError("a prompt has at least one token")
-        room = sampling.max_tokens if self._longest is None else min(sampling.max_tokens, self._longest - len(ids))
-        if room < 1:
-            raise CapacityError(f"a prompt of {len(ids)} tokens leaves no room; a row has at most {self._longest}")
-        held = sum(answer.prompt + answer.most for answer in self._answers.values())
-        asked = sampling.n * (len(ids) + room)
-        if held + asked > self._capacity:
-            raise CapacityError(f"rows of {held} tokens are in the making and {asked} more pass {self._capacity}; wait")
+        room, asked = self._room(len(ids), sampling), self.needs(len(ids), sampling)
+        if asked > self.free:
+            held = self.capacity - self.free
+            raise CapacityError(f"rows of {held} tokens are in the making and {asked} more pass {self.capacity}; wait")
         answers = [
             _Answer(
                 next(self._numbers), slot, list(ids), len(ids), room, frozenset(ends), Chooser(sampling, at), list(ids)
@@ -132,37 +152,61 @@ class Decoder:
         if answer.kept is not None:
             self._decoding.leave(answer.kept)
 
-    def step(self) -> dict[int, Written]:
-        """One pass; the tokens that it wrote, by row. Rows whose prompts are not read to their end have none."""
-        writing = [answer for answer in self._answers.values() if answer.kept is not None and not answer.left]
+    def _room(self, prompt: int, sampling: Sampling) -> int:
+        """Tokens that an answer may have."""
+        if not prompt:
+            raise CapacityError("a prompt has at least one token")
+        room = sampling.max_tokens if self._longest is None else min(sampling.max_tokens, self._longest - prompt)
+        if room < 1:
+            raise CapacityError(f"a prompt of {prompt} tokens leaves no room; a row has at most {self._longest}")
+        return room
+
+    def step(self, only: Collection[int] | None = None) -> dict[int, Written]:
+        """One pass; the tokens that it wrote, by row. Rows whose prompts are not read to their end have none.
+
+        What raises leaves every row as it was.
+
+        Args:
+            only: the rows that take part; None for all.
+        """
+        self.lost = {}
+        part = self._answers if only is None else {row: self._answers[row] for row in only if row in self._answers}
+        writing = [answer for answer in part.values() if answer.kept is not None and not answer.left]
         work = [(answer, answer.ids[-1:]) for answer in writing]
         room = self._piece
-        for answer in self._waiting(Counter(answer.slot for answer in writing)):
+        for answer in self._waiting(part.values(), Counter(answer.slot for answer in writing)):
             if room > 0:
                 work.append((answer, answer.left[:room]))
                 room -= len(work[-1][1])
         if not work:
             return {}
         logits = self._decoding.advance([(_kept(answer), tokens) for answer, tokens in work])
-        ready: list[tuple[_Answer, Tensor]] = []
+        ready: list[tuple[_Answer, int]] = []
         for at, (answer, tokens) in enumerate(work):
             answer.left = answer.left[len(tokens) :]
             if answer.left:
                 continue
-            ready.append((answer, logits[at]))
+            ready.append((answer, at))
             for other in answer.others:
                 if other.number in self._answers:
                     other.kept, other.left = self._decoding.fork(_kept(answer)), []
-                    ready.append((other, logits[at]))
+                    ready.append((other, at))
             answer.others = []
-        likeliest = logits.argmax(-1).tolist()
-        greedy = {id(answer): likeliest[at] for at, (answer, _) in enumerate(work) if answer.chooser.greedy}
-        return {answer.number: self._write(answer, mine, greedy.get(id(answer))) for answer, mine in ready}
+        highest, likeliest = (found.tolist() for found in logits.max(-1))
+        written = {}
+        for answer, at in ready:
+            if math.isfinite(highest[at]):  # what is no number is the highest
+                token = likeliest[at] if answer.chooser.greedy else None
+                written[answer.number] = self._write(answer, logits[at], token)
+            else:
+                self.lost[answer.number] = NotFiniteError("what follows a prompt is not a finite number")
+                self.leave(answer.number)
+        return written
 
-    def _waiting(self, running: Counter[int]) -> list[_Answer]:
+    def _waiting(self, part: Collection[_Answer], running: Counter[int]) -> list[_Answer]:
         """Rows whose prompts wait: those first whose adapters have the fewest rows before them, then by age."""
         waiting = sorted(
-            (answer for answer in self._answers.values() if answer.kept is not None and answer.left),
+            (answer for answer in part if answer.kept is not None and answer.left),
             key=lambda answer: answer.number,
         )
         before = Counter(running)

@@ -3,12 +3,14 @@
     sampling = Sampling.of({"temperature": 0.7, "top_p": 0.9, "seed": 3})      # RecipeError: out of bounds
     choice = Chooser(sampling).choose(logits, ids)
 
-Temperature, top-k, top-p and the repetition penalty are transformers' own. It knows tokens, not texts or rows.
+Temperature, top-k, top-p and the repetition penalty are transformers' own; the two penalties of OpenAI's interface are
+taken from the scores of the answer's own tokens, as its documentation says. It knows tokens, not texts or rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -32,9 +34,10 @@ class Sampling:
 
     Attributes:
         max_tokens: of the answer; a base of fewer positions ends it earlier.
-        temperature: 0 takes the likeliest token; what follows then does nothing but `repetition_penalty`.
+        temperature: 0 takes the likeliest token; of what follows only the penalties then matter.
         top_p: the likeliest tokens that have so much probability together. top_k: the likeliest so many; 0: all.
         repetition_penalty: above 1 tokens that were there are less likely (Keskar et al., arXiv 1909.05858).
+        presence_penalty: taken from the scores of tokens that the answer holds. frequency_penalty: as often as it does.
         seed: makes an answer the same again; None draws one.
         stop: texts before which an answer ends.
         n: answers. logprobs: log probabilities of so many tokens beside each chosen one; None: of none.
@@ -45,6 +48,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
@@ -85,7 +90,13 @@ _WHOLE: Mapping[str, tuple[int, int]] = {
     "n": (1, MOST_ANSWERS),
     "logprobs": (0, MOST_LOGPROBS),
 }
-_REAL: Mapping[str, tuple[float, float]] = {"temperature": (0, 2), "top_p": (0, 1), "repetition_penalty": (0.1, 10)}
+_REAL: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "repetition_penalty": (0.1, 10),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
 
 
 def _bounded(name: str, value: Any, least: float, most: float, whole: bool) -> None:
@@ -132,6 +143,7 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, number: int = 0) -> None:
         self.sampling = sampling
+        self._said: Counter[int] = Counter()  # tokens of the answer
         self._draw = torch.Generator()
         if sampling.seed is None:
             self._draw.seed()
@@ -142,7 +154,8 @@ class Chooser:
     def greedy(self) -> bool:
         """Whether the likeliest token is all that is asked for."""
         asked = self.sampling
-        return asked.temperature == 0 and asked.repetition_penalty == 1 and asked.logprobs is None
+        penalised = asked.repetition_penalty != 1 or asked.presence_penalty != 0 or asked.frequency_penalty != 0
+        return asked.temperature == 0 and not penalised and asked.logprobs is None
 
     def choose(self, logits: Tensor, ids: Sequence[int]) -> Choice:
         """The next token.
@@ -161,6 +174,10 @@ class Chooser:
         before = torch.tensor([list(ids)])
         if asked.repetition_penalty != 1:
             scores = RepetitionPenaltyLogitsProcessor(asked.repetition_penalty)(before, scores)
+        if self._said and (asked.presence_penalty or asked.frequency_penalty):
+            tokens, times = torch.tensor([*self._said]), torch.tensor([*self._said.values()])
+            scores = scores.clone()
+            scores[0, tokens] -= asked.presence_penalty + asked.frequency_penalty * times
         if asked.temperature == 0:
             token = int(scores.argmax())
         else:
@@ -170,6 +187,7 @@ class Chooser:
             if asked.top_p < 1:
                 scores = TopPLogitsWarper(float(asked.top_p))(before, scores)
             token = int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self._draw))
+        self._said[token] += 1
         if asked.logprobs is None:
             return Choice(token)
         told = logits.float().cpu().log_softmax(-1)

@@ -67,7 +67,12 @@ class AppArgs(Spec):
     max_body_bytes: int = Field(default=8 << 20, ge=1)
     max_waiting: int = Field(default=1024, ge=1)  # rows, of all adapters
     max_waiting_per_adapter: int = Field(default=512, ge=1)
-    deadline_s: float = Field(default=30, gt=0)  # from arrival to answer
+    deadline_s: float = Field(default=30, gt=0)  # from arrival to answer, or to the first token of one that is written
+
+    writing_rows: int = Field(default=32, ge=1)  # answers that are written token by token at once
+    writing_tokens: int = Field(default=32_768, ge=2)  # of their prompts and of the room for them, all together
+    prompt_tokens: int = Field(default=256, ge=1)  # of prompts that are read in one step
+    writing_s: float = Field(default=600, gt=0)  # from arrival to an answer's last token
 
     @field_validator("bases", mode="before")
     @classmethod

@@ -39,6 +39,7 @@ from ray_lora.serving.trials.places import results_folder
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
+from ray_lora.serving.writing.speaker import Speaker
 from ray_lora.store import Entry, Store, steer
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task
@@ -66,17 +67,18 @@ class Endpoint:
         self.registry = Registry(store, args.freshness_s)
         self.names = Names(self.registry, machine.base.id, machine.base.fingerprint)
         self.names.peers = Alone(self)
-        self.names.on_unusable = self._failed
+        self.names.on_unusable = self.failed
         self.gate = Gate(args.max_waiting, args.max_waiting_per_adapter)
         self.cache: AdapterCache[Loaded] = AdapterCache(
             args.slots, machine.read, machine.swap, machine.unmount, ram_bytes=args.ram_bytes
         )
         self.batcher: Batcher[Row, Any] = Batcher(machine.compute, machine.thread, args.max_batch_rows)
+        self.speaker = Speaker(self)
         self.keys = Keys.load(args.keys)
         self.results = Results(results_folder(args.store, store, args.results))
         self.shadows = Shadows(self.results, args.max_batch_rows)
         self.created = int(time.time())
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
     @property
     def base_id(self) -> str:
@@ -110,9 +112,9 @@ class Endpoint:
         began = time.perf_counter()
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
-                answer = await self._in_time(self._predict(choice.entry, inputs, parameters, member=member))
+                answer = await self.in_time(self._predict(choice.entry, inputs, parameters, member=member))
         except Exception as error:
-            self._failed(choice.arm, error)
+            self.failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
             raise
         self.results.answered(choice.arm, request_id, time.perf_counter() - began, answer.predictions)
@@ -124,7 +126,7 @@ class Endpoint:
         check_count(len(texts), self.args.max_inputs)
         check_texts(texts)
         with self.gate.enter(BASE, len(texts)):
-            return await self._in_time(self._embed(list(texts)))
+            return await self.in_time(self._embed(list(texts)))
 
     async def prewarm(self, ref: str, pinned: bool = False) -> None:
         """Bring an adapter into a slot (and keep it there) before anyone asks for it."""
@@ -132,7 +134,7 @@ class Endpoint:
         if pinned:
             await self.cache.pin(entry)
         else:
-            async with self._lease(entry):
+            async with self.lease(entry):
                 pass
 
     async def publish(self, name: str, folder: Path, pinned: bool = False) -> str:
@@ -186,6 +188,9 @@ class Endpoint:
             "rows_waiting": self.batcher.waiting,
             "cache": asdict(self.cache.stats),
             "batches": asdict(self.batcher.stats),
+            "answers_written": self.speaker.writer.running,
+            "answers_waiting": self.speaker.writer.waiting,
+            "writing": asdict(self.speaker.writer.stats),
             "store_away": self.registry.away,
         }
 
@@ -198,13 +203,14 @@ class Endpoint:
         """Stop everything; requests still waiting are cancelled."""
         await self.shadows.close()
         await self.batcher.close()
+        await self.speaker.writer.close()
         await self.cache.close()
         await self.results.close()
         self.registry.close()
         self.machine.close()
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self.encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _failed(self, arm: Arm, error: Exception) -> None:
+    def failed(self, arm: Arm, error: Exception) -> None:
         """Count what a version did."""
         if did_it(error):
             self.results.failed(arm)
@@ -217,7 +223,7 @@ class Endpoint:
 
         async def answer() -> list[Json]:
             entry = await self.names.resolve(f"{name}@{version}")
-            return (await self._in_time(self._predict(entry, inputs, parameters, background=True))).predictions
+            return (await self.in_time(self._predict(entry, inputs, parameters, background=True))).predictions
 
         self.shadows.start(Arm(name, version, "shadow", choice.entry.traffic.began), len(inputs), answer)
 
@@ -231,11 +237,11 @@ class Endpoint:
     ) -> Answer:
         ready: tuple[Task, list[Features]] | None = None
         if member is not None:  # without a slot while it waits: others may need it to come so far
-            async with self._lease(entry) as resident:
+            async with self.lease(entry) as resident:
                 task = _task_of(*resident)
                 ready = task, await self._encode(task, inputs, parameters)
             await member.meet()
-        async with self._lease(entry) as resident:
+        async with self.lease(entry) as resident:
             entry, task = resident[0], _task_of(*resident)
             same = ready is not None and ready[0] is task
             features = ready[1] if ready is not None and same else await self._encode(task, inputs, parameters)
@@ -243,11 +249,11 @@ class Endpoint:
             try:
                 found = await self.batcher.submit(entry.name, asked.rows, background)
             except NotFiniteError as error:
-                raise self._set_aside(entry, error) from None
+                raise self.set_aside(entry, error) from None
         tokens = sum(task.size(feature) for feature in features)
         return Answer(entry, task, asked.answers(found), tokens)
 
-    def _set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError:
+    def set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError:
         """Serve a version no longer whose answers are no numbers; it is read anew when its files change."""
         why = AdapterError(f"{entry.ref}: {error}; it is set aside until its files change or /v1/refresh")
         _logger.warning("%s", why)
@@ -257,7 +263,7 @@ class Endpoint:
         return why
 
     @asynccontextmanager
-    async def _lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
+    async def lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
         """The adapter in a slot; resolves once more when its files changed between resolving and reading."""
         try:
             lease = self.cache.lease(entry)
@@ -273,7 +279,7 @@ class Endpoint:
             await lease.__aexit__(None, None, None)
 
     async def _embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
-        features = await asyncio.get_running_loop().run_in_executor(self._encoder, self.machine.encode_texts, texts)
+        features = await asyncio.get_running_loop().run_in_executor(self.encoder, self.machine.encode_texts, texts)
         vectors = await self.batcher.submit(BASE, [Row(feature) for feature in features])
         return vectors, sum(len(feature["input_ids"]) for feature in features)
 
@@ -286,11 +292,11 @@ class Endpoint:
             features = task.encode(rows)
         else:
             slow = self.machine.task(task.spec, own_processor=True)
-            features = await asyncio.get_running_loop().run_in_executor(self._encoder, slow.encode, rows)
+            features = await asyncio.get_running_loop().run_in_executor(self.encoder, slow.encode, rows)
         current().encode_s = time.perf_counter() - began
         return features
 
-    async def _in_time(self, work: Awaitable[T]) -> T:
+    async def in_time(self, work: Awaitable[T]) -> T:
         try:
             return await asyncio.wait_for(work, self.args.deadline_s)
         except asyncio.TimeoutError:

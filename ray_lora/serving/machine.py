@@ -21,7 +21,9 @@ from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError
 from ray_lora.inference.adopt import check_answers
+from ray_lora.inference.decoder import Decoder
 from ray_lora.inference.predict import embed, predict
+from ray_lora.inference.prompts import Prompts
 from ray_lora.recipe import TaskSpec
 from ray_lora.serving.rows import Row
 from ray_lora.store import BeingWrittenError, Entry, Store
@@ -50,6 +52,7 @@ class Machine:
         self._engine = AdapterEngine(base, slots=slots + 1, max_rank=max_rank, embeddings=embeddings)
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="reader")
         self._tasks: dict[tuple[TaskSpec, bool], Task] = {}
+        self._prompts: dict[bool, Prompts] = {}
         self._own_processor: Any = copy.deepcopy(base.processor)  # a tokenizer may not be used by two threads at once
 
     async def read(self, entry: Entry) -> Loaded:
@@ -70,6 +73,18 @@ class Machine:
             processor = self._own_processor if own_processor else self.base.processor
             self._tasks[spec, own_processor] = build_task(spec, processor)
         return self._tasks[spec, own_processor]
+
+    def prompts(self, most: int, own_processor: bool = False) -> Prompts:
+        """How this base reads prompts of at most so many tokens; see `task`. RecipeError when it has no tokenizer."""
+        if own_processor not in self._prompts:
+            processor = self._own_processor if own_processor else self.base.processor
+            self._prompts[own_processor] = Prompts(processor, self.base.config, most)
+        return self._prompts[own_processor]
+
+    def decoder(self, capacity: int, piece: int) -> Decoder:
+        """What writes answers token by token; AdapterError when the base is none that does. Only ever in `thread`."""
+        prompts = self.prompts(capacity)
+        return Decoder(self._engine, prompts.head, capacity, prompts.longest, piece)
 
     def encode_texts(self, texts: list[str]) -> list[Features]:
         """Token ids for embeddings, for the thread of `own_processor`; DataError when the base takes no text."""

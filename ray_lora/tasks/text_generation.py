@@ -101,6 +101,12 @@ class TextGeneration:
     def longest(self) -> int:
         return self._length.longest
 
+    def prompt(self, text: object) -> list[int]:
+        """A prompt's tokens, however many, as a row of it has them; DataError for what is no text."""
+        if not is_text(text):
+            raise DataError(say_text(text, "prompt"))
+        return [*self._lead, *self._tokens([cast(str, text)])[0]]
+
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         parts = [self._parts(row) for row in rows]
         prompts = self._tokens([prompt for prompt, _ in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, CapacityError, RayLoraError
+from ray_lora.inference.prompts import TooLongError
+from ray_lora.recipe import Json
 from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.http.keys import KeyMissingError, KeyScopeError
 from ray_lora.serving.http.relay import BaseAwayError
@@ -42,6 +45,11 @@ def about(ref: str | None, said: str) -> str:
     return said if ref is None or ref in said else f"{ref}: {said}"
 
 
+def body_of(error: RayLoraError) -> Json:
+    """The answer to an error that a user caused, where the answer has begun and its status is said."""
+    return json.loads(bytes(of(error).body))
+
+
 def of(error: RayLoraError, ref: str | None = None) -> JSONResponse:
     """The answer to an error that a user caused.
 
@@ -64,6 +72,8 @@ def of(error: RayLoraError, ref: str | None = None) -> JSONResponse:
         return fault(404, said, "request_not_found", "id")
     if isinstance(error, TooManyInputsError):
         return fault(413, said, "too_large", "inputs")
+    if isinstance(error, TooLongError):
+        return fault(400, said, "context_length_exceeded")
     if isinstance(error, (AdapterError, BaseModelError)):
         return fault(400, said, "invalid_adapter", "model")
     return fault(400, said, "invalid_value")

@@ -6,6 +6,7 @@ answer as it comes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,7 +78,9 @@ async def ask(app: ASGIApp, asked: Asked) -> Told:
     bodies = [asked.body]
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": bodies.pop()} if bodies else {"type": "http.disconnect"}
+        if not bodies:
+            await asyncio.Event().wait()  # a client that leaves takes its request with it: this is cancelled
+        return {"type": "http.request", "body": bodies.pop()}
 
     async def send(message: Message) -> None:
         told.append(message)

@@ -21,6 +21,7 @@ from ray_lora.serving.http.asking import chosen, headers_of, ref_of, refs_of, us
 from ray_lora.serving.http.files import FileBodies
 from ray_lora.serving.http.hub import add_hub
 from ray_lora.serving.http.limits import BodyLimit
+from ray_lora.serving.http.openai import add_openai
 from ray_lora.serving.http.page import add_page
 from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
@@ -51,6 +52,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
 
     app.add_exception_handler(ElsewhereError, elsewhere)
     _add_answers(app, endpoint)
+    add_openai(app, endpoint)
     add_hub(app, endpoint)
     _add_feedback(app, endpoint)
     _add_models(app, endpoint)
