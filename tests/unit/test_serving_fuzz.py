@@ -29,6 +29,8 @@ ROUTES = [
     ("POST", "/classify"),
     ("POST", "/v1/classify"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
     ("POST", "/v1/refresh"),

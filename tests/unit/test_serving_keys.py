@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from ray_lora.errors import RecipeError
+from ray_lora.recipe import Json
 from ray_lora.serving import AppArgs, run
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.http.keys import ENVIRONMENT, KeyMissingError, Keys
@@ -86,6 +87,9 @@ def test_a_key_opens_what_it_is_for(world: Path) -> None:
                 if status == 403:
                     refused = next(name for name in names if name not in ("tweets", "movies@1"))
                     assert repr(refused) in several.json()["error"]["message"]
+            for model, headers, status in [("secret", team, 403), ("nothing", team, 403), ("tweets", {}, 401)]:
+                asked = {"model": model, "prompt": "good", "stream": True}
+                assert (await client.post("/v1/completions", json=asked, headers=headers)).status_code == status
             listed = (await client.get("/v1/models", headers=team)).json()["data"]
             assert [card["id"] for card in listed[1:]] == ["movies", "tweets"]
             assert (await client.get("/v1/models/secret", headers=team)).status_code == 403
@@ -110,7 +114,12 @@ def test_every_route_but_the_open_ones_asks_for_a_key(world: Path) -> None:
                 for method in methods:
                     wanted = {"/v1/predict": ["inputs"], "/v1/load_lora_adapter": ["lora_name"]}.get(path, list(bodies))
                     body = {"model": "tweets"} | {name: bodies[name] for name in wanted}
-                    own = {"/v1/feedback": {"id": "a", "value": True}, "/models/{ref}": {"inputs": "a"}}
+                    own: dict[str, dict[str, Json]] = {
+                        "/v1/feedback": {"id": "a", "value": True},
+                        "/models/{ref}": {"inputs": "a"},
+                        "/v1/completions": {"model": "tweets", "prompt": "a"},
+                        "/v1/chat/completions": {"model": "tweets", "messages": [{"role": "user", "content": "a"}]},
+                    }
                     body = own.get(path, body)
                     response = await client.request(method, path, json=None if method == "get" else body)
                     assert response.status_code == (200 if path == "/health" else 401), (method, path, response.text)

@@ -17,6 +17,7 @@ from ray_lora.recipe import Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import schemas
 from ray_lora.serving.http.asking import chosen, headers_of, ref_of, user_of
+from ray_lora.serving.http.hub_texts import TextRequest, answer_texts
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.tasks import task_of
 from ray_lora.tasks.scored import Scored
@@ -28,13 +29,18 @@ def add_hub(app: FastAPI, endpoint: Endpoint) -> None:
     @app.post("/models/{ref:path}")
     async def models(ref: str, body: schemas.HubRequest, request: Request) -> Response:
         ref = ref_of(endpoint, ref, request)
-        beside = body.model_dump(exclude={"inputs", "parameters"})
+        beside = body.model_dump(exclude={"inputs", "parameters", "stream"})
         parameters = {name: value for name, value in (beside | (body.parameters or {})).items() if value is not None}
         if ref in endpoint.names.peers.bases:
             raise ElsewhereError(ref)
         if endpoint.names.is_base(ref):
+            _check_stream(body.stream, ref)
             return JSONResponse(await _of_the_base(endpoint, body.inputs, parameters))
         choice = await endpoint.names.choose(ref, user_of(None, request), chosen(request))
+        if await endpoint.speaker.writes(choice.entry):
+            asked = TextRequest(body.inputs, parameters, bool(body.stream))
+            return answer_texts(endpoint, choice, asked, bool(body.stream), request)
+        _check_stream(body.stream, choice.entry.ref)
         several = isinstance(body.inputs, list)
         inputs = body.inputs if several else [body.inputs]
         told = choice.entry.task
@@ -65,6 +71,11 @@ async def _of_the_base(endpoint: Endpoint, inputs: Json, parameters: Mapping[str
     if parameters.get("normalize"):
         vectors = [_normal(vector) for vector in vectors]
     return vectors if isinstance(inputs, list) else vectors[0]
+
+
+def _check_stream(stream: bool | None, ref: str) -> None:
+    if stream:
+        raise DataError(f"{ref} writes no texts, and its answers come whole; leave stream out")
 
 
 def _check(parameters: Mapping[str, Json], allowed: frozenset[str]) -> None:

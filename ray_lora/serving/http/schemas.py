@@ -34,10 +34,12 @@ class PredictRequest(Strict):
 
 
 class HubRequest(Strict):
-    """Hugging Face's inference API: the adapter is named by the address. The last four are of `feature_extraction`."""
+    """Hugging Face's inference API: the adapter is named by the address. `stream` is of `text_generation`, the last
+    four of `feature_extraction`."""
 
     inputs: Json
     parameters: dict[str, Json] | None = None
+    stream: StrictBool | None = None
     normalize: bool | None = None
     prompt_name: str | None = None
     truncate: bool | None = None

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from ray_lora.errors import DataError
+from ray_lora.errors import AdapterError, DataError
 from ray_lora.inference.decoder import Reason
 from ray_lora.inference.predict import NotFiniteError
 from ray_lora.inference.prompts import Prompts
@@ -24,17 +25,19 @@ from ray_lora.inference.sampling import Choice as Token
 from ray_lora.inference.sampling import Sampling
 from ray_lora.inference.spoken import Spoken
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.serving.gate import OverloadedError
+from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cache.slots import Resident
+from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.inputs import check_count
+from ray_lora.serving.machine import Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice
+from ray_lora.serving.trials.results import Results
+from ray_lora.serving.trials.tally import Arm
 from ray_lora.serving.writing.streams import Ask, Stream
 from ray_lora.serving.writing.writer import Writer
 from ray_lora.store import Entry
 from ray_lora.tasks.generation_options import TextGenerationSpec
-
-if TYPE_CHECKING:
-    from ray_lora.serving.endpoint import Endpoint
 
 _LONG = 20_000  # characters; more becomes tokens in a thread, so that the event loop stays free
 
@@ -115,10 +118,28 @@ class Speech:
         return Said(number, text, written.choice, reason, spoken.stopped)
 
 
+class Host(Protocol):
+    """The endpoint that a speaker speaks for."""
+
+    args: AppArgs
+    machine: Machine
+    gate: Gate
+    results: Results
+    encoder: Executor
+
+    def lease(self, entry: Entry) -> AbstractAsyncContextManager[tuple[Entry, Resident[Loaded]]]: ...
+
+    async def in_time(self, work: Awaitable[Any]) -> Any: ...
+
+    def failed(self, arm: Arm, error: Exception) -> None: ...
+
+    def set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError: ...
+
+
 class Speaker:
     """Speaks for one endpoint. Use from one event loop."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Host) -> None:
         self._endpoint, args = endpoint, endpoint.args
         machine = endpoint.machine
         self.writer = Writer(
