@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from huggingface_hub.errors import GenerationError
 
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.http.routes import create_app
 from tests.unit.http_server import serving
 from tests.unit.writing_world import Alone, make_adapter, make_base
@@ -257,45 +259,55 @@ def test_a_client_that_goes_away_frees_its_rows(address: str) -> None:
 def test_limits_are_said_before_an_answer_and_within_one(world: Path) -> None:
     async def main() -> None:
         folders = {name: str(world / name) for name in ("store", "base", "results")}
-        args = AppArgs(**folders, dtype="float32", slots=2, max_waiting_per_adapter=3, writing_s=0.7, max_inputs=9)
-        endpoint = start_endpoint(args)
+        args = AppArgs(**folders, dtype="float32", slots=2, max_waiting_per_adapter=3, max_inputs=9)
+        endpoint, loop = start_endpoint(args), asyncio.get_running_loop()
+        writer, go_on, steps_left = endpoint.speaker.writer, threading.Event(), [10**9]
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-        told: dict[str, Any] = {"model": "a", "prompt": "who", "temperature": 0, "max_tokens": 2}
+        told: dict[str, Any] = {"model": "a", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 2}
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
             assert (await client.post("/v1/completions", json=told)).status_code == 200
-            entry = await endpoint.names.resolve("a")
-            with endpoint.gate.enter(entry.name, 3):
+            with endpoint.gate.enter("a", 3):
                 refused = await client.post("/v1/completions", json=told)
                 assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             many = await client.post("/v1/completions", json=told | {"prompt": ["who"] * 10})
             assert many.status_code == 413
-            steps = endpoint.speaker.writer._turns._steps
+            steps = writer._turns._steps
             assert steps is not None
             real = steps.step
 
-            def slow(only: Any = None) -> Any:
-                import time
+            def fail() -> None:
+                for stream in list(writer._streams):
+                    stream.fail(OverloadedError("late"))
+                go_on.set()
 
-                time.sleep(0.3)
+            def held(only: Any = None) -> Any:
+                steps_left[0] -= 1
+                if steps_left[0] == 0:
+                    loop.call_soon_threadsafe(fail)
+                if steps_left[0] <= 0:
+                    go_on.wait()
                 return real(only)
 
-            steps.step = slow  # type: ignore[method-assign]
-            late = await client.post("/v1/completions", json=told | {"max_tokens": 50, "prompt": "says"})
-            assert (late.status_code, late.json()["error"]["code"]) == (503, "overloaded")
-            poured = await client.post("/v1/completions", json=told | {"max_tokens": 50, "stream": True})
-            assert poured.status_code == 200
+            steps.step = held  # type: ignore[method-assign]
+            steps_left[0] = 4
+            poured = await client.post("/v1/completions", json=told | {"max_tokens": 9, "stream": True})
             events = [line[6:] for line in poured.text.splitlines() if line]
-            assert events[-1] != "[DONE]"
+            assert (poured.status_code, len(events) > 1) == (200, True)
             assert json.loads(events[-1])["error"]["code"] == "overloaded"
-            hub = await client.post(
-                "/models/a", json={"inputs": "who", "stream": True, "parameters": {"max_new_tokens": 50}}
-            )
-            assert json.loads(hub.text.splitlines()[-2][6:])["error_type"] == "generation"
-            endpoint.args = args.model_copy(update={"deadline_s": 0.1})
-            first = await client.post("/v1/completions", json=told | {"stream": True})
-            assert (first.status_code, first.headers["retry-after"]) == (503, "1")
-            assert "no token within" in first.json()["error"]["message"]
-            assert (endpoint.gate.inside, endpoint.speaker.writer.running) == (0, 0)
+            go_on.clear()
+            steps_left[0] = 4
+            asked = {"inputs": PROMPTS[0], "stream": True, "parameters": {"max_new_tokens": 9}}
+            hub = await client.post("/models/a", json=asked)
+            assert json.loads(hub.text.splitlines()[-2][6:]) == {"error": "late", "error_type": "generation"}
+            for limit, why in [("deadline_s", "no token within"), ("writing_s", "did not end within")]:
+                go_on.clear()
+                endpoint.args = args.model_copy(update={limit: 0.2})
+                for stream in (False, True):
+                    late = await client.post("/v1/completions", json=told | {"stream": stream})
+                    assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+                    assert why in late.json()["error"]["message"]
+                go_on.set()
+            assert (endpoint.gate.inside, writer.running, writer._streams) == (0, 0, set())
         await endpoint.close()
 
     asyncio.run(main())
