@@ -256,6 +256,57 @@ def test_a_client_that_goes_away_frees_its_rows(address: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_step_in_which_a_client_goes_away_is_its_last(world: Path, stream: bool) -> None:
+    async def main() -> None:
+        folders = {name: str(world / name) for name in ("store", "base", "results")}
+        endpoint, loop = start_endpoint(AppArgs(**folders, dtype="float32", slots=2)), asyncio.get_running_loop()
+        app, gone, go_on, taken = create_app(endpoint), asyncio.Event(), threading.Event(), [0]
+        told = {"model": "a", "prompt": PROMPTS[0], "max_tokens": 12, "temperature": 0, "stream": stream}
+        bodies = [json.dumps(told | {"stop": ["zzz"]}).encode()]
+
+        async def receive() -> dict[str, Any]:
+            if bodies:
+                return {"type": "http.request", "body": bodies.pop()}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def leave() -> None:
+            gone.set()
+            for _ in range(50):  # of the event loop's turns, in which it hears of it
+                await asyncio.sleep(0)
+            go_on.set()
+
+        decoder = await asyncio.wrap_future(endpoint.machine.thread.submit(endpoint.machine.decoder, 1000, 7))
+        real = decoder.step
+
+        def step(only: Any = None) -> Any:
+            taken[0] += 1
+            if taken[0] == 4:
+                asyncio.run_coroutine_threadsafe(leave(), loop)
+                go_on.wait()
+            return real(only)
+
+        decoder.step = step  # type: ignore[method-assign]
+        endpoint.speaker.writer._turns._steps = decoder
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "root_path": ""}
+        headers = [(b"content-type", b"application/json")]
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope | {"headers": headers, "state": {}}, receive, send)
+        await asyncio.wrap_future(endpoint.machine.thread.submit(int))
+        assert taken == [4]
+        assert (decoder.rows, decoder.kept, endpoint.speaker.writer.running, endpoint.gate.inside) == ([], 0, 0, 0)
+        assert not any(resident.leases for resident in endpoint.cache.residents())
+        assert sent[0]["status"] == (200 if stream else 499)
+        await endpoint.close()
+
+    asyncio.run(main())
+
+
 def test_limits_are_said_before_an_answer_and_within_one(world: Path) -> None:
     async def main() -> None:
         folders = {name: str(world / name) for name in ("store", "base", "results")}
