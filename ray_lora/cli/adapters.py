@@ -74,6 +74,9 @@ def import_(
         list[str] | None,
         typer.Option("--task", help="Its task: a type, KEY=VALUE (labels=[no,yes]) or JSON; may be given again."),
     ] = None,
+    if_version: Annotated[
+        int | None, typer.Option("--if-version", min=0, help="Only where this is the newest version; 0: none is there.")
+    ] = None,
     store: StoreOption = "./store",
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
@@ -90,7 +93,15 @@ def import_(
             from ray_lora.inference.adopt import adopt
 
             adapter = adopt(adapter, base=base, rebase=rebase, task=options)
-        entry = _open(store, tracking_uri).put(adapter, name or folder.resolve().name, alias or [])
+        opened, called = _open(store, tracking_uri), name or folder.resolve().name
+        if if_version is None:
+            entry = opened.put(adapter, called, alias or [])
+        else:
+            from ray_lora.store.expected import put_expecting
+
+            entry = put_expecting(opened, adapter, called, if_version)
+            for one in alias or []:
+                opened.alias(called, one, entry.version)
         say(_plain(entry), f"{entry.ref}: {entry.num_parameters:,} parameters, {entry.bytes:,} bytes")
 
 

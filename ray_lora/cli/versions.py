@@ -12,6 +12,9 @@ from ray_lora.recipe import Json
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.", show_default=False)]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version or an alias.", show_default=False)]
+IfVersion = Annotated[
+    int | None, typer.Option("--if-version", min=1, help="Only where the bare name, without a split, means this one.")
+]
 Off = Annotated[bool, typer.Option("--off", help="End it.")]
 
 
@@ -67,6 +70,7 @@ def shadow(
 def promote(
     name: Name,
     version: Version,
+    if_version: IfVersion = None,
     store: StoreOption = "./store",
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
@@ -75,8 +79,10 @@ def promote(
     with answering(as_json) as say:
         opened = _open(store, tracking_uri)
         from ray_lora.store import steer
+        from ray_lora.store.expected import expecting
 
-        _say_pointers(say, opened.point(name, steer.promote(_number(opened, name, version))))
+        change = steer.promote(_number(opened, name, version))
+        _say_pointers(say, opened.point(name, change if if_version is None else expecting(if_version, change)))
 
 
 def rollback(

@@ -32,7 +32,7 @@ from ray_lora.serving.machine import ChangedError, Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
 from ray_lora.serving.peers import Alone
-from ray_lora.serving.registry import Registry
+from ray_lora.serving.registry import Registry, not_held
 from ray_lora.serving.rows import Asked, Row
 from ray_lora.serving.together import Member
 from ray_lora.serving.trials.places import results_folder
@@ -41,6 +41,7 @@ from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.serving.writing.speaker import Speaker
 from ray_lora.store import Entry, Store, steer
+from ray_lora.store.expected import expecting, put_expecting
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task
 
@@ -112,7 +113,9 @@ class Endpoint:
         began = time.perf_counter()
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
-                answer = await self.in_time(self._predict(choice.entry, inputs, parameters, member=member))
+                answer = await self.in_time(
+                    self._predict(choice.entry, inputs, parameters, member=member, exact=choice.exact)
+                )
         except Exception as error:
             self.failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
@@ -137,16 +140,24 @@ class Endpoint:
             async with self.lease(entry):
                 pass
 
-    async def publish(self, name: str, folder: Path, pinned: bool = False) -> str:
+    async def publish(self, name: str, folder: Path, pinned: bool = False, if_version: int | None = None) -> str:
         """Put a PEFT folder of this machine into the store as a new version, and into a slot; returns its ref. One that
         cannot be served is not kept.
 
+        Args:
+            if_version: the newest version that there must be, 0 for none; None: whichever.
+
         Raises:
+            VersionConflictError: another is the newest.
             AdapterError, BaseModelError: it cannot be read, is of no base here, or does not fit.
         """
         adapter = await asyncio.to_thread(Adapter.load, folder)
         home = await self.names.homed(entry_of(adapter, name, 0))
-        entry = await asyncio.to_thread(self.registry.store.put, adapter, name)
+        store = self.registry.store
+        if if_version is None:
+            entry = await asyncio.to_thread(store.put, adapter, name)
+        else:
+            entry = await asyncio.to_thread(put_expecting, store, adapter, name, if_version)
         try:
             await self.withdraw(name, False)
             await self.names.peers.tell(home, "prewarm", entry.ref, pinned)
@@ -155,12 +166,18 @@ class Endpoint:
             raise
         return entry.ref
 
-    async def withdraw(self, name: str, withdrawn: bool) -> None:
+    async def withdraw(self, name: str, withdrawn: bool, if_version: int | None = None) -> None:
         """Serve a name no longer, or again, on every replica; requests in flight end as they began.
 
         The store remembers it, so that a replica that starts later knows too.
+
+        Raises:
+            VersionConflictError: the bare name means another version than `if_version`.
         """
-        await asyncio.to_thread(self.registry.store.point, name, steer.withdraw(withdrawn))
+        change = steer.withdraw(withdrawn)
+        if if_version is not None:
+            change = expecting(if_version, change)
+        await asyncio.to_thread(self.registry.store.point, name, change)
         await self.names.peers.tell(None, "renew", name if withdrawn else None)
 
     async def renew(self, gone: str | None = None) -> None:
@@ -234,14 +251,15 @@ class Endpoint:
         parameters: Mapping[str, Json],
         background: bool = False,
         member: Member | None = None,
+        exact: bool = False,
     ) -> Answer:
         ready: tuple[Task, list[Features]] | None = None
         if member is not None:  # without a slot while it waits: others may need it to come so far
-            async with self.lease(entry) as resident:
+            async with self.lease(entry, exact) as resident:
                 task = _task_of(*resident)
                 ready = task, await self._encode(task, inputs, parameters)
             await member.meet()
-        async with self.lease(entry) as resident:
+        async with self.lease(entry, exact) as resident:
             entry, task = resident[0], _task_of(*resident)
             same = ready is not None and ready[0] is task
             features = ready[1] if ready is not None and same else await self._encode(task, inputs, parameters)
@@ -263,14 +281,20 @@ class Endpoint:
         return why
 
     @asynccontextmanager
-    async def lease(self, entry: Entry) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
-        """The adapter in a slot; resolves once more when its files changed between resolving and reading."""
+    async def lease(self, entry: Entry, exact: bool = False) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
+        """The adapter in a slot; resolves once more when its files changed between resolving and reading.
+
+        Args:
+            exact: whether no other content will do; AdapterNotFoundError where it has become another.
+        """
         try:
             lease = self.cache.lease(entry)
             resident = await lease.__aenter__()
         except ChangedError:
             self.registry.refresh()
-            entry = await self.names.resolve(entry.ref)
+            asked, entry = entry, await self.names.resolve(entry.ref)
+            if exact and entry.sha256 != asked.sha256:
+                raise not_held(asked.name, asked.sha256) from None
             lease = self.cache.lease(entry)
             resident = await lease.__aenter__()
         try:

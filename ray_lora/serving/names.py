@@ -18,6 +18,7 @@ from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.registry import Registry
 from ray_lora.serving.trials.tally import Arm, Variant
 from ray_lora.store import Entry
+from ray_lora.store.refs import parse_exact
 
 if TYPE_CHECKING:
     from ray_lora.serving.peers import Peers
@@ -32,6 +33,7 @@ class Choice:
     entry: Entry
     variant: Variant
     shadow: int | None = None  # the version that is to answer a copy
+    exact: bool = False  # whether its content was asked for by hash
 
     @property
     def arm(self) -> Arm:
@@ -76,7 +78,8 @@ class Names:
         """The entry a ref names now, of whichever base."""
         if self.is_base(ref) or ref in self.peers.bases:
             raise DataError(f"{ref!r} is a bare base, which has no task; name an adapter (or ask /v1/embeddings)")
-        entry = await self.registry.resolve(ref)
+        named = parse_exact(ref)
+        entry = await (self.registry.resolve(ref) if named is None else self.registry.exactly(*named))
         if entry.traffic.withdrawn:
             raise AdapterNotFoundError(f"{entry.name!r} was unloaded; load it with /v1/load_lora_adapter")
         return entry
@@ -130,7 +133,7 @@ class Names:
         entry = await self.entry_of(ref)
         if "@" in ref:
             await self._check_home(entry)
-            return Choice(entry, "explicit")
+            return Choice(entry, "explicit", exact=parse_exact(ref) is not None)
         traffic = entry.traffic
         shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
         version = traffic.pick(entry.name, user) if version is None else version

@@ -28,6 +28,13 @@ _AGAIN_S, _MORE_S = 0.1, 1.0  # how often, and how much longer than it must rest
 T = TypeVar("T")
 
 
+def not_held(name: str, sha256: str) -> AdapterNotFoundError:
+    """The error for a content that is not there."""
+    return AdapterNotFoundError(
+        f"no version of {name!r} has the content {sha256}; GET /v1/models/{name} says which are"
+    )
+
+
 class Registry:
     """A view of one store. Use from one event loop."""
 
@@ -35,6 +42,7 @@ class Registry:
         self.store, self.fresh_s = store, fresh_s
         self.away = False  # whether the store did not answer when it was last asked
         self._known: OrderedDict[str, tuple[Entry | AdapterNotFoundError | AdapterError, float]] = OrderedDict()
+        self._exact: OrderedDict[tuple[str, str], str] = OrderedDict()  # (name, hash) -> the ref that had it
         self._asked: dict[str, asyncio.Task[Entry]] = {}
         self._listed: tuple[list[Entry], float] | None = None
         self._late, self._slow_until = 0, 0.0
@@ -54,6 +62,31 @@ class Registry:
         if isinstance(known[0], Exception):
             raise known[0].with_traceback(None)
         return known[0]
+
+    async def exactly(self, name: str, sha256: str) -> Entry:
+        """The newest version of a name whose content has this hash, read and compared.
+
+        Raises:
+            AdapterNotFoundError: there is none that can be used.
+        """
+        known = self._exact.get((name, sha256))
+        if known is not None and (found := await self._with_hash(known, sha256)) is not None:
+            return found
+        held = [entry for entry in await self.list() if entry.name == name and entry.sha256 in ("", sha256)]
+        for entry in sorted(held, key=lambda entry: -entry.version):
+            if (found := await self._with_hash(entry.ref, sha256)) is not None:
+                self._exact[name, sha256] = entry.ref
+                while len(self._exact) > _KEPT:
+                    self._exact.popitem(last=False)
+                return found
+        raise not_held(name, sha256)
+
+    async def _with_hash(self, ref: str, sha256: str) -> Entry | None:
+        try:
+            entry = await self.resolve(ref)
+        except (AdapterNotFoundError, AdapterError):
+            return None
+        return entry if entry.sha256 == sha256 else None
 
     async def holds(self, name: str) -> bool:
         """Whether the store has adapters of this name, which need be none it can use."""

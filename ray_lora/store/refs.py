@@ -17,6 +17,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, did_you_mean
 CHAMPION = "champion"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ALIAS = re.compile(r"(?!latest$|v[0-9]+$)[A-Za-z][A-Za-z0-9._-]{0,99}")  # MLflow keeps "latest" and "v3" for itself
+_EXACT = re.compile(r"sha256:([0-9a-f]{64})")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -31,6 +32,13 @@ def parse_ref(ref: str) -> tuple[str, str | None, int | None]:
         if _ALIAS.fullmatch(selector):
             return name, selector, None
     raise AdapterNotFoundError(f"{ref[:120]!r} is not a ref; write name, name@alias or name@3")
+
+
+def parse_exact(ref: str) -> tuple[str, str] | None:
+    """(name, hash) of a ref that names a content, `name@sha256:` and 64 hexadecimal digits; None for any other."""
+    name, _, selector = ref.partition("@")
+    found = _EXACT.fullmatch(selector)
+    return (name, found[1]) if found is not None and is_name(name) else None
 
 
 def is_name(name: str) -> bool:

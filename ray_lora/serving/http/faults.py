@@ -20,12 +20,14 @@ from ray_lora.serving.http.relay import BaseAwayError
 from ray_lora.serving.inputs import TooManyInputsError
 from ray_lora.serving.trials.results import UnknownRequestError
 from ray_lora.store import BeingWrittenError, StoreAwayError
+from ray_lora.store.expected import VersionConflictError
 
 _logger = logging.getLogger(__name__)
 _TYPES = {
     401: "AuthenticationError",
     403: "PermissionDeniedError",
     404: "NotFoundError",
+    409: "ConflictError",
     429: "RateLimitError",
     500: "InternalServerError",
 }
@@ -68,6 +70,9 @@ def of(error: RayLoraError, ref: str | None = None) -> JSONResponse:
         return fault(503, said, "unavailable", headers={"retry-after": "1"})
     if isinstance(error, AdapterNotFoundError):
         return fault(404, said, "model_not_found", "model")
+    if isinstance(error, VersionConflictError):
+        there = {} if error.ref is None else {"x-adapter": error.ref}
+        return fault(409, said, "version_conflict", "if_version", there)
     if isinstance(error, UnknownRequestError):
         return fault(404, said, "request_not_found", "id")
     if isinstance(error, TooManyInputsError):

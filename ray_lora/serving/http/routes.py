@@ -92,6 +92,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
         content = {
             "model": entry.name,
             "version": entry.version,
+            "sha256": entry.sha256,
             "task": answer.task.spec.type,
             "predictions": answer.predictions,
         }
@@ -114,6 +115,8 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
             "object": "list",
             "created": int(time.time()),
             "model": ref,
+            "version": answer.entry.version,
+            "sha256": answer.entry.sha256,
             "data": data,
             "usage": _usage(answer.tokens),
         }
@@ -216,11 +219,11 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         if body.lora_path is not None:
             check_name(body.lora_name)
             held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
-            if name in held and not body.load_inplace:
+            if name in held and not body.load_inplace and body.if_version is None:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
-            await endpoint.publish(name, _folder(body.lora_path), body.pinned)
+            await endpoint.publish(name, _folder(body.lora_path), body.pinned, body.if_version)
         else:
-            await endpoint.withdraw(name, False)
+            await endpoint.withdraw(name, False, body.if_version)
             home = await endpoint.names.homed(await endpoint.names.entry_of(body.lora_name))
             await endpoint.names.peers.tell(home, "prewarm", body.lora_name, body.pinned)
         return f"Success: LoRA adapter '{name}' added successfully."
@@ -229,7 +232,7 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
         entry = await endpoint.names.entry_of(body.lora_name)
-        await endpoint.withdraw(entry.name, True)
+        await endpoint.withdraw(entry.name, True, body.if_version)
         return f"Success: LoRA adapter '{entry.name}' removed successfully."
 
     @app.post("/v1/refresh")

@@ -51,6 +51,7 @@ class PredictResponse(BaseModel):
 
     model: str
     version: int
+    sha256: str
     task: str
     predictions: list[Json]
     served_by: Literal["person", "group", "parent"] | None = None
@@ -59,7 +60,6 @@ class PredictResponse(BaseModel):
 class OneAnswer(PredictResponse):
     """What one of several adapters answers; `id` is what feedback names."""
 
-    sha256: str
     id: str
 
 
@@ -96,6 +96,8 @@ class ClassifyResponse(BaseModel):
     object: Literal["list"] = "list"
     created: int
     model: str
+    version: int
+    sha256: str
     data: list[ClassifyData]
     usage: Usage
 
@@ -140,16 +142,21 @@ class FeedbackResponse(BaseModel):
 
 
 class LoadRequest(Lenient):
-    """vLLM's; without `lora_path` the adapter is the store's own. `pinned` is SGLang's."""
+    """vLLM's; without `lora_path` the adapter is the store's own. `pinned` is SGLang's. `if_version`: only where this
+    version is the newest (with `lora_path`; 0: where there is none), or the one that the bare name means."""
 
     lora_name: StrictStr
     lora_path: StrictStr | None = None
     load_inplace: StrictBool = False
     pinned: StrictBool = False
+    if_version: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
 class UnloadRequest(Lenient):
+    """vLLM's. `if_version`: only where the bare name means this version."""
+
     lora_name: StrictStr
+    if_version: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
 class ModelCard(BaseModel):
@@ -203,6 +210,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "an API key is needed",
         403: "the API key is not for this",
         404: "the ref names nothing",
+        409: "another version is there than the request expects; x-adapter says which",
         413: "too large",
         415: "the body is of a type that is not taken",
         429: "the adapter's share of the queue is used up",

@@ -127,7 +127,9 @@ class Host(Protocol):
     results: Results
     encoder: Executor
 
-    def lease(self, entry: Entry) -> AbstractAsyncContextManager[tuple[Entry, Resident[Loaded]]]: ...
+    def lease(
+        self, entry: Entry, exact: bool = False
+    ) -> AbstractAsyncContextManager[tuple[Entry, Resident[Loaded]]]: ...
 
     async def in_time(self, work: Awaitable[Any]) -> Any: ...
 
@@ -201,7 +203,7 @@ class Speaker:
             return None, 0
         if choice.entry.task is not None:
             _check(choice.entry, choice.entry.task)
-        entry, resident = await stack.enter_async_context(self._endpoint.lease(choice.entry))
+        entry, resident = await stack.enter_async_context(self._endpoint.lease(choice.entry, choice.exact))
         _check(entry, None if resident.loaded.task is None else resident.loaded.task.spec)
         return entry, resident.slot
 
