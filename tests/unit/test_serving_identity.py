@@ -125,8 +125,7 @@ def test_of_many_at_once_no_more_than_one_is_kept(world: Path) -> None:
         start.wait()
         try:
             return put_expecting(mine, adapter, "tweets", 2).version
-        except VersionConflictError as error:
-            assert error.version > 2
+        except VersionConflictError:
             return None
 
     with ThreadPoolExecutor(6) as pool:
