@@ -5,12 +5,12 @@ A command for every replica is one of COMMANDS; its answer, or the error that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json
-from ray_lora.serving.http.relay import Asked, Told
+from ray_lora.serving.http.relay import Asked, Head, Told
 
 COMMANDS = ("describe", "prewarm", "renew", "status")
 
@@ -22,6 +22,10 @@ class Peers(Protocol):
 
     async def ask(self, base: str, asked: Asked) -> Told:
         """What some replica of another base answers to a request. BaseAwayError when none does."""
+        ...
+
+    def pour(self, base: str, asked: Asked) -> AsyncIterator[Head | bytes]:
+        """As `ask`, part by part as it comes."""
         ...
 
     async def tell(self, base: str | None, command: str, *arguments: Json) -> list[Any]:
@@ -53,6 +57,10 @@ class Alone:
         self.endpoint = endpoint
 
     async def ask(self, base: str, asked: Asked) -> Told:
+        """Never called: there is no other base."""
+        raise AssertionError(base)
+
+    def pour(self, base: str, asked: Asked) -> AsyncIterator[Head | bytes]:
         """Never called: there is no other base."""
         raise AssertionError(base)
 

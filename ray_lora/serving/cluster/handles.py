@@ -6,15 +6,15 @@ A handle hop costs about 2.5 ms, so only what another base must answer takes one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ray_lora.recipe import Json
-from ray_lora.serving.http.relay import Asked, BaseAwayError, Told
+from ray_lora.serving.http.relay import Asked, BaseAwayError, Head, Told
 from ray_lora.serving.peers import answers_of
 
 _AWAY = (RayActorError, DeploymentUnavailableError, TimeoutError)
@@ -43,6 +43,18 @@ class Handles:
             raise
         except _AWAY as error:
             raise BaseAwayError(f"base {base!r} does not answer now ({type(error).__name__}); try again") from None
+
+    async def pour(self, base: str, asked: Asked) -> AsyncIterator[Head | bytes]:
+        """See `Peers.pour`. A client that leaves takes its request with it."""
+        parts = self._all[base].options(stream=True).pour.remote(asked)
+        assert isinstance(parts, DeploymentResponseGenerator)
+        try:
+            async for part in parts:
+                yield part
+        except _AWAY as error:
+            raise BaseAwayError(f"base {base!r} does not answer now ({type(error).__name__}); try again") from None
+        finally:
+            parts.cancel()
 
     async def tell(self, base: str | None, command: str, *arguments: Json) -> list[Any]:
         """See `Peers.tell`."""

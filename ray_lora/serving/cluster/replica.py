@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
-from ray_lora.serving.http.relay import Asked, ask
+from ray_lora.serving.http.relay import Asked, Head, ask, pour
 from ray_lora.serving.peers import obey
 
 
@@ -39,6 +39,11 @@ class BaseReplica:
     async def answer(self, asked: Asked) -> tuple[Any, ...]:
         """A request that reached another base's replica; see `Told`."""
         return tuple(await ask(self.routes, asked))
+
+    async def pour(self, asked: Asked) -> AsyncIterator[Head | bytes]:
+        """As `answer`, part by part as it comes."""
+        async for part in pour(self.routes, asked):
+            yield part
 
     async def obey(self, command: str, arguments: Sequence[Json]) -> Any:
         """A command for every replica; see `peers.py`."""

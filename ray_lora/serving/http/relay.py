@@ -7,12 +7,13 @@ answer as it comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from ray_lora.errors import RayLoraError
 
@@ -55,6 +56,13 @@ class Asked(NamedTuple):
         return self._replace(headers=[*others, *told.items()], body=body)
 
 
+class Head(NamedTuple):
+    """How an answer begins."""
+
+    status: int
+    headers: Headers
+
+
 class Told(NamedTuple):
     """An answer."""
 
@@ -75,6 +83,59 @@ async def asked_of(request: Request, version: int | None) -> Asked:
 async def ask(app: ASGIApp, asked: Asked) -> Told:
     """What an app of this process answers."""
     told: list[Message] = []
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    await app(_scope(asked), _receiving(asked), send)
+    start, *rest = told
+    return Told(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
+
+
+async def pour(app: ASGIApp, asked: Asked) -> AsyncGenerator[Head | bytes, None]:
+    """What an app of this process answers, part by part as it comes. Who reads no further takes the request with it."""
+    parts: asyncio.Queue[Message | None] = asyncio.Queue()
+
+    async def send(message: Message) -> None:
+        parts.put_nowait(message)
+
+    answering = asyncio.ensure_future(app(_scope(asked), _receiving(asked), send))
+    answering.add_done_callback(lambda _: parts.put_nowait(None))
+    try:
+        while (part := await parts.get()) is not None:
+            if part["type"] == "http.response.start":
+                yield Head(part["status"], list(part["headers"]))
+            elif part.get("body"):
+                yield part["body"]
+        answering.result()
+    finally:
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
+
+
+async def pass_on(parts: AsyncIterator[Head | bytes], send: Send) -> None:
+    """Send an answer on as its parts come."""
+    async for part in parts:
+        if isinstance(part, bytes):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        else:
+            head = Head(*part)  # which has lost its type on the way
+            await send({"type": "http.response.start", "status": head.status, "headers": _own(head.headers)})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def wants_parts(asked: Asked) -> bool:
+    """Whether the client wants the answer as it comes: `"stream": true` in a body of JSON."""
+    if b'"stream"' not in asked.body:
+        return False
+    try:
+        body = json.loads(asked.body)
+    except ValueError:
+        return False
+    return isinstance(body, dict) and body.get("stream") is True
+
+
+def _receiving(asked: Asked) -> Receive:
     bodies = [asked.body]
 
     async def receive() -> Message:
@@ -82,10 +143,11 @@ async def ask(app: ASGIApp, asked: Asked) -> Told:
             await asyncio.Event().wait()  # a client that leaves takes its request with it: this is cancelled
         return {"type": "http.request", "body": bodies.pop()}
 
-    async def send(message: Message) -> None:
-        told.append(message)
+    return receive
 
-    scope: dict[str, Any] = {
+
+def _scope(asked: Asked) -> dict[str, Any]:
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -100,13 +162,15 @@ async def ask(app: ASGIApp, asked: Asked) -> Told:
         "server": None,
         "state": {"version": asked.version},
     }
-    await app(scope, receive, send)
-    start, *rest = told
-    return Told(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in rest))
+
+
+def _own(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers that are the answer's; its id is said here."""
+    return [(key, value) for key, value in headers if key != b"x-request-id"]
 
 
 def response_of(told: Told) -> Response:
     """The answer, as it came."""
     response = Response(told.body, told.status)
-    response.raw_headers = [(key, value) for key, value in told.headers if key != b"x-request-id"]
+    response.raw_headers = _own(told.headers)
     return response

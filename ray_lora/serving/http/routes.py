@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Send
 
 from ray_lora.adapters.peft_folder import CONFIG
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
@@ -24,7 +25,8 @@ from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.openai import add_openai
 from ray_lora.serving.http.page import add_page
 from ray_lora.serving.http.people import served_by
-from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
+from ray_lora.serving.http.pouring import WhileThere
+from ray_lora.serving.http.relay import ElsewhereError, asked_of, pass_on, response_of, wants_parts
 from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.http.several import answer_each
 from ray_lora.serving.names import BASE
@@ -45,10 +47,19 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
 
     async def elsewhere(request: Request, error: Exception) -> Response:
         assert isinstance(error, ElsewhereError)
-        try:
-            return response_of(await endpoint.names.peers.ask(error.base, await asked_of(request, error.version)))
-        except RayLoraError as refused:
-            return faults.of(refused)
+        base, asked, peers = error.base, await asked_of(request, error.version), endpoint.names.peers
+
+        async def relayed(send: Send) -> None:
+            try:
+                if wants_parts(asked):
+                    await pass_on(peers.pour(base, asked), send)
+                    return
+                response = response_of(await peers.ask(base, asked))
+            except RayLoraError as refused:
+                response = faults.of(refused)
+            await response(request.scope, request.receive, send)
+
+        return WhileThere(relayed)
 
     app.add_exception_handler(ElsewhereError, elsewhere)
     _add_answers(app, endpoint)
