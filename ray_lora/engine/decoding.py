@@ -14,7 +14,7 @@ its states there. It knows tokens and slots, not how one is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.buffers import Resident
 from ray_lora.engine.cached_attention import CachedPass, NewTokens
 from ray_lora.engine.engine import AdapterEngine
-from ray_lora.engine.kv_cache import KvCache, Place
+from ray_lora.engine.kv_cache import KvCache, Pair, Place
 from ray_lora.errors import AdapterError, CapacityError
 
 _TRIED = (4, 1, 2, 1)  # tokens at a time of the row that is compared
@@ -87,6 +87,14 @@ class Decoding:
     def fork(self, row: Row) -> Row:
         """Another row that has begun as this one."""
         return Row(row.slot, self._cache.fork(row.place), row.capacity, row.resident)
+
+    def copy(self, row: Row) -> dict[int, Pair]:
+        """What a row has kept, for `fill`."""
+        return self._cache.copy(row.place)
+
+    def fill(self, row: Row, kept: Mapping[int, Pair], length: int) -> None:
+        """Have a fresh row begin with the first tokens of another of the same adapter, which had kept this."""
+        self._cache.fill(row.place, kept, length)
 
     def leave(self, row: Row) -> None:
         """Forget a row; its place is another's at once."""

@@ -13,6 +13,7 @@ It knows places and tensors, not tokens, slots or adapters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -99,6 +100,20 @@ class KvCache:
             for x in pair:
                 x[other.index, :, : place.length] = x[place.index, :, : place.length]
         return other
+
+    def copy(self, place: Place) -> dict[int, Pair]:
+        """All that a place has kept, by layer, each [heads, tokens, size]."""
+        return {
+            layer: [x[place.index, :, : place.length].clone() for x in pair]
+            for layer, pair in place.slab.layers.items()
+        }
+
+    def fill(self, place: Place, kept: Mapping[int, Pair], length: int) -> None:
+        """Have a fresh place begin with the first tokens of what another had kept."""
+        for layer, pair in kept.items():
+            for x, known in zip(place.slab.pair(layer, *pair), pair, strict=True):
+                x[place.index, :, :length] = known[:, :length]
+        place.length = length
 
     def leave(self, place: Place) -> None:
         """Give a place back."""

@@ -25,6 +25,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.engine.decoding import Decoding, Row
 from ray_lora.errors import CapacityError
 from ray_lora.inference.predict import NotFiniteError
+from ray_lora.inference.prefixes import Prefixes
 from ray_lora.inference.sampling import Choice, Chooser, Sampling
 
 Reason = Literal["stop", "length"]  # OpenAI's words
@@ -56,6 +57,7 @@ class _Answer:
     chooser: Chooser
     left: list[int]
     kept: Row | None = None
+    owner: str | None = None  # for whose prompts it is to be kept, until it is
     others: list[_Answer] = field(default_factory=list)  # answers to the same prompt, which begin where it ends
 
 
@@ -67,8 +69,10 @@ class Decoder:
         capacity: tokens of all rows together, prompts and room for answers.
         longest: tokens of the longest row, where the base has so many positions.
         piece: tokens of prompts in one step.
+        prefix_bytes: of what is kept of prompts, for others that begin alike.
 
     Attributes:
+        prefixes: what is kept.
         lost: rows that the last step found no numbers for, each with its error; they have left.
     """
 
@@ -79,9 +83,11 @@ class Decoder:
         capacity: int = 65_536,
         longest: int | None = None,
         piece: int = PIECE,
+        prefix_bytes: int = 0,
     ) -> None:
         self._decoding = Decoding(engine, head)
         self.capacity, self._longest, self._piece = capacity, longest, piece
+        self.prefixes = Prefixes(prefix_bytes)
         self.lost: dict[int, NotFiniteError] = {}
         self._answers: dict[int, _Answer] = {}
         self._numbers = itertools.count(1)
@@ -115,11 +121,20 @@ class Decoder:
             )
         return asked
 
-    def join(self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int] = ()) -> list[int]:
+    def join(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        sampling: Sampling,
+        ends: Collection[int] = (),
+        owner: str | None = None,
+    ) -> list[int]:
         """Begin answers to a prompt by a slot's adapter; one row for each of `sampling.n`, which share the prompt.
 
         Args:
             ids: the prompt's tokens, at least one. ends: tokens that end an answer.
+            owner: the content hash of what the slot holds; with it the prompt may begin where another of the same
+                content was kept, and is kept itself.
 
         Raises:
             CapacityError: the prompt leaves no room, or there is none for more rows until others have left.
@@ -137,6 +152,11 @@ class Decoder:
         first = answers[0]
         first.others = answers[1:]
         first.kept = self._decoding.enter(slot, len(ids) + room)
+        first.owner = owner if self.prefixes.most else None
+        found = None if first.owner is None else self.prefixes.longest(first.owner, ids)
+        if found is not None:
+            self._decoding.fill(first.kept, found[1], found[0])
+            first.left = list(ids[found[0] :])
         self._answers |= {answer.number: answer for answer in answers}
         return [answer.number for answer in answers]
 
@@ -149,6 +169,7 @@ class Decoder:
         if heirs:  # whoever waits for this prompt goes on with it
             heir, *rest = heirs
             heir.kept, heir.left, heir.others, answer.kept = answer.kept, answer.left, rest, None
+            heir.owner = answer.owner
         if answer.kept is not None:
             self._decoding.leave(answer.kept)
 
@@ -196,12 +217,20 @@ class Decoder:
         written = {}
         for answer, at in ready:
             if math.isfinite(highest[at]):  # what is no number is the highest
+                self._keep(answer)
                 token = likeliest[at] if answer.chooser.greedy else None
                 written[answer.number] = self._write(answer, logits[at], token)
             else:
                 self.lost[answer.number] = NotFiniteError("what follows a prompt is not a finite number")
                 self.leave(answer.number)
         return written
+
+    def _keep(self, answer: _Answer) -> None:
+        """Keep a prompt that has just been read to its end."""
+        if answer.owner is not None and len(answer.ids) == answer.prompt:
+            if not self.prefixes.holds(answer.owner, answer.ids):
+                self.prefixes.keep(answer.owner, answer.ids, self._decoding.copy(_kept(answer)))
+            answer.owner = None
 
     def _waiting(self, part: Collection[_Answer], running: Counter[int]) -> list[_Answer]:
         """Rows whose prompts wait: those first whose adapters have the fewest rows before them, then by age."""

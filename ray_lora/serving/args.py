@@ -72,6 +72,7 @@ class AppArgs(Spec):
     writing_rows: int = Field(default=32, ge=1)  # answers that are written token by token at once
     writing_tokens: int = Field(default=32_768, ge=2)  # of their prompts and of the room for them, all together
     prompt_tokens: int = Field(default=256, ge=1)  # of prompts that are read in one step
+    prefix_bytes: int = Field(default=128 << 20, ge=0)  # kept of prompts, for those that begin alike; 0: nothing
     writing_s: float = Field(default=600, gt=0)  # from arrival to an answer's last token
 
     @field_validator("bases", mode="before")

@@ -81,10 +81,10 @@ class Machine:
             self._prompts[own_processor] = Prompts(processor, self.base.config, most)
         return self._prompts[own_processor]
 
-    def decoder(self, capacity: int, piece: int) -> Decoder:
+    def decoder(self, capacity: int, piece: int, prefix_bytes: int = 0) -> Decoder:
         """What writes answers token by token; AdapterError when the base is none that does. Only ever in `thread`."""
         prompts = self.prompts(capacity)
-        return Decoder(self._engine, prompts.head, capacity, prompts.longest, piece)
+        return Decoder(self._engine, prompts.head, capacity, prompts.longest, piece, prefix_bytes)
 
     def encode_texts(self, texts: list[str]) -> list[Features]:
         """Token ids for embeddings, for the thread of `own_processor`; DataError when the base takes no text."""

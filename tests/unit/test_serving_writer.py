@@ -42,7 +42,9 @@ class Counting:
             raise CapacityError("never")
         return asked
 
-    def join(self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int]) -> list[int]:
+    def join(
+        self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int], owner: str | None
+    ) -> list[int]:
         taken = self.needs(len(ids), sampling) // sampling.n
         assert taken * sampling.n <= self.free
         numbers = list(range(self._next, self._next + sampling.n))

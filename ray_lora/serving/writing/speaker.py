@@ -145,7 +145,9 @@ class Speaker:
         self._endpoint, args = endpoint, endpoint.args
         machine = endpoint.machine
         self.writer = Writer(
-            lambda: machine.decoder(args.writing_tokens, args.prompt_tokens), machine.thread, args.writing_rows
+            lambda: machine.decoder(args.writing_tokens, args.prompt_tokens, args.prefix_bytes),
+            machine.thread,
+            args.writing_rows,
         )
 
     @asynccontextmanager
@@ -172,7 +174,8 @@ class Speaker:
                     trace.encode_s = time.perf_counter() - began
                     ends = prompts.ends if wanted.messages is None else prompts.message_ends
                     self._check_room(ids, sampling, prompts.longest)
-                    asks = [Ask(slot, one, sampling, ends) for one in ids]
+                    owner = endpoint.machine.base.fingerprint if entry is None else entry.sha256
+                    asks = [Ask(slot, one, sampling, ends, owner) for one in ids]
                     stream = await stack.enter_async_context(self.writer.open(name, asks))
                     with self._limited(stream, began):
                         try:

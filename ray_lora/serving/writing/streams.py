@@ -13,12 +13,17 @@ from ray_lora.inference.sampling import Sampling
 
 @dataclass(frozen=True)
 class Ask:
-    """A prompt that is to have `sampling.n` answers by a slot's adapter; one of `ends` ends an answer."""
+    """A prompt that is to have `sampling.n` answers by a slot's adapter; one of `ends` ends an answer.
+
+    Attributes:
+        owner: the content hash of what is in the slot.
+    """
 
     slot: int
     ids: Sequence[int]
     sampling: Sampling
     ends: Collection[int]
+    owner: str | None = None
 
 
 @dataclass(eq=False)

@@ -29,7 +29,9 @@ class Steps(Protocol):
 
     def needs(self, prompt: int, sampling: Sampling) -> int: ...
 
-    def join(self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int]) -> list[int]: ...
+    def join(
+        self, slot: int, ids: Sequence[int], sampling: Sampling, ends: Collection[int], owner: str | None
+    ) -> list[int]: ...
 
     def leave(self, row: int) -> None: ...
 
@@ -91,7 +93,7 @@ class Turns:
                         return  # it waits for room, and nobody overtakes it
                     blocked.add(key)
                     continue
-                part.rows = steps.join(ask.slot, ask.ids, ask.sampling, ask.ends)
+                part.rows = steps.join(ask.slot, ask.ids, ask.sampling, ask.ends, ask.owner)
             except Exception as error:
                 turn.failed.append((part.stream, error))
                 continue
