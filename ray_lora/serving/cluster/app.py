@@ -187,6 +187,7 @@ def _settled(args: AppArgs) -> AppArgs:
             "bases": bases,
             "keys": args.keys and absolute(args.keys),
             "results": args.results and absolute(args.results),
+            "rows": args.rows and absolute(args.rows),
         }
     )
 

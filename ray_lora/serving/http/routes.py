@@ -25,6 +25,7 @@ from ray_lora.serving.http.page import add_page
 from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
+from ray_lora.serving.http.sent_rows import add_rows
 from ray_lora.serving.http.several import answer_each
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
@@ -53,6 +54,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     _add_answers(app, endpoint)
     add_hub(app, endpoint)
     _add_feedback(app, endpoint)
+    add_rows(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
@@ -83,7 +85,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
                 raise DataError("model names several adapters; person and group go with one")
             refs = refs_of(endpoint, body.model, request)
             return await answer_each(endpoint, refs, inputs, body.parameters, body.user, request)
-        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body, request)
+        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body.person, body.group, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
