@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,24 +167,21 @@ class PersonalUpdates:
 
     def _answers(self, person: str) -> str:
         """The ref that answers for a person now."""
-        name, group = self.recipe.name, self.history.groups[person]
-        own = person_name(name, person)
-        if self.store.holds(own):
-            return self.store.resolve(own).ref
-        return self._of_group(group)
+        try:
+            return self.store.resolve(person_name(self.recipe.name, person)).ref
+        except AdapterNotFoundError:
+            return self._of_group(self.history.groups[person])
 
     def _of_group(self, group: str | None) -> str:
         name, parent = self.recipe.name, self.recipe.personal.parent
         own = name if group is None else group_name(name, group)
-        if not self.store.holds(own) and parent is not None:
-            own = parent
-        try:
-            return self.store.resolve(own).ref
-        except AdapterNotFoundError:
-            raise AdapterNotFoundError(
-                f"{own} is not in the store {self.recipe.store}; people of {group!r} have nothing to begin from. Run "
-                "the same command without --update first"
-            ) from None
+        for ref in (own,) if parent is None else (own, parent):
+            with suppress(AdapterNotFoundError):
+                return self.store.resolve(ref).ref
+        raise AdapterNotFoundError(
+            f"{own} is not in the store {self.recipe.store}, so people of {group!r} have nothing to begin from; run "
+            "the same command without --update first"
+        )
 
     def _prepare(self) -> Prepared:
         """What workers are to know: the task and the settings of the adapters that people go on from."""
