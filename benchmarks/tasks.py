@@ -3,8 +3,8 @@
     python -m benchmarks.tasks [--seeds 3] [--only NAME ...] [--again NAME ...]
 
 A pipeline runs as a program of its own and gives one object (`pipelines.story`). What is known of the same code, recipe
-and seeds is not run again unless `--again` names it; a killed run goes on with the pipelines that are missing, and `--only`
-says which are wanted now: the table shows all that are known.
+and seeds is not run again unless `--again` names it; a killed run goes on with the pipelines that are missing. `--only`
+says which are wanted now; the table shows all that are known.
 `before` is what the source's adapter (or the bare base) scores on the target's held-out rows; `adapter`, `head only`
 and `full` learnt from the target's training rows, mean ± standard deviation over seeds; `seconds` are the wall-clock of
 the one training call in which all adapters of a pipeline on that base trained, those for the sources included. Adapters

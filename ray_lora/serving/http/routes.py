@@ -182,6 +182,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/v1/models")
     async def models(request: Request) -> schemas.ModelList:
+        """The bases, and the adapters that the key is for; of single persons' nobody gets a list."""
         key = endpoint.keys.of(request.headers)
         versions: dict[str, list[Entry]] = {}
         for entry in await endpoint.registry.list():
@@ -204,7 +205,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             return base_card(ref, await endpoint.names.fingerprint_of(ref))
         key.check_adapter(ref.partition("@")[0])
         entry = await endpoint.names.resolve(ref)
-        versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
+        versions = [other.version for other in await endpoint.registry.versions(entry.name)]
         return card(entry, ref, versions, endpoint.base_id)
 
 
@@ -215,8 +216,8 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         name = body.lora_name.partition("@")[0]
         if body.lora_path is not None:
             check_name(body.lora_name)
-            held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
-            if name in held and not body.load_inplace:
+            held = [entry for entry in await endpoint.registry.versions(name) if not entry.traffic.withdrawn]
+            if held and not body.load_inplace:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
             await endpoint.publish(name, _folder(body.lora_path), body.pinned)
         else:
