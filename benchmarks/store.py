@@ -4,9 +4,9 @@
 
 Names are people's, one version each with a champion; each is a folder of its own with MiniLM's size of a rank-4 adapter
 on query and value. Every figure is of a fresh process, so nothing is known beforehand; the machine's file cache is
-warm. `list` is what `/v1/models` shows, without single persons, `names` what an endpoint counts at its start, `list everybody`
-is `ray-lora adapters list --people`; `resolve` is what an endpoint does for a first request of a person, `resolve again`
-for every later one; `nobody` is a name that is not there.
+warm. `list` is what `/v1/models` shows, without single persons, `names` what an endpoint counts at its start, `list
+everybody` is `ray-lora adapters list --people`; `resolve` is what an endpoint does for a person's first request,
+`resolve again` for every later one; `nobody` is a name that is not there.
 """
 
 from __future__ import annotations

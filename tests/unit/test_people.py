@@ -195,7 +195,7 @@ def test_one_that_is_no_number_harms_nobody(folder: Path, parent: Adapter) -> No
 def test_persons_are_in_no_list_unless_they_are_asked_for(tiny_bert_folder: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     adapter = Adapter.load(make_adapter(tiny_bert_folder, tmp_path / "one", seed=0))
-    mine = person_name("shops", "ann")
+    mine = person_name("shops", "anna")
     for name in ("shops", group_name("shops", "north"), mine):
         store.put(adapter, name)
     assert store.names() == ["shops", "shops.group.north", mine]
@@ -203,7 +203,7 @@ def test_persons_are_in_no_list_unless_they_are_asked_for(tiny_bert_folder: Path
     assert [entry.name for entry in store.list(people=False)] == ["shops", "shops.group.north"]
     assert [entry.ref for entry in store.list(mine)] == [f"{mine}@1"]
     with pytest.raises(AdapterNotFoundError) as raised:
-        store.resolve(person_name("shops", "anne"))
+        store.resolve(person_name("shops", "anno"))
     assert mine not in str(raised.value)  # who else there is is nobody's matter
     with pytest.raises(AdapterNotFoundError, match="did you mean 'shops'"):
         store.resolve("shop")
