@@ -1,4 +1,4 @@
-"""Sounds as files: transcripts beside them, LibriSpeech's, AudioFolder's metadata, paths, Hugging Face's audio parquet."""
+"""Sounds as files: transcripts beside them, LibriSpeech's, AudioFolder's metadata, paths, Hugging Face's parquet."""
 
 from __future__ import annotations
 
