@@ -6,28 +6,22 @@ import asyncio
 import json
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import httpx
 import pytest
 
-from ray_lora import BaseSpec, Card, load_base
-from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import Json, LoraSpec, TaskSpec
+from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.http.captions import srt, verbose, vtt
 from ray_lora.serving.http.form import Sent
 from ray_lora.serving.http.routes import create_app
 from ray_lora.serving.http.speech import FORMATS, FieldError, Transcription, answered, asked
-from ray_lora.store import open_store
-from ray_lora.tasks import Column, Features, Row
-from ray_lora.tasks.sounds import RATE, open_sound
-from tests.boxes.rows import BASE, TASK
-from tests.boxes.task import SIDE, Boxes, BoxesSpec
+from tests.boxes.rows import BASE
+from tests.unit.speech_world import make_world
 from tests.unit.test_sounds import tone, written
 
 CHUNKS: list[dict[str, Json]] = [
@@ -113,63 +107,16 @@ def test_answers_without_what_a_format_has_are_refused() -> None:
 # ------------------------------------------------------------------ over HTTP
 
 
-class HeardSpec(BoxesSpec):
-    """Options of the task below."""
-
-    type: Literal["tests.unit.test_serving_speech:Heard"] = "tests.unit.test_serving_speech:Heard"  # type: ignore[assignment]
-    language: str | None = "it"
-
-
-class Heard(Boxes):
-    """How many samples a sound has, said as a text, a word for each half second."""
-
-    spec_type: ClassVar[type[TaskSpec]] = HeardSpec
-    columns: ClassVar[Mapping[str, Column]] = {"audio": Column(("audio",)), "text": Column(("text",), "training")}
-    input: ClassVar[str] = "audio"
-    pipeline: ClassVar[str] = "automatic-speech-recognition"
-    full: ClassVar[Mapping[str, Json]] = {}
-
-    def row(self, row: Row) -> Features:
-        import torch
-
-        samples = open_sound(row["audio"])
-        return {"pixel_values": torch.zeros(3, SIDE, SIDE), "samples": len(samples)}
-
-    def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        unknown = sorted(set(parameters) - {"return_timestamps", "language"})
-        if unknown:
-            raise ValueError(unknown)
-
-    def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
-        answers: list[Json] = []
-        for row in features:
-            words = ["word"] * (2 * row["samples"] // RATE)
-            answer: dict[str, Json] = {"text": "".join(f" {word}" for word in words)}
-            if parameters.get("return_timestamps"):
-                answer["chunks"] = [
-                    {"timestamp": [at / 2, (at + 1) / 2], "text": f" {word}"} for at, word in enumerate(words)
-                ]
-            answers.append(answer)
-        return answers
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A store with `heard`, which is the task above, and `boxes`, which hears nothing."""
     root = tmp_path_factory.mktemp("speech")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_LORA_ALLOW", "tests.boxes,tests.unit.test_serving_speech")
+    with make_world(root):
         yield root
 
 
 @pytest.fixture(scope="module")
 def ask(world: Path) -> Iterator[Callable[..., httpx.Response]]:
     """Sends one request to an endpoint that lives as long as the module."""
-    engine = AdapterEngine(load_base(BaseSpec(model=BASE, dtype="float32")), slots=2, max_rank=2)
-    lora, store = LoraSpec(r=2, lora_alpha=3, target_modules=("stem", "last")), open_store(str(world / "store"))
-    for name, kind in (("heard", "tests.unit.test_serving_speech:Heard"), ("boxes", TASK)):
-        slot = engine.init(lora, HeadSpec("Finder", 5), seed=0, peft_type=None)
-        store.put(engine.export(slot, Card(task=TaskSpec.model_validate({"type": kind}))), name)
     (world / "keys.yaml").write_text("[{key: k, adapters: ['*']}, {key: other, adapters: [boxes]}]")
     loop = asyncio.new_event_loop()
     args = AppArgs(
