@@ -56,7 +56,7 @@ endef
 	$(call install)
 
 .venv/installed-gguf: .venv/installed
-	$(call install,[gguf])
+	$(call install,[gguf,speech])
 
 .venv/installed-test: .venv/installed
 	$(call install,[test])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from ray_lora.inference.baseline import head_only
 from ray_lora.inference.head_alone import head_alone
 from ray_lora.inference.predict import chunks, predict
 from ray_lora.inference.windows import spread_windows
+from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
 from ray_lora.tasks import Features, Task, build_task, scoring_of, task_of
 from ray_lora.tasks.classification import Classification
@@ -235,7 +236,16 @@ def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
     for chunk in chunks(sizes, [0] * len(sizes), 32):
         mine = [spread.features[row] for row in chunk]
         with torch.inference_mode():
-            decoded = task.decode(model(**task.collate(mine)), mine, told)
+            inputs = task.collate(mine)
+            outputs = written(model, task, inputs) if isinstance(task, Writing) else model(**inputs)
+            decoded = task.decode(outputs, mine, told)
         for row, part in zip(chunk, decoded, strict=True):
             parts[row] = part
     return spread.whole(tasks, parts, [told] * len(rows))
+
+
+def written(model: Any, task: Writing, inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
+    """What a plain model writes of each row, as its class's own `generate` writes it: the likeliest token, and on."""
+    given = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
+    texts: list[list[int]] = model.generate(**given, do_sample=False, num_beams=1).tolist()
+    return [text[: text.index(task.end)] if task.end in text else text for text in texts]

@@ -24,6 +24,7 @@ _NEUTRAL = frozenset(
     "lora_dtype lorap_lr_ratio lorap_emb_lr loraplus_lr_ratio loraplus_lr_embedding swift_type model_key_mapping "
     "merge_weights unsloth_version unsloth_fixed".split()
 )
+_NAMED = {"WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq"}  # which no ending of its name says
 _PLAIN_INIT = frozenset({"gaussian", "eva", "orthogonal"})
 _WHY = {  # what a field does to the answer
     "use_dora": "DoRA trains a length for every output beside the pair",
@@ -109,6 +110,8 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
     name, library = found.get("base_model_class"), found.get("parent_library")
     if not isinstance(name, str) or not isinstance(library, str):
         return None
+    if name in _NAMED and library.startswith("transformers"):
+        return _NAMED[name]
     kind = name.rpartition("For")[2] if "For" in name else None
     own = None if library.startswith("transformers") else name
     return f"AutoModelFor{kind}" if kind else own

@@ -123,7 +123,11 @@ class Base:
         batch = {}
         if "input_ids" in rows[0]:
             batch = pad([row["input_ids"].tolist() for row in rows], self._tokenizer())
-        others = [name for name in rows[0] if name not in ("input_ids", "attention_mask")]
+        if "decoder_input_ids" in rows[0]:
+            end = SimpleNamespace(pad_token_id=self.config.pad_token_id)
+            written = pad([row["decoder_input_ids"].tolist() for row in rows], end)
+            batch = {f"decoder_{name}": tensor for name, tensor in written.items()}
+        others = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "decoder_input_ids")]
         return batch | {name: torch.stack([row[name] for row in rows]) for name in others}
 
     def _tokenizer(self) -> Any:

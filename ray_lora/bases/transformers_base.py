@@ -35,9 +35,11 @@ _WRONG = (
 _TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
 _ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
 _SEGMENTS = "AutoModelForSemanticSegmentation"
+_WRITERS = ("whisper",)  # of classes with an encoder that write token by token
+_WRITES = "AutoModelForSpeechSeq2Seq"
 
 _LOADING = threading.RLock()
-_OWN_HEADS = frozenset({"AutoModelForCausalLM"})  # whose output layer was trained with the base
+_OWN_HEADS = frozenset({"AutoModelForCausalLM", _WRITES})  # whose output layer was trained with the base
 
 
 def is_gguf(path: Path) -> bool:
@@ -98,22 +100,28 @@ def describe_backbone(path: Path, model: str) -> Backbone:
 
 
 def _telling(model: Any) -> Any:
-    """The model, which gives all hidden states where a head needs them."""
+    """The model, which gives all hidden states where a head needs them, and keeps no cache that nobody asked for."""
     if model.config.model_type in _ALL_STAGES:
         model.config.output_hidden_states = True
+    if model.config.model_type in _WRITERS:
+        model.config.use_cache = False
     return model
 
 
-def load_processor(path: Path, pictures: bool = False) -> Any:
-    """The tokenizer or image processor of a folder or GGUF file; None when it has neither.
+def load_processor(path: Path, pictures: bool = False, sounds: bool = False) -> Any:
+    """The tokenizer or image processor of a folder or GGUF file, or what has a tokenizer and a feature extractor; None
+    when it has neither.
 
     Args:
         pictures: the backbone takes pictures, so that a tokenizer beside its image processor is nothing to it.
+        sounds: it takes sounds and writes texts.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     if is_gguf(path):
         return _gguf_tokenizer(path)
+    if sounds and _has_processor(path):
+        return AutoProcessor.from_pretrained(path, local_files_only=True)
     if pictures and (path / "preprocessor_config.json").exists():
         return AutoImageProcessor.from_pretrained(path, local_files_only=True)
     if (path / "tokenizer.json").exists() or (path / "tokenizer_config.json").exists():
@@ -121,6 +129,12 @@ def load_processor(path: Path, pictures: bool = False) -> Any:
     if (path / "preprocessor_config.json").exists():
         return AutoImageProcessor.from_pretrained(path, local_files_only=True)
     return None
+
+
+def _has_processor(path: Path) -> bool:
+    """Whether a folder says how sounds are read and texts are written."""
+    sounds = any((path / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
+    return sounds and any((path / name).exists() for name in ("tokenizer.json", "vocab.json"))
 
 
 def _gguf_tokenizer(path: Path) -> Any:
@@ -181,6 +195,11 @@ def gguf_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     if output is not None and output.weight.is_meta:
         output.weight = model.get_input_embeddings().weight
     return {name: tensor for name, tensor in model.state_dict().items() if name in names and not tensor.is_meta}
+
+
+def writes(config: Any) -> bool:
+    """Whether it is of a kind with an encoder of sounds that writes token by token."""
+    return getattr(config, "model_type", None) in _WRITERS
 
 
 def own_outputs(config: Any, architecture: str) -> int | None:
@@ -267,6 +286,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
         raise AdapterError(
             f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
             f"of transformers {', '.join(_ALL_STAGES)} is"
+        )
+    if spec.architecture == _WRITES and config.model_type not in _WRITERS:
+        raise AdapterError(
+            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
+            f"of transformers {', '.join(_WRITERS)} is"
         )
     try:
         with torch.device("meta"):

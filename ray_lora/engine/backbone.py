@@ -190,6 +190,15 @@ class Backbone:
         states: Tensor = outputs.last_hidden_state
         return states
 
+    def next_tokens(self, inputs: Mapping[str, Any], routes: Routes | None, cache: Any) -> Any:
+        """The outputs for the next tokens of rows, as many of each, whose earlier ones are in `cache`, transformers'.
+
+        Args:
+            inputs: of an encoder and the tokens; from the second time on `encoder_outputs` and the tokens.
+        """
+        self._routes, self._cut = routes, None
+        return self._module(**inputs, past_key_values=cache, use_cache=True)
+
     def rest(self) -> None:
         """Forget the last pass: the backbone is the plain one when somebody else calls it."""
         self._routes, self._cut = None, None

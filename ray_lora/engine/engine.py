@@ -152,6 +152,11 @@ class AdapterEngine:
         tokens are kept; `decoding` asks for them."""
         return self._backbone.advance(ids, positions, self._routes(owners, joined), joined, cached)
 
+    def next_tokens(self, inputs: Mapping[str, Any], owners: Sequence[int], cache: Any) -> Any:
+        """The backbone's outputs for the next tokens of rows of any slots; `written` asks for them."""
+        self._check(owners, {})
+        return self._backbone.next_tokens(inputs, self._routes(owners, None), cache)
+
     def cast(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inputs as a pass is given them: on the base's device, numbers in its dtype."""
         return {name: self._cast(tensor) for name, tensor in inputs.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, Seq2SeqModelOutput
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
@@ -43,8 +43,14 @@ class _Given(nn.Module):
 
 
 def gives_by_token(model: nn.Module) -> bool:
-    """Whether a class gives logits token by token, of as many as are asked for (`logits_to_keep`)."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+    """Whether a class gives logits token by token, of as many as are asked for (`logits_to_keep`), or of a decoder's
+    states that it is given."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters or has_encoder(model)
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether a class writes token by token what its encoder was given."""
+    return "decoder_inputs_embeds" in inspect.signature(model.forward).parameters
 
 
 def _is_outside(name: str, prefix: str) -> bool:
@@ -60,6 +66,7 @@ class Head:
         own: values of a head that is the base's own, by their names in the plain class; None where slots have copies.
         outside: names of the class's modules beside the backbone.
         gives_tokens: whether it is the base's own and computes logits of those tokens alone that are asked for.
+        writes: whether its tokens are written by a decoder behind an encoder.
         targets: names inside the backbone that exist in the plain class too (a class may have no pooler).
         modules_to_save: the class's own top-level modules, PEFT's word.
     """
@@ -70,6 +77,7 @@ class Head:
         self.own = own_values(base, spec, model)
         self.outside = tuple(name for name in dict(model.named_modules()) if _is_outside(name, base.prefix))
         self.gives_tokens = self.own is not None and gives_by_token(model)
+        self.writes = self.gives_tokens and has_encoder(model)
         start = f"{base.prefix}."
         self.targets = frozenset(
             name.removeprefix(start) for name, _ in model.named_modules() if name.startswith(start)
@@ -260,9 +268,11 @@ class Head:
 
     def logits(self, states: Tensor) -> Tensor:
         """[1, tokens, vocabulary] of last hidden states of any tokens, [1, tokens, hidden], by a base's own head."""
-        self._given.outputs = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        kind = Seq2SeqModelOutput if self.writes else BaseModelOutputWithPastAndCrossAttentions
+        self._given.outputs = kind(last_hidden_state=states)
+        name = "decoder_inputs_embeds" if self.writes else "inputs_embeds"
         try:
-            logits: Tensor = self._classes[self.labels](inputs_embeds=states, use_cache=False).logits
+            logits: Tensor = self._classes[self.labels](**{name: states}, use_cache=False).logits
             return logits
         finally:
             self._given.outputs = None

@@ -17,6 +17,7 @@ from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.engine.sharing import Lengths
 from ray_lora.errors import AdapterError
 from ray_lora.inference.windows import Spread, spread_windows
+from ray_lora.inference.written import Writing, written
 from ray_lora.recipe import Json
 from ray_lora.tasks.task import Features, Task
 
@@ -102,12 +103,21 @@ def _parts(
     parts: list[Any] = [None] * len(features)
     for chunk in passes(engine, tasks, features, slots, max_rows):
         with torch.inference_mode():
-            for task, rows, outputs in forward(engine, tasks, features, slots, chunk):
+            writes = isinstance(tasks[slots[chunk[0]]], Writing)
+            found: Iterator[tuple[Task, list[int], Any]] = (
+                written(engine, tasks, features, slots, chunk, options)
+                if writes
+                else forward(engine, tasks, features, slots, chunk)
+            )
+            for task, rows, outputs in found:
                 if watch is not None:
                     watch(task, [slots[row] for row in rows], [features[row] for row in rows], outputs)
                 for same in _alike([options[row] for row in rows]):
-                    mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
                     chosen = [rows[position] for position in same]
+                    if writes:
+                        mine = [outputs[position] for position in same]
+                    else:
+                        mine = outputs if len(same) == len(rows) else take_rows(outputs, torch.tensor(same))
                     decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
                     for row, part in zip(chosen, decoded, strict=True):
                         parts[row] = part

@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "image-classification": "ray_lora.tasks.image_classification:ImageClassification",
     "object-detection": "ray_lora.tasks.object_detection:ObjectDetection",
     "image-segmentation": "ray_lora.tasks.image_segmentation:ImageSegmentation",
+    "automatic-speech-recognition": "ray_lora.tasks.speech_recognition:SpeechRecognition",
     "sequential-recommendation": "ray_lora.tasks.sequential_recommendation:SequentialRecommendation",
 }
 DEFAULT = "text-classification"

@@ -5,6 +5,7 @@ Rows are compared by their answers, and by the task's own loss of each, which sh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,9 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
 from ray_lora.inference.windows import spread_windows
+from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json, LoraSpec
+from ray_lora.tasks import Features
 from tests.conformance.case import Case
 from tests.conformance.rules import losses_of, near
 from tests.unit.bases import quiet_peft, wrap
@@ -111,11 +114,26 @@ def found_there(case: Case, model: Any) -> Found:
         inputs = {name: t.double() if t.is_floating_point() else t for name, t in case.task.collate([feature]).items()}
         with torch.no_grad():
             outputs = model(**inputs)
-        parts += case.task.decode(outputs, [feature], {})
+        told = [written_there(case.task, model, feature, inputs)] if isinstance(case.task, Writing) else outputs
+        parts += case.task.decode(told, [feature], {})
         losses.append(torch.stack([part.double() for part in case.task.loss(outputs, [feature])]))
     found = torch.zeros(2, len(case.features), dtype=torch.float64)
     found.index_add_(1, torch.tensor(list(spread.rows)), torch.cat(losses, 1))
     return spread.whole(tasks, parts, [{}] * len(case.features)), found
+
+
+def written_there(task: Writing, model: Any, feature: Features, inputs: Mapping[str, Tensor]) -> list[int]:
+    """What a plain model writes of one row, all of it computed anew for each token."""
+    begun = task.begin(feature, {})
+    tokens = torch.tensor([list(begun.tokens)])
+    while tokens.shape[1] < len(begun.tokens) + begun.most:
+        with torch.no_grad():
+            logits = model(**{**inputs, "decoder_input_ids": tokens}).logits[:, -1].float()
+        chosen = task.allow(begun, tokens, logits).argmax(1)
+        if int(chosen) == task.end:
+            break
+        tokens = torch.cat([tokens, chosen[:, None]], 1)
+    return tokens[0, len(begun.tokens) :].tolist()
 
 
 def same(case: Case, one: Found, other: Found, rows: range | None = None) -> None:

@@ -24,12 +24,13 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
     "token-classification": (list, {"entity", "score", "index", "word", "start", "end"}),
     "sequential-recommendation": (list, {"item", "score"}),
     "question-answering": (dict, {"answer", "score", "start", "end"}),
+    "automatic-speech-recognition": (dict, {"text"}),
     "image-segmentation": (list, {"score", "label", "mask"}),
 }
 
 
-# Those that train on photographs take minutes even of few steps: `make demo-all` runs them.
-QUICK = [name for name in PIPELINES if name not in ("pictures", "inspection", "detection", "segmentation")]
+# Those that train on photographs or speech take minutes even of few steps: `make demo-all` runs them.
+QUICK = [name for name in PIPELINES if name not in ("pictures", "inspection", "detection", "segmentation", "speech")]
 
 
 @pytest.mark.parametrize("name", QUICK)

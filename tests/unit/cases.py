@@ -21,11 +21,12 @@ from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.segmentation.options import ImageSegmentationSpec
 from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
+from ray_lora.tasks.speech.options import SpeechRecognitionSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, histories, segmentation, yolos
+from tests.unit import detection, histories, segmentation, speech, yolos
 from tests.unit.bases import CAUSAL, IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -182,6 +183,24 @@ def recommendation_case(folder: Path) -> Case:
         wrong=[
             ({"items": []}, "items .* are no history; give a list of ids, the oldest first"),
             ({"items": [905, None]}, r"items \[905, None\] hold None, which is no id"),
+        ],
+    )
+
+
+def speech_case(folder: Path) -> Case:
+    """On a folder of Whisper's, whose output layer no adapter has a copy of."""
+    rows = speech.rows(6)
+    return Case(
+        SpeechRecognitionSpec(),
+        rows,
+        speech.best_answer,
+        open=lambda: open_base(folder, torch.float64),
+        plain=lambda: speech.plain(folder),
+        targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1"),
+        head=(),
+        wrong=[
+            ({"audio": rows[0]["audio"][:99]}, "a sound cannot be read"),
+            ({"text": " "}, "text ' ' is empty or not a string"),
         ],
     )
 

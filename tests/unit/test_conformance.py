@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 from ray_lora.bases.efficientnet import save_folder
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
-from tests.unit import detection, histories, segmentation, yolos
+from tests.unit import detection, histories, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
     all_tokens_case,
@@ -28,6 +28,7 @@ from tests.unit.cases import (
     regression_case,
     segformer_case,
     segmentation_case,
+    speech_case,
     tagged_both_ways_case,
     tagged_case,
     text_case,
@@ -88,6 +89,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
+        "automatic-speech-recognition": speech_case(speech.save_whisper(tmp_path_factory.mktemp("bases") / "whisper")),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 

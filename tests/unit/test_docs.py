@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ray_lora.recipe import Recipe
 from ray_lora.tasks import TASKS, task_class
 from tests.documents import PAGES, ROOT, blocks, furnish, run_blocks
+from tests.unit.speech import save_whisper
 
 NEEDS_RAY = {"README.md"}  # tests/programs/test_stories.py
 
@@ -21,6 +22,8 @@ NEEDS_RAY = {"README.md"}  # tests/programs/test_stories.py
 )
 def test_blocks_run(page: Path, tmp_path: Path, tiny_bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     furnish(tmp_path, tiny_bert_folder)
+    if page.name == "speech.md":
+        save_whisper(tmp_path / "bases" / "whisper", seconds=3)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("RAY_LORA_ALLOW", "")

@@ -16,8 +16,11 @@ from ray_lora.engine.heads import Head
 from ray_lora.engine.probe.rows import LENGTHS, SAID, SIZES, Probed, Rows, short
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.sharing import Sharing
+from ray_lora.engine.written import Written
 from ray_lora.errors import RayLoraError
 from ray_lora.task_spec import Attention
+
+_UNWRITTEN = "its class {} answers otherwise token by token than for the whole row"
 
 
 class HeadProbe:
@@ -46,11 +49,13 @@ class HeadProbe:
                         continue
                     rows = even if lengths == "equal" else self.base.examples(SIZES)
                     self.backbone.lay(joined=False)
-                    alone = [self._plainly(plain, row) for row in rows]
+                    alone = [self._plainly(plain, row, head.gives_tokens) for row in rows]
                     self.backbone.lay(joined=held)
                     batch = {name: self.engine._cast(value) for name, value in self.base.batch(rows).items()}
                     outputs = head(self.rows.run(rows, [0] * len(rows), first), batch, routing, labels)
                     if self.rows.same(alone, self.rows.answers(rows, outputs)):
+                        if head.writes and not self._written(head, rows[0], alone[0][0]):
+                            return Sharing("equal", refused=_UNWRITTEN.format(type(self.base.backbone).__name__))
                         return Sharing(lengths, reason="; ".join(reasons))
                     reasons.append(f"{SAID[lengths]}: the head's answer differs from its answer alone")
         except RayLoraError as error:
@@ -63,11 +68,19 @@ class HeadProbe:
         why = f"; it hands its backbone {', '.join(extra)}, which a shared pass does not have" if extra else ""
         return Sharing("equal", refused=f"its answers differ from those of the plain class{why}")
 
-    def _plainly(self, plain: Any, row: dict[str, Tensor]) -> list[Tensor]:
+    def _written(self, head: Head, row: dict[str, Tensor], logits: Tensor) -> bool:
+        """Whether a row that is written token by token has the logits that it has at once, [tokens, vocabulary]."""
+        inputs, ids = self.base.batch([row]), row["decoder_input_ids"]
+        steps = Written(self.engine, head, {name: inputs[name] for name in inputs if not name.startswith("decoder_")})
+        found = [steps.advance(part[None])[0] for part in (ids[:2], *ids[2:].split(1))]
+        return self.rows.same([[logits[1:]]], [[torch.stack(found)]])
+
+    def _plainly(self, plain: Any, row: dict[str, Tensor], logits: bool = False) -> list[Tensor]:
         inputs = {name: self.engine._cast(value) for name, value in self.base.batch([row]).items()}
         self.backbone.rest()
         with self.backbone.reading(self.both_ways):
-            return self.rows.answers([row], plain(**accepted(plain, inputs)))[0]
+            outputs = plain(**accepted(plain, inputs))
+            return self.rows.answers([row], outputs.logits if logits else outputs)[0]
 
     def _misread(self) -> str:
         """Why the class does not read as it is asked to; empty where it does, or nothing is asked.

@@ -71,7 +71,8 @@ class Rows:
 
     def answers(self, rows: Sequence[dict[str, Tensor]], outputs: Any) -> Answers:
         """Each row's part of every output, its padding cut off."""
-        mask = self.base.batch(rows).get("attention_mask")
+        batch = self.base.batch(rows)
+        mask = batch.get("attention_mask", batch.get("decoder_attention_mask"))
         found: Answers = []
         for row in range(len(rows)):
             kept = None if mask is None else mask[row].bool().to(self.base.device)

@@ -28,7 +28,9 @@ from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.pouring import WhileThere
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, pass_on, response_of, wants_parts
 from ray_lora.serving.http.request_id import RequestId
+from ray_lora.serving.http.sent_rows import add_rows
 from ray_lora.serving.http.several import answer_each
+from ray_lora.serving.http.speech import add_speech
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
@@ -65,7 +67,9 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     _add_answers(app, endpoint)
     add_openai(app, endpoint)
     add_hub(app, endpoint)
+    add_speech(app, endpoint)
     _add_feedback(app, endpoint)
+    add_rows(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
@@ -96,7 +100,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
                 raise DataError("model names several adapters; person and group go with one")
             refs = refs_of(endpoint, body.model, request)
             return await answer_each(endpoint, refs, inputs, body.parameters, body.user, request)
-        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body, request)
+        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body.person, body.group, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
@@ -196,6 +200,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/v1/models")
     async def models(request: Request) -> schemas.ModelList:
+        """The bases, and the adapters that the key is for; of single persons' nobody gets a list."""
         key = endpoint.keys.of(request.headers)
         versions: dict[str, list[Entry]] = {}
         for entry in await endpoint.registry.list():
@@ -218,7 +223,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             return base_card(ref, await endpoint.names.fingerprint_of(ref))
         key.check_adapter(ref.partition("@")[0])
         entry = await endpoint.names.resolve(ref)
-        versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
+        versions = [other.version for other in await endpoint.registry.versions(entry.name)]
         return card(entry, ref, versions, endpoint.base_id)
 
 
@@ -229,8 +234,8 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         name = body.lora_name.partition("@")[0]
         if body.lora_path is not None:
             check_name(body.lora_name)
-            held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
-            if name in held and not body.load_inplace and body.if_version is None:
+            held = [entry for entry in await endpoint.registry.versions(name) if not entry.traffic.withdrawn]
+            if held and not body.load_inplace and body.if_version is None:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
             await endpoint.publish(name, _folder(body.lora_path), body.pinned, body.if_version)
         else:

@@ -1,0 +1,43 @@
+"""From a Whisper that knows English to adapters that write Italian and Spanish, served together on it.
+
+    python -m pipelines.speech [--smoke] [--seeds N] [--json] [--keep] [key=value ...]
+
+The base is Whisper tiny.en with a window of six seconds. The speech is Asterisk's telephone prompts, a download whose
+terms are said before it (`pipelines.prompts`). Before stands the bare base, and no adapter has a head of its own, so
+what stands as head only is the output layer trained alone. Words are compared in lower case and without punctuation.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging
+
+from pipelines.prompts import VOICES, prepare
+from pipelines.story import Asked, Line, asked, tell
+from ray_lora.data.read import read
+
+RECIPE = Path(__file__).parents[1] / "examples/speech.yaml"
+RATES = (1e-5, 5e-5)  # of training every weight
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    given = asked(__doc__, argv)
+    logging.disable_progress_bar()
+    prepare("data")
+    tell("speech", [line(given, language) for language in VOICES], given)
+
+
+def line(given: Asked, language: str) -> Line:
+    """What is trained for a language and compared."""
+    rows = Path("data") / f"prompts-{language}"
+    files = [f"data.{split}={rows}/{split}.parquet" for split in ("train", "validation")]
+    test = str(rows / "test.parquet")
+    sound = base64.b64encode(read(test).to_pylist()[0]["audio"]).decode()
+    return Line(rows.name, given.recipe(RECIPE, files), test, sound, "the English base", full_rates=RATES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""Whisper writes what it writes without this library: token by token, of any adapters, of long sounds, with timestamps;
+and what it cannot do is refused by name."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from ray_lora.bases.load import load_base
+from ray_lora.bases.whisper import save_ctranslate2, shorten
+from ray_lora.bases.whisper.ctranslate2 import read_model
+from ray_lora.data.check import on_base, wrong_rows
+from ray_lora.engine import AdapterEngine, HeadSpec
+from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.recipe import BaseSpec, LoraSpec
+from ray_lora.tasks import Task, build_task
+from ray_lora.tasks.speech.heard import Cut, cuts
+from ray_lora.tasks.speech.options import SpeechRecognitionSpec
+from tests.unit.bases import open_base, quiet_peft
+from tests.unit.speech import RATE, plain, rows, save_whisper, tone, wav
+
+TARGETS = ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_whisper(tmp_path_factory.mktemp("speech") / "whisper")
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_whisper(tmp_path_factory.mktemp("speech") / "multilingual", languages=("en", "it", "ja"))
+
+
+def task_on(folder: Path, **options: Any) -> Task:
+    return build_task(SpeechRecognitionSpec(**options), open_base(folder).processor)
+
+
+def adapter(engine: AdapterEngine, head: HeadSpec, seed: int) -> int:
+    """An adapter that changes what is written."""
+    slot = engine.init(LoraSpec(r=2 + seed, target_modules=TARGETS), head, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    engine.write(
+        slot, {key: torch.randn(value.shape, generator=draw) * 0.2 for key, value in engine.read(slot).items()}
+    )
+    engine.refresh([slot])
+    return slot
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An engine with two adapters, and for each the plain class into which it is merged."""
+    engine = AdapterEngine(open_base(folder), slots=3, max_rank=8)
+    task = build_task(SpeechRecognitionSpec(), engine.base.processor)
+    merged = {0: plain(folder)}
+    for seed in (1, 2):
+        slot = adapter(engine, task.head, seed)
+        engine.export(slot).save(out := tmp_path_factory.mktemp("adapter"))
+        with quiet_peft():
+            merged[slot] = PeftModel.from_pretrained(plain(folder), str(out)).merge_and_unload().eval()
+    yield engine, task, merged
+    engine.close()
+
+
+def pipeline(model: Any, task: Any) -> Any:
+    return transformers.pipeline(
+        "automatic-speech-recognition", model=model, tokenizer=task._tokenizer, feature_extractor=task._extractor
+    )
+
+
+def test_rows_of_several_adapters_are_written_as_generate_writes_each(served: Any) -> None:
+    engine, task, merged = served
+    features = task.encode([{"audio": row["audio"]} for row in rows(6)])
+    slots = [1, 2, 1, 2, 2, 1]
+    answers = predict(engine, {1: task, 2: task}, features, slots)
+    for feature, slot, answer in zip(features, slots, answers, strict=True):
+        inputs = task.collate([feature])["input_features"]
+        tokens = merged[slot].generate(inputs, return_timestamps=False)[0].tolist()
+        assert answer == {"text": task._tokenizer.decode(tokens, skip_special_tokens=True)}
+    assert len({answer["text"] for answer in answers}) > 3
+    alone = [predict(engine, {s: task}, [f], [s])[0] for f, s in zip(features, slots, strict=True)]
+    assert alone == answers
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_a_long_sound_is_heard_in_pieces_as_by_the_pipeline(served: Any, timestamps: bool) -> None:
+    engine, task, merged = served
+    sound = tone(3.1, seed=9)
+    [feature] = task.encode([{"audio": wav(sound)}])
+    assert len(task.windows(feature)) > 3
+    [answer] = predict(engine, {2: task}, [feature], [2], [{"return_timestamps": timestamps}])
+    overlap = task._overlap / RATE
+    told = {"return_timestamps": True} if timestamps else {}
+    expected = pipeline(merged[2], task)(sound.copy(), chunk_length_s=1, stride_length_s=overlap, **told)
+    assert answer["text"] == expected["text"]
+    if timestamps:
+        assert [chunk["text"] for chunk in answer["chunks"]] == [chunk["text"] for chunk in expected["chunks"]]
+        for ours, theirs in zip(answer["chunks"], expected["chunks"], strict=True):
+            begins, ends = theirs["timestamp"]
+            assert ours["timestamp"][0] == pytest.approx(begins or 0.0)
+            assert ours["timestamp"][1] == pytest.approx(3.1 if ends is None else ends)
+
+
+def test_pieces_overlap_and_leave_nothing_out() -> None:
+    assert cuts(96_000, 96_000, 16_000) == [Cut(0, 96_000, 0, 0)]
+    assert cuts(200_000, 96_000, 16_000) == [
+        Cut(0, 96_000, 0, 16_000),
+        Cut(64_000, 160_000, 16_000, 16_000),
+        Cut(128_000, 200_000, 16_000, 0),
+    ]
+    for samples in range(1, 400):
+        found = cuts(samples, 30, 7)
+        assert found[0].start == 0
+        assert found[-1].end == samples
+        assert all(one.end - one.right == other.start + other.left for one, other in pairwise(found))
+
+
+def test_gradients_are_those_of_plain_peft(folder: Path, tmp_path: Path) -> None:
+    engine = AdapterEngine(open_base(folder, torch.float64), slots=2, max_rank=8, train=True)
+    task = build_task(SpeechRecognitionSpec(), engine.base.processor)
+    other, slot = adapter(engine, task.head, 2), adapter(engine, task.head, 1)
+    engine.export(slot).save(tmp_path)
+    features = task.encode(rows(4))
+    ((_, outputs),) = engine.forward(task.collate(features), torch.tensor([slot, other, slot, other]))
+    sums, _ = task.loss(outputs, features)
+    sums.sum().backward()
+    with quiet_peft():
+        model: Any = PeftModel.from_pretrained(plain(folder), str(tmp_path), is_trainable=True).double().eval()
+    mine = [features[0], features[2]]
+    inputs = task.collate(mine)
+    logits = model(**inputs | {"input_features": inputs["input_features"].double()}).logits
+    labels = torch.full(inputs["decoder_input_ids"].shape, -100)
+    for row, feature in enumerate(mine):
+        told = [*feature["labels"], task.end]
+        labels[row, len(task._prompt) - 1 : len(task._prompt) - 1 + len(told)] = torch.tensor(told)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss.backward()
+    assert float(sums[[0, 2]].sum()) == pytest.approx(float(loss), abs=1e-9)
+    compared = 0
+    for name, layer in engine.layers.items():
+        if layer.ranks[slot]:
+            part = model.base_model.model.get_submodule(f"model.{name}")
+            for ours, theirs in ((layer.A, part.lora_A), (layer.B, part.lora_B)):
+                grad, weight = ours.grad[slot], theirs["default"].weight.grad
+                torch.testing.assert_close(grad[: weight.shape[0], : weight.shape[1]], weight, atol=1e-9, rtol=0)
+                compared += bool(weight.any())
+    assert compared == 2 * 26
+    engine.close()
+
+
+def test_an_adapter_that_is_no_number_is_said_and_leaves_others_alone(folder: Path) -> None:
+    engine = AdapterEngine(open_base(folder), slots=2, max_rank=8)
+    task = build_task(SpeechRecognitionSpec(), engine.base.processor)
+    right, wrong = adapter(engine, task.head, 1), adapter(engine, task.head, 2)
+    features = task.encode(rows(4))
+    alone = predict(engine, {right: task}, features[:1], [right])
+    engine.write(wrong, {key: torch.full_like(value, torch.nan) for key, value in engine.read(wrong).items()})
+    engine.refresh([wrong])
+    tasks = {right: task, wrong: task}
+    with pytest.raises(NotFiniteError) as caught:
+        predict(engine, tasks, features, [right, wrong, right, wrong])
+    assert caught.value.slots == {wrong}
+    assert predict(engine, {right: task}, features[:1], [right]) == alone
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"temperature": 0.4}, "temperature is 0.4; the likeliest words are written"),
+        ({"return_timestamps": "word"}, "return_timestamps is 'word'; it must be true or false"),
+        ({"max_new_tokens": 39}, "max_new_tokens is 39; it must be a whole number from 1 to 38"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"language": "it"}, "language is 'it', and this base has no tokens of languages"),
+        ({"task": "translate"}, "parameters .'task'. are not known"),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(folder: Path, parameters: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        task_on(folder).check_parameters(parameters)
+
+
+def test_parameters_that_can_be(served: Any) -> None:
+    engine, task, _ = served
+    features = task.encode(rows(3))
+    told: list[dict[str, Any]] = [{"max_new_tokens": 2, "temperature": 0}, {}, {"return_timestamps": True}]
+    short, whole, timed = predict(engine, {2: task}, features, [2] * 3, told)
+    assert len(task._tokenizer(short["text"], add_special_tokens=False)["input_ids"]) <= 6  # broken letters have three
+    assert len(whole["text"]) > 2
+    assert all(0 <= chunk["timestamp"][0] <= chunk["timestamp"][1] for chunk in timed["chunks"])
+
+
+def test_a_base_of_several_languages_is_told_which(multilingual: Path) -> None:
+    with pytest.raises(RecipeError, match=r"this base knows 3 languages; say which one: task.language"):
+        task_on(multilingual)
+    with pytest.raises(RecipeError, match=r"'fr' is no language of this base.* it knows en, it, ja"):
+        task_on(multilingual, language="French")
+    engine = AdapterEngine(open_base(multilingual), slots=1, max_rank=8)
+    model = plain(multilingual)
+    for language, lead in (("it", " "), ("Italian", " "), ("ja", "")):
+        task = build_task(SpeechRecognitionSpec(language=language), engine.base.processor)
+        slot = adapter(engine, task.head, 0)
+        engine.write(slot, {key: torch.zeros_like(value) for key, value in engine.read(slot).items()})
+        engine.refresh([slot])
+        features = task.encode(rows(2))
+        assert task._tokenizer.decode(features[0]["labels"]) == f"{lead}uno"
+        asked = [{"language": "en"}, {}]
+        answers = predict(engine, {slot: task}, features, [slot] * 2, asked)
+        for feature, answer, code in zip(features, answers, ("en", task.spec.language), strict=True):
+            inputs = task.collate([feature])["input_features"]
+            told = model.generate(inputs, language=code.lower(), task="transcribe", return_timestamps=False)[0]
+            assert answer["text"] == task._tokenizer.decode(told.tolist(), skip_special_tokens=True)
+        engine.evict(slot)
+    engine.close()
+
+
+def test_what_is_too_long_to_learn_from_is_named(folder: Path) -> None:
+    import pyarrow as pa
+
+    task = task_on(folder)
+    long = {"audio": wav(tone(1.25, 0)), "text": "uno"}
+    with pytest.raises(DataError, match=r"the sound is 1.2 s long, and this base learns from at most 1 s; cut it"):
+        task.encode([long])
+    table = pa.Table.from_pylist([*rows(2), long])
+    asked = on_base(task.spec, open_base(folder).processor)
+    [(row, why)] = wrong_rows(asked, task.spec, table)
+    assert (row, why[:25]) == (2, "the sound is 1.2 s long, ")
+    [cut] = task_on(folder, max_length=8).encode([{"audio": rows(1)[0]["audio"], "text": "quattro cinque"}])
+    assert cut["cut"] == "longer than what is written, 8 tokens,"
+    assert len(cut["labels"]) == 6
+    with pytest.raises(RecipeError, match=r"task.max_length is 41, the base has 40 positions"):
+        task_on(folder, max_length=41)
+    with pytest.raises(RecipeError, match=r"task.overlap is 0.5 seconds at either end, the base hears 1 at once"):
+        task_on(folder, overlap=0.5)
+
+
+def test_other_classes_that_write_are_refused_by_name(folder: Path, tmp_path: Path, tiny_bert_folder: Path) -> None:
+    with pytest.raises(RecipeError, match="needs a Whisper with its tokenizer and feature extractor"):
+        task_on(tiny_bert_folder)
+    config = transformers.Speech2TextConfig(
+        vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, conv_channels=16,
+    )  # fmt: skip
+    transformers.Speech2TextModel(config).save_pretrained(tmp_path)
+    base = load_base(BaseSpec(model=str(tmp_path), dtype="float32"))
+    with pytest.raises(AdapterError, match="AutoModelForSpeechSeq2Seq on 'speech_to_text' was not compared"):
+        base.plain(HeadSpec("AutoModelForSpeechSeq2Seq", 60))
+
+
+# -------------------------------------------------------------------- folders
+
+
+def test_a_shorter_window_is_another_base_that_hears_the_same(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match="a window of 1 seconds is not shorter than the base's of 1"):
+        shorten(folder, tmp_path / "none", 1)
+    wide = save_whisper(tmp_path / "wide", seconds=3)
+    shorten(wide, tmp_path / "short", 1)
+    long, short = open_base(wide), open_base(tmp_path / "short")
+    assert (long.processor.speech.seconds, short.processor.speech.seconds) == (3, 1)
+    assert long.processor.speech.precision == short.processor.speech.precision == 0.02
+    assert long.fingerprint != short.fingerprint
+    name = "encoder.embed_positions.weight"
+    for key, tensor in short.backbone.state_dict().items():
+        assert torch.equal(
+            tensor, long.backbone.state_dict()[key][:50] if key == name else long.backbone.state_dict()[key]
+        )
+    task = build_task(SpeechRecognitionSpec(), short.processor)
+    inputs = task.collate(task.encode(rows(2)))
+    assert inputs["input_features"].shape == (2, 20, 100)
+    with torch.no_grad():
+        assert torch.equal(short.backbone(**inputs).last_hidden_state, plain(tmp_path / "short").model(**inputs)[0])
+
+
+def as_ctranslate2(model: Any, path: Path) -> None:
+    """A Whisper written as CTranslate2 writes it: fused projections, keys with a bias of zeros."""
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+    out: dict[str, Any] = {f"{side}/num_heads": np.array(4, np.int16) for side in ("encoder", "decoder")}
+
+    def norm(ours: str, theirs: str) -> None:
+        out[f"{theirs}/gamma"], out[f"{theirs}/beta"] = state[f"{ours}.weight"], state[f"{ours}.bias"]
+
+    def fused(ours: str, names: Sequence[str], theirs: str) -> None:
+        zeros = np.zeros(32, np.float32)
+        out[f"{theirs}/weight"] = np.concatenate([state[f"{ours}.{name}.weight"] for name in names])
+        out[f"{theirs}/bias"] = np.concatenate([state.get(f"{ours}.{name}.bias", zeros) for name in names])
+
+    for side in ("encoder", "decoder"):
+        out[f"{side}/position_encodings/encodings"] = state[f"model.{side}.embed_positions.weight"]
+        norm(f"model.{side}.layer_norm", f"{side}/layer_norm")
+        for layer in range(2):
+            ours, theirs = f"model.{side}.layers.{layer}", f"{side}/layer_{layer}"
+            norm(f"{ours}.self_attn_layer_norm", f"{theirs}/self_attention/layer_norm")
+            norm(f"{ours}.final_layer_norm", f"{theirs}/ffn/layer_norm")
+            fused(f"{ours}.self_attn", ("q_proj", "k_proj", "v_proj"), f"{theirs}/self_attention/linear_0")
+            fused(f"{ours}.self_attn", ("out_proj",), f"{theirs}/self_attention/linear_1")
+            fused(ours, ("fc1",), f"{theirs}/ffn/linear_0")
+            fused(ours, ("fc2",), f"{theirs}/ffn/linear_1")
+            if side == "decoder":
+                norm(f"{ours}.encoder_attn_layer_norm", f"{theirs}/attention/layer_norm")
+                fused(f"{ours}.encoder_attn", ("q_proj",), f"{theirs}/attention/linear_0")
+                fused(f"{ours}.encoder_attn", ("k_proj", "v_proj"), f"{theirs}/attention/linear_1")
+                fused(f"{ours}.encoder_attn", ("out_proj",), f"{theirs}/attention/linear_2")
+    out["decoder/embeddings/weight"] = state["model.decoder.embed_tokens.weight"]
+    for name in ("conv1", "conv2"):
+        for part in ("weight", "bias"):
+            out[f"encoder/{name}/{part}"] = state[f"model.encoder.{name}.{part}"]
+    kinds = {np.dtype(np.float32): 0, np.dtype(np.int16): 2}
+    with path.open("wb") as file:
+
+        def word(text: str) -> None:
+            file.write(struct.pack("<H", len(text) + 1) + text.encode() + b"\0")
+
+        file.write(struct.pack("<I", 6))
+        word("WhisperSpec")
+        file.write(struct.pack("<II", 3, len(out)))
+        for name, value in out.items():
+            word(name)
+            file.write(struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape))
+            file.write(struct.pack("<BI", kinds[value.dtype], value.nbytes) + value.tobytes())
+
+
+def test_ctranslate2s_file_is_read_number_for_number(folder: Path, tmp_path: Path) -> None:
+    as_ctranslate2(plain(folder), tmp_path / "model.bin")
+    (tmp_path / "config.json").write_text(
+        '{"suppress_ids": [3], "suppress_ids_begin": [5], "alignment_heads": [[0, 0]]}'
+    )
+    from ray_lora.bases.whisper import folder as module
+
+    read = transformers.WhisperTokenizer.from_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_tokenizer", lambda _: read)
+        save_ctranslate2(tmp_path, tmp_path / "out")
+    there, here = plain(folder).state_dict(), plain(tmp_path / "out").state_dict()
+    assert there.keys() == here.keys()
+    assert all(torch.equal(there[name], here[name]) for name in there)
+    whole = (tmp_path / "model.bin").read_bytes()
+    for broken, said in ((whole[: len(whole) // 2], "broken"), (b"\5" + whole[1:], "version 6"), (b"", "broken")):
+        (tmp_path / "broken.bin").write_bytes(broken)
+        with pytest.raises(BaseModelError, match=said):
+            read_model(tmp_path / "broken.bin")
