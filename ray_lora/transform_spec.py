@@ -17,9 +17,9 @@ from pydantic.json_schema import JsonSchemaValue
 from ray_lora.errors import did_you_mean
 from ray_lora.task_spec import Spec
 
-# What rows must have that a transform may change them: a picture, its colours, tokens, labels that stay right whichever
-# order the tokens are in, a token that hides another one.
-Needs = Literal["pictures", "colours", "tokens", "order", "mask"]
+# What rows must have that a transform may change them: a picture, its colours, a sound, tokens, labels that stay right
+# whichever order the tokens are in, a token that hides another one.
+Needs = Literal["pictures", "colours", "sounds", "tokens", "order", "mask"]
 View = TypeVar("View")
 
 

@@ -21,6 +21,7 @@ from ray_lora.transform_spec import Needs
 _SAID: dict[Needs, str] = {
     "pictures": "rows of pictures",
     "colours": "pictures in colours",
+    "sounds": "rows of sounds",
     "tokens": "rows of texts",
     "order": "rows whose labels are of a text as a whole",
     "mask": "a base whose tokenizer has a mask token",

@@ -20,9 +20,10 @@ from pyarrow.fs import FileInfo, FileType
 from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
 from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
-from ray_lora.data.pictures import ENDS
+from ray_lora.data.pictures import ENDS, SOUND_ENDS
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
+from ray_lora.data.transcripts import is_transcript, transcripts_of
 from ray_lora.errors import DataError
 
 FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
@@ -33,7 +34,7 @@ _ABOUT = re.compile(  # what lies beside data and is none
     r"|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
-_TABLES = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")  # what names a folder's pictures, as `datasets` has it
+_TABLES = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")  # what names a folder's files, as `datasets` has it
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -47,7 +48,9 @@ class File:
         stamp: another one whenever the file was written anew.
         partitions: the columns that its folders name: ("customer", "17") of customer=17/part-0.parquet.
         address: what opens it from any folder, keys and options of a bucket included; "": the path itself.
-        pictures: of a folder whose rows are its pictures: their names, in order; size and stamp are of all of them.
+        members: of a folder whose rows are its pictures, or its sounds: their names, in order.
+        transcripts: of a folder of sounds: the names of the files that hold what is said in them. Size and stamp are of
+            all members and transcripts.
         how: annotations of pictures are read; None for a file that holds its rows itself. `size` and `stamp` are then
             of the pictures too.
     """
@@ -58,7 +61,8 @@ class File:
     partitions: tuple[tuple[str, str], ...] = ()
     address: str = field(default="", repr=False)
     how: How | None = None
-    pictures: tuple[str, ...] = field(default=(), repr=False)
+    members: tuple[str, ...] = field(default=(), repr=False)
+    transcripts: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def place(self) -> Place:
@@ -67,9 +71,9 @@ class File:
 
     @property
     def format(self) -> str:
-        """parquet, csv, jsonl, arrow, pictures, coco or yolo. DataError for another."""
-        if self.pictures:
-            return "pictures"
+        """parquet, csv, jsonl, arrow, folder, coco or yolo. DataError for another."""
+        if self.members:
+            return "folder"
         if self.how is not None:
             return self.how.kind
         end = _end(self.path)
@@ -134,42 +138,53 @@ def _folder(place: Place, split: str) -> list[File]:
         steps = [glob.removeprefix("./").split("/") for glob in globs]
         found = {name: info for name, info in found.items() if any(_matches(name.split("/"), one) for one in steps)}
         return _of_one_format(place.name, place, found)
-    if any(_end(name) in ENDS for name in found):
+    members = next((ends for ends in (ENDS, SOUND_ENDS) if any(_end(name) in ends for name in found)), None)
+    if members is not None:
         tables = {name: info for name, info in found.items() if _TABLES.fullmatch(name)}
         if not tables:
-            return _pictures(place, found, split)
-        found = tables  # the pictures are theirs to name
+            return _members(place, found, split, members)
+        found = tables  # the files are theirs to name
     return _of_one_format(place.name, place, _of_split(place.name, found, split))
 
 
-def _pictures(place: Place, found: Mapping[str, FileInfo], split: str) -> list[File]:
-    """Folders of pictures, whose names are the labels; where the folders around them tell splits, those of one."""
+def _members(place: Place, found: Mapping[str, FileInfo], split: str, ends: Sequence[str]) -> list[File]:
+    """Folders of pictures or of sounds, whose names are the labels, but where transcripts lie beside sounds; where the
+    folders around them tell splits, those of one."""
     folders: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for name in found:
-        if _end(name) not in ENDS:
+        folder, _, last = name.rpartition("/")
+        if _end(name) in ends:
+            folders.setdefault(folder, []).append(last)
+        elif ends is SOUND_ENDS and is_transcript(name):
+            texts.setdefault(folder, []).append(last)
+        else:
+            kind = "pictures" if ends is ENDS else "sounds"
             raise DataError(
-                f"{place.name!r} holds pictures and {place.below(name).name!r}, which is none; take it out, or give "
-                "the folder of the pictures alone"
+                f"{place.name!r} holds {kind} and {place.below(name).name!r}, which is none; take it out, or give "
+                f"the folder of the {kind} alone"
             )
-        folder, _, picture = name.rpartition("/")
-        folders.setdefault(folder, []).append(picture)
-    around = {f"{folder.rpartition('/')[0]}/": folder for folder in folders}  # a label may be called "train"
-    taken = set(of_split(place.name, list(around), split))
+    spoken = any(folder in folders for folder in texts)
+    # a label may be called "train"; where transcripts are, the folder is none
+    around = {folder: f"{folder if spoken else folder.rpartition('/')[0]}/" for folder in folders}
+    taken = set(of_split(place.name, list(dict.fromkeys(around.values())), split))
     return [
-        _of_pictures(place.below(folder) if folder else place, sorted(names), folder)
+        _of_members(place.below(folder) if folder else place, sorted(names), folder, texts.get(folder), spoken)
         for folder, names in sorted(folders.items())
-        if f"{folder.rpartition('/')[0]}/" in taken
+        if around[folder] in taken
     ]
 
 
-def _of_pictures(folder: Place, names: Sequence[str], below: str) -> File:
-    size, stamp = _seen_pictures(folder, names)
-    label = (("label", below.rpartition("/")[2]),) if below else ()
-    return File(folder.name, size, stamp, (*_partitions(folder.plain), *label), folder.address, pictures=tuple(names))
+def _of_members(folder: Place, names: Sequence[str], below: str, texts: Sequence[str] | None, spoken: bool) -> File:
+    transcripts = transcripts_of(folder, names, texts or ()) if spoken else ()
+    size, stamp = _seen_members(folder, (*names, *transcripts))
+    label = (("label", below.rpartition("/")[2]),) if below and not spoken else ()
+    told = (*_partitions(folder.plain), *label)
+    return File(folder.name, size, stamp, told, folder.address, members=tuple(names), transcripts=transcripts)
 
 
-def _seen_pictures(folder: Place, names: Sequence[str]) -> tuple[int, str]:
-    """(size, stamp) of a folder's pictures together."""
+def _seen_members(folder: Place, names: Sequence[str]) -> tuple[int, str]:
+    """(size, stamp) of a folder's files together."""
     seen = [_seen(place, place.info()) for place in map(folder.below, names)]
     told = repr([(name, stamp) for name, (_, stamp) in zip(names, seen, strict=True)])
     return sum(size for size, _ in seen), hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -234,7 +249,8 @@ def check_unchanged(file: File) -> None:
     if file.how is not None:
         annotated(file)
         return
-    seen = _seen_pictures(file.place, file.pictures) if file.pictures else _seen(file.place, file.place.info())
+    names = (*file.members, *file.transcripts)
+    seen = _seen_members(file.place, names) if names else _seen(file.place, file.place.info())
     if seen[1] != file.stamp:
         raise DataError(f"data file {file.path!r} has changed since it was found; start again when nobody writes it")
 

@@ -1,7 +1,7 @@
-"""Pictures that lie in files of their own: those of a folder, and those that rows name by path.
+"""Pictures and sounds that lie in files of their own: those of a folder, and those that rows name by path.
 
-    read_pictures(Place.of("animals/cat"), ["a.png"], "image")     # a column of {"bytes": ..., "path": "a.png"}
-    with_pictures(table, Place.of("rows.csv"), roles)               # paths of its column of pictures are read
+    read_members(Place.of("animals/cat"), ["a.png"], "image")    # a column of {"bytes": ..., "path": "a.png"}
+    with_files(table, Place.of("rows.csv"), roles)                # paths of its column of pictures are read
 
 A path begins at the folder of the file that names it. It knows files and columns; it decodes nothing, and no address
 is ever fetched.
@@ -22,27 +22,36 @@ import pyarrow as pa
 from ray_lora.data.places import Place
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
+from ray_lora.tasks.task import FILE_KINDS
 
 ENDS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif", "tga")
-PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])  # as `datasets` writes it
+SOUND_ENDS = ("wav", "wave", "flac", "ogg", "oga", "opus", "mp3")
+HELD = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])  # as `datasets` writes it
 _METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")
 BY_PATH = {b"read": b"path"}  # of a field: its values lie in other files than the row's
+_LIKE = {"picture": ".png", "sound": ".wav"}
+_TEXT = "transcription"  # what the Hub's sets of sounds call a transcript
 _MOST_NAMED = 10  # wrong rows in one message
 
 
 def column_of(roles: Mapping[str, Column]) -> str:
-    """The file's column that holds pictures."""
-    return next((name for name, role in roles.items() if "image" in role.kinds), "image")
+    """The file's column that holds pictures or sounds."""
+    return next((name for name, role in roles.items() if FILE_KINDS.intersection(role.kinds)), "image")
 
 
-def read_pictures(folder: Place, names: Sequence[str], column: str) -> pa.Table:
-    """The bytes of a folder's pictures as a table's only column, in the order of the names."""
+def text_of(roles: Mapping[str, Column]) -> str:
+    """The file's column that holds what is said in sounds."""
+    return next((name for name, role in roles.items() if "text" in role.kinds), "text")
+
+
+def read_members(folder: Place, names: Sequence[str], column: str) -> pa.Table:
+    """The bytes of a folder's files as a table's only column, in the order of the names."""
     rows = [{"bytes": _bytes(folder.below(name)), "path": name} for name in names]
-    return pa.table({column: pa.chunked_array([pa.array([row], PICTURE) for row in rows], PICTURE)})
+    return pa.table({column: pa.chunked_array([pa.array([row], HELD) for row in rows], HELD)})
 
 
 def digest_of(folder: Place, names: Sequence[str]) -> str:
-    """sha256 over a folder's pictures, names and bytes."""
+    """sha256 over a folder's files, names and bytes."""
     found = hashlib.sha256()
     for name in names:
         content = _bytes(folder.below(name))
@@ -51,24 +60,25 @@ def digest_of(folder: Place, names: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-def with_pictures(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
-    """A table whose columns of pictures hold them: what a row names by path is read; a text without a dot is base64.
+def with_files(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
+    """A table whose columns of pictures and sounds hold them: what a row names by path is read; a text without a dot
+    is base64.
 
     Raises:
-        DataError: a picture cannot be had; the first wrong rows are named.
+        DataError: one cannot be had; the first wrong rows are named.
     """
     for name, role in roles.items():
-        if "image" not in role.kinds or table.column_names.count(name) != 1:
+        if FILE_KINDS.isdisjoint(role.kinds) or table.column_names.count(name) != 1:
             continue
         column = table.column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if _is_text(kind):
-            column, kind = column.cast(pa.large_string()), PICTURE
+            column, kind = column.cast(pa.large_string()), HELD
         elif _is_struct(kind) and pa.types.is_null(kind.field("bytes").type):  # paths alone, in all rows
-            kind = PICTURE
+            kind = HELD
         elif not _names_paths(kind, column):
             continue
-        values = _read(column.to_pylist(), place, name)
+        values = _read(column.to_pylist(), place, name, "picture" if "image" in role.kinds else "sound")
         mark = BY_PATH if table.num_rows == 0 or any(value and value.get("path") for value in values) else None
         chunks = [pa.array([value], kind) for value in values] or [pa.array([], kind)]
         field = pa.field(name, kind, metadata=mark)
@@ -77,11 +87,15 @@ def with_pictures(table: pa.Table, place: Place, roles: Mapping[str, Column]) ->
 
 
 def renamed(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
-    """A table of a folder's metadata file, whose column `file_name`, its pictures' paths, has the role's name."""
-    column = column_of(roles)
-    if not is_metadata(place) or column in table.column_names:
+    """A table of a folder's metadata file, whose columns `file_name`, the paths of its files, and of sounds
+    `transcription` have the roles' names."""
+    if not is_metadata(place):
         return table
-    return table.rename_columns([column if name == "file_name" else name for name in table.column_names])
+    meant = {"file_name": column_of(roles)}
+    if any("audio" in role.kinds for role in roles.values()):
+        meant[_TEXT] = text_of(roles)
+    meant = {name: column for name, column in meant.items() if column not in table.column_names}
+    return table.rename_columns([meant.get(name, name) for name in table.column_names])
 
 
 def is_metadata(place: Place) -> bool:
@@ -110,13 +124,13 @@ def _names_paths(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
     return bool(chunks.field("bytes").null_count > chunks.null_count)
 
 
-def _read(values: Sequence[Any], place: Place, column: str) -> list[dict[str, Any] | None]:
+def _read(values: Sequence[Any], place: Place, column: str, word: str) -> list[dict[str, Any] | None]:
     found: list[dict[str, Any] | None] = []
     wrong: list[str] = []
     folder = _folder(place)
     for row, value in enumerate(values):
         try:
-            found.append(_picture(value, folder))
+            found.append(_held(value, folder, word))
         except DataError as error:
             wrong.append(f"{place.name}, row {row + 1}: column {column!r}: {error}")
             if len(wrong) == _MOST_NAMED:
@@ -126,8 +140,8 @@ def _read(values: Sequence[Any], place: Place, column: str) -> list[dict[str, An
     return found
 
 
-def _picture(value: Any, folder: Place) -> dict[str, Any] | None:
-    """A row's picture; None where it has none."""
+def _held(value: Any, folder: Place, word: str) -> dict[str, Any] | None:
+    """A row's picture or sound; None where it has none."""
     if isinstance(value, dict):
         if value["bytes"] is not None or value["path"] is None:
             return value
@@ -135,20 +149,18 @@ def _picture(value: Any, folder: Place) -> dict[str, Any] | None:
     if value is None or value == "":
         return None
     if "." in value:  # base64 has none
-        return {"bytes": _bytes(_at(folder, value)), "path": value}
+        return {"bytes": _bytes(_at(folder, value, word), word), "path": value}
     try:
         return {"bytes": base64.b64decode(value, validate=True), "path": None}
     except binascii.Error:
         raise DataError(
-            f"{value[:60]!r} is neither a path, which ends as a picture's does (.png), nor base64 text"
+            f"{value[:60]!r} is neither a path, which ends as a {word}'s does ({_LIKE[word]}), nor base64 text"
         ) from None
 
 
-def _at(folder: Place, path: str) -> Place:
+def _at(folder: Place, path: str, word: str) -> Place:
     if "://" in path:
-        raise DataError(
-            f"{path!r} is an address, and nothing is fetched; give a path of a file, or the picture's bytes"
-        )
+        raise DataError(f"{path!r} is an address, and nothing is fetched; give a path of a file, or the {word}'s bytes")
     return Place.of(path) if Path(path).is_absolute() else folder.below(path)
 
 
@@ -162,10 +174,10 @@ def _folder(place: Place) -> Place:
     return Place(head, address.rpartition("/")[0] + asks + options)
 
 
-def _bytes(place: Place) -> bytes:
+def _bytes(place: Place, word: str = "file") -> bytes:
     try:
         with place.open() as file:
             content: bytes = file.read()
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"picture {place.name!r} cannot be read: {place.why(error)}") from None
+        raise DataError(f"{word} {place.name!r} cannot be read: {place.why(error)}") from None
     return content

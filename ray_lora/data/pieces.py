@@ -25,19 +25,21 @@ from ray_lora.data.files import File, annotated, check_unchanged
 from ray_lora.data.formats import described, read_format, reading, row_groups
 from ray_lora.data.pictures import (
     BY_PATH,
-    PICTURE,
+    HELD,
     column_of,
     digest_of,
     is_metadata,
-    read_pictures,
+    read_members,
     renamed,
-    with_pictures,
+    text_of,
+    with_files,
 )
+from ray_lora.data.transcripts import read_transcripts
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column
 
 _THREADS = 8  # for what waits for a disk or a bucket
-_PICTURES = 1024  # of a folder in one piece: they are in memory together
+_MEMBERS = 1024  # of a folder in one piece: they are in memory together
 _BYTES = 1 << 22  # hashed at once
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
@@ -67,7 +69,7 @@ class Piece:
 
 def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
     """Files in pieces, in their order: parquet by row groups of about `most_rows` rows together, and larger groups in
-    parts; annotated pictures by their bytes too; a folder's pictures in fewer; others whole.
+    parts; annotated pictures by their bytes too; a folder's pictures or sounds in fewer; others whole.
 
     Raises:
         DataError: a parquet file is broken or has no rows.
@@ -78,8 +80,8 @@ def cut(files: Sequence[File], most_rows: int = 32_768) -> list[Piece]:
 
 
 def _cut(number: int, file: File, most_rows: int) -> list[Piece]:
-    if file.pictures:
-        count, most = len(file.pictures), min(most_rows, _PICTURES)
+    if file.members:
+        count, most = len(file.members), min(most_rows, _MEMBERS)
         return [Piece(file, number, None, begin, min(most, count - begin), begin) for begin in range(0, count, most)]
     if file.how is not None:
         return [Piece(file, number, (at, end), at, end - at) for at, end in stretches(annotated(file), most_rows)]
@@ -129,11 +131,10 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
     """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
     check_unchanged(piece.file)
     with reading(piece.file):
-        if piece.file.pictures:
-            end = None if piece.rows is None else piece.skipped + piece.rows
-            table = read_pictures(piece.file.place, piece.file.pictures[piece.skipped : end], column_of(roles))
+        if piece.file.members:
+            table = _members(piece, roles)
         else:
-            every = None if is_metadata(piece.file.place) else columns  # its pictures' column has another name there
+            every = None if is_metadata(piece.file.place) else columns  # its files' column has another name there
             table = read_format(piece.file, piece.groups, roles, every)
             if piece.rows is not None:
                 table = table.slice(piece.skipped, piece.rows)
@@ -148,10 +149,21 @@ def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[
     return table
 
 
-def _with_meaning(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Table:
-    """A table whose labels and pictures are what the file means by them: names for indices, pictures for paths."""
+def _members(piece: Piece, roles: Mapping[str, Column]) -> pa.Table:
+    """A folder's pictures, or its sounds and what is said in them."""
     place = piece.file.place
-    return with_pictures(named(renamed(table, place, roles), roles, piece.file.path), place, roles)
+    names = piece.file.members[piece.skipped : None if piece.rows is None else piece.skipped + piece.rows]
+    table = read_members(place, names, column_of(roles))
+    if not piece.file.transcripts:
+        return table
+    said = read_transcripts(place, names, piece.file.transcripts)
+    return table.append_column(text_of(roles), pa.array(said, pa.string()))
+
+
+def _with_meaning(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Table:
+    """A table whose labels and files are what the file means by them: names for indices, bytes for paths."""
+    place = piece.file.place
+    return with_files(named(renamed(table, place, roles), roles, piece.file.path), place, roles)
 
 
 def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
@@ -166,7 +178,10 @@ def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:
 
 def first_look(piece: Piece, roles: Mapping[str, Column]) -> tuple[pa.Schema, pa.Table | None]:
     """`look`, and what was read for it: a table of `read_written`, or None where rows were not read."""
-    schema = pa.schema([(column_of(roles), PICTURE)]) if piece.file.pictures else described(piece.file)
+    schema = described(piece.file)
+    if piece.file.members:
+        spoken = [(text_of(roles), pa.string())] if piece.file.transcripts else []
+        schema = pa.schema([(column_of(roles), HELD), *spoken])
     if schema is None:
         table = read_written(piece, roles)
         return look_at(piece, table, roles), table
@@ -288,8 +303,8 @@ def digest(files: Sequence[File]) -> str:
 
 def _digest(file: File) -> str:
     check_unchanged(file)
-    if file.pictures:
-        return digest_of(file.place, file.pictures)
+    if file.members:
+        return digest_of(file.place, (*file.members, *file.transcripts))
     found = hashlib.sha256()
     if file.how is not None:
         for part in parts(annotated(file)):

@@ -32,7 +32,8 @@ class Rows:
         given: what a person gave, for messages.
         tables: (name, rows) of each file, in the files' order; all have the same types.
         files: none where rows do not come from files.
-        elsewhere: whether rows name pictures that lie in other files, so that these files' bytes are not all of them.
+        elsewhere: whether rows name pictures or sounds that lie in other files, so that these files' bytes are not all
+            of them.
     """
 
     given: str

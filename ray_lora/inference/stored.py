@@ -29,6 +29,7 @@ from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
 from ray_lora.tasks.rows import answering, count_cut, may_have, shown
+from ray_lora.tasks.task import FILE_KINDS
 
 _logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def named_base(model: str | None, ref: str) -> str:
 
 
 def local_row(task: Task, value: Json) -> Row:
-    """A row to be answered from what a person of this machine writes: as `row_of`, images also by path, and a row of
+    """A row to be answered from what a person of this machine writes: as `row_of`, files also by path, and a row of
     several columns as JSON.
 
     Raises:
@@ -200,12 +201,12 @@ def local_row(task: Task, value: Json) -> Row:
     """
     row = dict(row_of(task, _object(task, value)))
     for column, given in row.items():
-        if "image" in task.columns[column].kinds and isinstance(given, str):
+        if FILE_KINDS.intersection(task.columns[column].kinds) and isinstance(given, str):
             try:
                 row[column] = Path(given).read_bytes()
             except OSError as error:
                 if len(given) < 256:  # longer ones are base64 text, which the task reads
-                    raise DataError(f"image {given!r} cannot be read: {error.strerror}") from None
+                    raise DataError(f"{column} {given!r} cannot be read: {error.strerror}") from None
     return row
 
 

@@ -75,7 +75,7 @@ def is_large(files: Mapping[str, Sequence[File]]) -> bool:
     if sum(file.size for file in every) >= LARGE_BYTES:
         return True
     written = sum(
-        len(file.pictures) or file.size // _ROW_BYTES for file in every if file.format != "parquet" and file.how is None
+        len(file.members) or file.size // _ROW_BYTES for file in every if file.format != "parquet" and file.how is None
     )
     written += sum(len(annotated(file).pictures) for file in every if file.how is not None)
     if written + sum(file.size for file in every if file.format == "parquet") < LARGE_ROWS:
@@ -111,10 +111,11 @@ def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Re
     for split, mine in files.items():
         cuts = cut(mine)
         looks = look_at(cuts, recipe.data, task, tell)
-        if named_by_path(looks):  # what is kept would stay when a picture is written anew
+        if named_by_path(looks):  # what is kept would stay when such a file is written anew
             raise DataError(
-                f"{say_given(getattr(recipe.data, split))}: rows that name pictures by path are read at once, and "
-                "these are too many for that; give a folder a label, or parquet files that hold the pictures' bytes"
+                f"{say_given(getattr(recipe.data, split))}: rows that name files by path are read at once, and "
+                "these are too many for that; give a folder a label, sounds with "
+                "their transcripts beside them, or parquet files that hold the bytes"
             )
         pieces[split] = settle_columns(cuts, recipe.data, task.columns, looks)
     _check_alike(pieces)

@@ -1,7 +1,7 @@
 """What a request gives as inputs, as rows of the task that reads them. Knows columns, no adapters and no HTTP.
 
-An input of a task of one column is its bare value; of a task of more it may be a row. A picture is base64 text or
-{"bytes": base64 text}. Nothing is fetched: a URL is refused.
+An input of a task of one column is its bare value; of a task of more it may be a row. A picture or a sound is base64
+text or {"bytes": base64 text}. Nothing is fetched: a URL is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from ray_lora.errors import DataError
 from ray_lora.recipe import Json
 from ray_lora.tasks import Task, row_of
 from ray_lora.tasks.rows import answering, is_text, may_have, say_text, shown
-from ray_lora.tasks.task import Row
+from ray_lora.tasks.task import FILE_KINDS, Row
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # no base64 has a colon
-_FILES = {"image", "audio"}  # kinds of value that a file may be
 
 
 class TooManyInputsError(DataError):
@@ -50,7 +49,7 @@ def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:
         DataError: one is a URL where a file is due, a file where none is, or no text that can be written.
         RecipeError: see `row_of`.
     """
-    takes_files = bool(_FILES.intersection(task.columns[task.input].kinds))
+    takes_files = bool(FILE_KINDS.intersection(task.columns[task.input].kinds))
     if not takes_files and any(map(_is_file, inputs)):
         raise DataError(f"a file was sent, and {task.spec.type} takes none; send its {task.input} in JSON, as inputs")
     bare = (*answering(task), *may_have(task)) == (task.input,)
@@ -60,7 +59,7 @@ def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:
         for column, value in row.items():
             if isinstance(value, str):
                 _check_text(value)
-                if _FILES.intersection(task.columns[column].kinds) and _URL.match(value):
+                if FILE_KINDS.intersection(task.columns[column].kinds) and _URL.match(value):
                     raise DataError(
                         f"{column} {shown(value)} is a URL, and none is fetched; send the file's bytes, in base64 "
                         "or as a part of a form"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from ray_lora.tasks.task import Features
 from ray_lora.transform_spec import Needs
@@ -41,6 +41,50 @@ class Picture:
     unlabelled: int = -100
 
 
+class Hidden(NamedTuple):
+    """A part of what a base's features show of a sound: of its time or of the features' bands, as shares of these."""
+
+    along: Literal["time", "frequency"]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound and what is not to be heard of it.
+
+    Attributes:
+        samples: [samples] float32, full scale from -1 to 1; rate: how many there are in a second.
+        most: samples that a base hears at once, and a row may have.
+        hidden: what features of it are not to show; `hide` does it.
+    """
+
+    samples: Tensor
+    rate: int
+    most: int
+    hidden: tuple[Hidden, ...] = ()
+
+    def hide(self, features: Tensor, frames: int | None = None) -> Tensor:
+        """Features without what is hidden, in whose place their own mean is.
+
+        Args:
+            features: [..., bands, frames], such as log-mel.
+            frames: how many of them the sound fills; None: all.
+        """
+        if not self.hidden:
+            return features
+        bands, every = features.shape[-2:]
+        found, mean = features.clone(), features.mean()
+        for along, start, end in self.hidden:
+            size = bands if along == "frequency" else every if frames is None else frames
+            stretch = slice(round(start * size), round(end * size))
+            if along == "time":
+                found[..., stretch] = mean
+            else:
+                found[..., stretch, :] = mean
+        return found
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A row's tokens.
@@ -59,7 +103,7 @@ class Tokens:
     names: Callable[[Sequence[int]], Sequence[str]]
 
 
-View = Picture | Tokens
+View = Picture | Sound | Tokens
 
 
 @runtime_checkable
@@ -72,13 +116,14 @@ class Augmented(Protocol):
         ...
 
     def view(self, features: Features) -> Any:
-        """What can be altered of an encoded row that has its target: a `Picture` or `Tokens`."""
+        """What can be altered of an encoded row that has its target: a `Picture`, a `Sound` or `Tokens`."""
         ...
 
     def with_view(self, features: Features, view: Any) -> Features:
         """The row, with what was altered of it; `features` stay what they are.
 
         Args:
-            view: of the same shape; some of its boxes, or of its tokens, may be missing, and tokens be elsewhere.
+            view: a picture of the same shape, some of whose boxes may be missing; a sound of another length, at most
+                `most`; some of the tokens, elsewhere.
         """
         ...

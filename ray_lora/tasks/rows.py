@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
-from ray_lora.tasks.task import Column, Features, Row, Task
+from ray_lora.tasks.task import FILE_KINDS, Column, Features, Row, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ def row_of(task: Task | type[Task], value: Json) -> Row:
     Raises:
         RecipeError: a column is missing, or one that may be there is misspelt.
     """
-    bare = not isinstance(value, Mapping) or _is_image(task, value)
+    bare = not isinstance(value, Mapping) or _is_file(task, value)
     given = {task.input: value} if bare else value
     needed = answering(task)
     for column in needed:
@@ -60,9 +60,10 @@ def check_spelling(columns: Mapping[str, Column], given: Collection[str]) -> Non
             raise RecipeError(f"{name!r} is no column of this task; did you mean {meant[0]!r}?")
 
 
-def _is_image(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
-    """Whether a mapping is an image as `datasets` writes one, {"bytes": ..., "path": ...}, and no row."""
-    return "image" in task.columns[task.input].kinds and "bytes" in value and task.input not in value
+def _is_file(task: Task | type[Task], value: Mapping[str, Json]) -> bool:
+    """Whether a mapping is a file as `datasets` writes one, {"bytes": ..., "path": ...}, and no row."""
+    takes_files = not FILE_KINDS.isdisjoint(task.columns[task.input].kinds)
+    return takes_files and "bytes" in value and task.input not in value
 
 
 def count_cut(rows: Iterable[Features]) -> Counter[str]:

@@ -95,6 +95,14 @@ def decode(data: bytes, name: str = "") -> NDArray[np.float32]:
     return _resampled(samples, rate)
 
 
+def seconds_of(data: bytes) -> float:
+    """How long a file that `decode` takes says that it is; nothing is decoded."""
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        return float(file.frames / file.samplerate)
+
+
 def is_silent(samples: NDArray[np.float32]) -> bool:
     """Whether nothing can be heard: no sample differs from the others by more than the last of 16 bits."""
     return bool(np.ptp(samples) <= 2 / 2**15)

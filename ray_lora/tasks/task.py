@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]  # one row of the data, under the task's column names
 Features = dict[str, Any]  # one row's model inputs, and its target when the row has one
+FILE_KINDS = frozenset({"image", "audio"})  # kinds of value that are files: their bytes, or in data a path
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Column:
 
     Attributes:
         kinds: the kinds of value that may stand in it. A file's "text", "label" and "labels" are read as written; a
-            value of kind "image" may be given as a file's path; other words ("integer", "boxes") are for people.
+            value of kind "image" or "audio" may be given as a file's path; other words ("integer", "boxes") are for
+            people.
         required: always, or only in the rows that train and score. An optional one may be missing, in a file for all
             of its rows; then rows do not have it.
         about: what it is, for people.

@@ -1,6 +1,7 @@
 """A sheet of examples: some training rows as they were read, and what augmentation makes of each in the first epochs.
 
-Pictures are drawn with their boxes and masks; texts are a table, a row before and after. It is for people.
+Pictures are drawn with their boxes and masks, sounds as spectrograms; texts are a table, a row before and after. It is
+for people.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ray_lora.augmentation.apply import altered
 from ray_lora.inference.windows import spread_windows
-from ray_lora.tasks.augmented import Augmented, Picture, Tokens, View
+from ray_lora.tasks.augmented import Augmented, Picture, Sound, Tokens, View
 from ray_lora.training.member import Member
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _ROWS, _EPOCHS = 4, 3
 _NAME = "augmentation"
+_WINDOW = 256  # samples of one column of a spectrogram
 _SIDE = 2.2  # of a picture, in inches
 
 
@@ -67,8 +71,11 @@ def _draw(numbers: Sequence[int], seen: Sequence[Sequence[View]], path: Path) ->
     axes = figure.subplots(len(seen), 1 + _EPOCHS, squeeze=False)
     for number, views, places in zip(numbers, seen, axes, strict=True):
         for place, (view, axis) in enumerate(zip(views, places, strict=True)):
-            assert isinstance(view, Picture)
-            _draw_one(view, axis)
+            if isinstance(view, Sound):
+                _draw_sound(view, axis)
+            else:
+                assert isinstance(view, Picture)
+                _draw_one(view, axis)
             axis.set_title(f"row {number}, {_when(place)}", fontsize=8)
     figure.savefig(path)
 
@@ -86,3 +93,21 @@ def _draw_one(view: Picture, axis: Axes) -> None:
         axis.imshow(labels, extent=(0, width, height, 0), alpha=0.5 * ~hidden, cmap="tab10", interpolation="nearest")
     for x, y, far, low in view.boxes.tolist() if view.boxes is not None else ():
         axis.add_patch(Rectangle((x, y), far - x, low - y, fill=False, edgecolor="lime"))
+
+
+def _draw_sound(view: Sound, axis: Axes) -> None:
+    """Its spectrogram, in decibels, and what is hidden; bands are those of its features, which lie closer below."""
+    from matplotlib.patches import Rectangle
+    from scipy.signal import spectrogram
+
+    seconds, highest = len(view.samples) / view.rate, view.rate / 2
+    axis.set_axis_off()
+    if len(view.samples) >= _WINDOW:
+        _, _, power = spectrogram(view.samples.numpy(), view.rate, nperseg=_WINDOW)
+        extent = (0.0, seconds, 0.0, highest)
+        axis.imshow(10 * np.log10(power + 1e-10), extent=extent, origin="lower", aspect="auto", cmap="magma")
+    for along, start, end in view.hidden:
+        time = along == "time"
+        corner = (start * seconds, 0) if time else (0, start * highest)
+        sides = ((end - start) * seconds, highest) if time else (seconds, (end - start) * highest)
+        axis.add_patch(Rectangle(corner, *sides, color="lightgrey"))

@@ -26,7 +26,7 @@ class Nowhere:
 def serving(world: Path, **options: Any) -> Iterator[str]:
     """The address of an endpoint behind a real HTTP server."""
     folders = {name: str(world / name) for name in ("store", "base", "results")}
-    endpoint = start_endpoint(AppArgs(**folders, dtype="float32", **({"slots": 4} | options)))
+    endpoint = start_endpoint(AppArgs(**(folders | {"dtype": "float32", "slots": 4} | options)))
     app = create_app(endpoint)
     app.add_middleware(Seen, meter=Meter(Nowhere()))
     started = threading.Event()

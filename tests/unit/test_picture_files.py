@@ -69,7 +69,7 @@ def test_folders_tell_splits_apart_and_a_class_may_be_called_as_one(tmp_path: Pa
             put(tmp_path / "of" / split / label / f"{split}.png")
     for split, told in (("train", "train"), ("validation", "val"), ("test", "test")):
         files = find_files(str(tmp_path / "of"), split)
-        assert [(file.pictures, dict(file.partitions)["label"]) for file in files] == [
+        assert [(file.members, dict(file.partitions)["label"]) for file in files] == [
             ((f"{told}.png",), "bus"),
             ((f"{told}.png",), "train"),
         ]

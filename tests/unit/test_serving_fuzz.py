@@ -26,6 +26,7 @@ ROUTES = [
     ("GET", "/v1/models/{ref}"),
     ("POST", "/v1/predict"),
     ("POST", "/models/{ref}"),
+    ("POST", "/v1/audio/transcriptions"),
     ("POST", "/classify"),
     ("POST", "/v1/classify"),
     ("POST", "/v1/embeddings"),

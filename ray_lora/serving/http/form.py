@@ -1,7 +1,7 @@
 """A form (multipart/form-data) as the JSON that /v1/predict and /models/{ref} read.
 
-    file         one picture; its answer is what one input gets
-    files        as often as there are pictures; their answers are a list
+    file         one picture or sound; its answer is what one input gets
+    files        as often as there are pictures or sounds; their answers are a list
     model        an adapter's name, or a JSON list of names; may be said more than once
     parameters   a JSON object
     user         as in JSON
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
@@ -29,6 +30,13 @@ _FIELDS = ("model", "parameters", "user")
 _MOST_FIELDS = 64
 
 
+class Sent(NamedTuple):
+    """A file in a form, with the name that the client gave it."""
+
+    name: str
+    data: bytes
+
+
 async def read(data: bytes, kind: str, most: int) -> dict[str, Json]:
     """The form's fields as one JSON object.
 
@@ -39,6 +47,18 @@ async def read(data: bytes, kind: str, most: int) -> dict[str, Json]:
     Raises:
         DataError: it is cut short, or a part is none of those above or no JSON where JSON is due.
         TooManyInputsError: it holds too many files.
+    """
+    return _told(await parts(data, kind, most))
+
+
+async def parts(data: bytes, kind: str, most: int) -> list[tuple[str, Sent | str]]:
+    """A form's parts, by name, in their order: files and texts.
+
+    Args:
+        kind, most: as of `read`.
+
+    Raises:
+        DataError, TooManyInputsError: as `read`, but for what parts hold.
     """
     boundary = parse_options_header(kind)[1].get(b"boundary", b"")
     if not boundary:
@@ -58,7 +78,10 @@ async def read(data: bytes, kind: str, most: int) -> dict[str, Json]:
     try:
         if sum(name in _FILES for name, _ in form.multi_items()) > most:
             raise TooManyInputsError(said)
-        return _told(form.multi_items())
+        return [
+            (name, Sent(value.filename or "", value.file.read()) if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
     finally:
         await form.close()
 
@@ -68,18 +91,18 @@ def as_input(data: bytes) -> Json:
     return {"bytes": base64.b64encode(data).decode()}
 
 
-def _told(parts: list[tuple[str, UploadFile | str]]) -> dict[str, Json]:
+def _told(found: Sequence[tuple[str, Sent | str]]) -> dict[str, Json]:
     files: list[tuple[str, Json]] = []
     models: list[Json] = []
     listed = False
     told: dict[str, Json] = {}
-    for name, value in parts:
+    for name, value in found:
         if name in _FILES:
             if isinstance(value, str):
                 raise DataError(
                     f"the form's part {name!r} has no filename, so it is no file; `curl -F file=@PATH` gives one"
                 )
-            files.append((name, as_input(value.file.read())))
+            files.append((name, as_input(value.data)))
         elif name not in _FIELDS or not isinstance(value, str):
             raise DataError(
                 f"the form's part {name[:80]!r} is not taken; it may hold the files {', '.join(_FILES)} and the fields "

@@ -26,6 +26,7 @@ from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.http.several import answer_each
+from ray_lora.serving.http.speech import add_speech
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
@@ -52,6 +53,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     app.add_exception_handler(ElsewhereError, elsewhere)
     _add_answers(app, endpoint)
     add_hub(app, endpoint)
+    add_speech(app, endpoint)
     _add_feedback(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
