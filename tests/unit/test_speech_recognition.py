@@ -19,6 +19,7 @@ from peft import PeftModel
 
 from ray_lora.adapters.adapter import Card
 from ray_lora.bases.load import load_base
+from ray_lora.bases.whisper import folder as module
 from ray_lora.bases.whisper import save_ctranslate2, shorten
 from ray_lora.bases.whisper.ctranslate2 import read_model
 from ray_lora.data.check import on_base, wrong_rows
@@ -33,7 +34,7 @@ from ray_lora.tasks.speech.options import SpeechRecognitionSpec
 from tests.conformance.answers import written_there
 from tests.unit.bases import open_base, quiet_peft
 from tests.unit.http_server import serving
-from tests.unit.speech import RATE, plain, rows, save_whisper, tone, wav
+from tests.unit.speech import RATE, letters, plain, rows, save_whisper, tone, wav
 
 TARGETS = ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -348,13 +349,21 @@ def as_ctranslate2(model: Any, path: Path) -> None:
             file.write(struct.pack("<BI", kinds[value.dtype], value.nbytes) + value.tobytes())
 
 
+def test_a_tokenizer_is_given_its_timestamps(tmp_path: Path) -> None:
+    words = ["endoftext", "startoftranscript", "startofprev", "notimestamps"]
+    letters(words).save(str(tmp_path / "tokenizer.json"))
+    module._tokenizer(tmp_path / "tokenizer.json").save_pretrained(tmp_path / "saved")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert len(read) == 256 + len(words) + 1501
+    assert read.all_special_ids[-1] == read.convert_tokens_to_ids("<|notimestamps|>") == 259
+    assert read.decode([260, 361, 256], decode_with_timestamps=True) == "<|0.00|><|2.02|><|endoftext|>"
+
+
 def test_ctranslate2s_file_is_read_number_for_number(folder: Path, tmp_path: Path) -> None:
     as_ctranslate2(plain(folder), tmp_path / "model.bin")
     (tmp_path / "config.json").write_text(
         '{"suppress_ids": [3], "suppress_ids_begin": [5], "alignment_heads": [[0, 0]]}'
     )
-    from ray_lora.bases.whisper import folder as module
-
     read = transformers.WhisperTokenizer.from_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_tokenizer", lambda _: read)

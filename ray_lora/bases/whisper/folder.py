@@ -117,9 +117,17 @@ def _tokenizer(path: Path) -> Any:
     from transformers import WhisperTokenizer
 
     read = Tokenizer.from_file(str(path))
+    words = [token.content for _, token in sorted(read.get_added_tokens_decoder().items()) if token.special]
     read.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", normalized=False) for step in range(_TIMESTAMPS)])
     end = "<|endoftext|>"
-    return WhisperTokenizer(tokenizer_object=read, bos_token=end, eos_token=end, unk_token=end, pad_token=end)
+    return WhisperTokenizer(
+        tokenizer_object=read,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+        pad_token=end,
+        additional_special_tokens=words,
+    )
 
 
 def _sizes(raw: dict[str, Numbers], tensors: dict[str, Numbers]) -> dict[str, Any]:
