@@ -18,16 +18,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.speech import Speech
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Sound
 from ray_lora.tasks.begun import Begun
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.sounds import open_sound
+from ray_lora.tasks.speech import wording
+from ray_lora.tasks.speech.asked import allowed, check
 from ray_lora.tasks.speech.heard import Cut, cuts, joined
 from ray_lora.tasks.speech.language import lead_of, prompt_of
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
-from ray_lora.tasks.speech.wording import score
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.token_losses import of_rows
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PLAIN = "AutoModelForSpeechSeq2Seq"
-_PARAMETERS = ("language", "max_new_tokens", "return_timestamps", "temperature")
 _OVERLAP = 6  # of a window this part is shared with the neighbour where nobody says more, as in transformers' pipeline
 
 
@@ -43,7 +47,8 @@ class SpeechRecognition:
     """Rows of sounds and what they say.
 
     A row's features are `samples`, float32 [samples] at the base's rate, and in training `labels`, the text's tokens,
-    and `reference`, the text. A piece of a longer row has `cut` of its place in it beside.
+    `reference`, the text, and `hidden`, what is not to be heard of it. A piece of a longer row has its place in that
+    beside, `piece`.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = SpeechRecognitionSpec
@@ -60,12 +65,13 @@ class SpeechRecognition:
     fits_head: ClassVar[bool] = False
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
-        self.base = getattr(processor, "speech", None)
-        if self.base is None:
+        told: Speech | None = getattr(processor, "speech", None)
+        if told is None:
             raise RecipeError(
                 "automatic-speech-recognition needs a Whisper with its tokenizer and feature extractor, such as "
                 "whisper-tiny.en; this base is another"
             )
+        self.base = told
         self.spec = cast(SpeechRecognitionSpec, spec)
         self._tokenizer, self._extractor = processor.tokenizer, processor.feature_extractor
         self.head = HeadSpec(_PLAIN, self.base.vocabulary)
@@ -94,6 +100,7 @@ class SpeechRecognition:
 
     @classmethod
     def merge(cls, spec: TaskSpec, learned: Iterable[None]) -> TaskSpec:
+        wording.check_installed()  # before anything starts, not with the first scores
         return spec
 
     @classmethod
@@ -125,7 +132,7 @@ class SpeechRecognition:
 
     @property
     def longest(self) -> int:
-        return int(self.base.positions) + self._most
+        return self.base.positions + self._most
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         import torch
@@ -142,7 +149,7 @@ class SpeechRecognition:
                     raise DataError(self._too_long(len(samples)))
                 tokens = self._tokenizer(self._lead + text.strip(), add_special_tokens=False)["input_ids"]
                 room = self._most - len(self._prompt)
-                found |= {"labels": tokens[:room], "reference": text}
+                found |= {"labels": tokens[:room], "reference": text, "hidden": ()}
                 if len(tokens) > room:
                     found["cut"] = f"longer than what is written, {self._most} tokens,"
             features.append(found)
@@ -167,7 +174,7 @@ class SpeechRecognition:
     def size(self, features: Features) -> int:
         """Positions of the encoder and tokens of the decoder, of all windows."""
         windows = len(cuts(len(features["samples"]), self._window, self._overlap))
-        return windows * (int(self.base.positions) + len(self._prompt)) + len(features.get("labels", ()))
+        return windows * (self.base.positions + len(self._prompt)) + len(features.get("labels", ()))
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
         """`input_features` [rows, mel, frames] of a whole window each, and `decoder_input_ids` [rows, longest], what
@@ -183,34 +190,30 @@ class SpeechRecognition:
         """Each by itself, so that it is the same in any company."""
         import torch
 
-        return torch.cat(
-            [
-                self._extractor(
-                    row["samples"].numpy(), sampling_rate=self.base.rate, return_tensors="pt"
-                ).input_features
-                for row in features
-            ]
-        )
+        found = []
+        for row in features:
+            samples = row["samples"]
+            heard = self._extractor(samples.numpy(), sampling_rate=self.base.rate, return_tensors="pt").input_features
+            view = Sound(samples, self.base.rate, self._window, row.get("hidden", ()))
+            found.append(view.hide(heard, len(samples) // self._extractor.hop_length))
+        return torch.cat(found)
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """Cross entropy of each token of the text and of its end, after those before it."""
-        import torch
+        first = len(self._prompt) - 1
+        return of_rows(outputs, [(first, [*row["labels"], *(() if "cut" in row else (self.end,))]) for row in features])
 
-        from ray_lora.tasks.text_generation import _losses
+    # ------------------------------------------------------------ of training rows that are altered
 
-        rows: list[int] = []
-        columns: list[int] = []
-        targets: list[int] = []
-        for number, row in enumerate(features):
-            told = [*row["labels"], *(() if "cut" in row else (self.end,))]
-            rows += [number] * len(told)
-            columns += range(len(self._prompt) - 1, len(self._prompt) - 1 + len(told))
-            targets += told
-        of_row = torch.tensor(rows, dtype=torch.int64)
-        losses = _losses(outputs, of_row, torch.tensor(columns, dtype=torch.int64), torch.tensor(targets))
-        of_row = of_row.to(losses.device)
-        sums = losses.new_zeros(len(features)).index_add(0, of_row, losses)
-        return sums, torch.bincount(of_row, minlength=len(features)).to(sums)
+    @property
+    def augments(self) -> frozenset[Needs]:
+        return frozenset({"sounds"})
+
+    def view(self, features: Features) -> Sound:
+        return Sound(features["samples"], self.base.rate, self._window, features["hidden"])
+
+    def with_view(self, features: Features, view: Sound) -> Features:
+        return features | {"samples": view.samples, "hidden": view.hidden}
 
     # ------------------------------------------------------------ of texts that are written
 
@@ -220,7 +223,7 @@ class SpeechRecognition:
         language = parameters.get("language")
         prompt = self._prompt if language is None else prompt_of(self.base, language)
         timestamps = bool(parameters.get("return_timestamps", False))
-        room = self.base.written - len(prompt)
+        room = self._most - len(prompt)
         return Begun(prompt[:-1] if timestamps else prompt, int(parameters.get("max_new_tokens") or room), timestamps)
 
     def allow(self, begun: Begun, tokens: Tensor, scores: Tensor) -> Tensor:
@@ -238,40 +241,10 @@ class SpeechRecognition:
 
     @cached_property
     def _rules(self) -> dict[bool, list[Any]]:
-        from transformers import (
-            SuppressTokensAtBeginLogitsProcessor,
-            SuppressTokensLogitsProcessor,
-            WhisperTimeStampLogitsProcessor,
-        )
-
-        always: list[Any] = []
-        if self.base.suppressed_first:
-            always.append(SuppressTokensAtBeginLogitsProcessor(list(self.base.suppressed_first), begin_index=0))
-        if self.base.suppressed:
-            always.append(SuppressTokensLogitsProcessor(list(self.base.suppressed)))
-        return {
-            False: always,
-            True: [*always, WhisperTimeStampLogitsProcessor(self.base.settings, begin_index=0)],
-        }
+        return {timestamps: allowed(self.base, timestamps) for timestamps in (False, True)}
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        unknown = sorted(set(parameters) - set(_PARAMETERS))
-        if unknown:
-            raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(_PARAMETERS)}")
-        if not isinstance(parameters.get("return_timestamps", False), bool):
-            raise RecipeError(f"return_timestamps is {parameters['return_timestamps']!r}; it must be true or false")
-        if parameters.get("return_timestamps") and self.base.no_timestamps is None:
-            raise RecipeError("this base writes no timestamps; leave return_timestamps out")
-        if parameters.get("temperature") not in (None, 0) or isinstance(parameters.get("temperature"), bool):
-            raise RecipeError(
-                f"temperature is {parameters['temperature']!r}; the likeliest words are written, which is 0: leave it "
-                "out"
-            )
-        most, room = parameters.get("max_new_tokens"), self.base.written - len(self._prompt)
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= room):
-            raise RecipeError(f"max_new_tokens is {most!r}; it must be a whole number from 1 to {room}")
-        if parameters.get("language") is not None:
-            prompt_of(self.base, parameters["language"])
+        check(self.base, parameters, self._most - len(self._prompt))
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         """A part of an answer for each piece: the tokens that were written of it.
@@ -293,7 +266,7 @@ class SpeechRecognition:
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
         """Of all words together: long texts count for more."""
         answers = [answer["text"] for answer in predictions]
-        return score(answers, [row["reference"] for row in features], self.spec.normalisation)
+        return wording.score(answers, [row["reference"] for row in features], self.spec.normalisation)
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,34 @@ RATE = 16_000
 WORDS = "uno due tre quattro cinque sei sette otto nove dieci".split()
 
 
+def letters(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer of a letter a token, and of these special tokens."""
+    found = Tokenizer(
+        models.BPE({sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    found.add_special_tokens([AddedToken(f"<|{word}|>", special=True) for word in words])
+    return found
+
+
 def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = (), seconds: int = 1) -> Path:
     """A folder as `save_pretrained` writes Whisper's: weights large enough that every layer matters.
 
     Args:
         languages: codes, of a base that knows several. seconds: its window.
     """
-    letters = Tokenizer(
-        models.BPE({sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
     words = ["endoftext", "startoftranscript", *languages, "translate", "transcribe", "startofprev", "notimestamps"]
-    letters.add_special_tokens([AddedToken(f"<|{word}|>", special=True) for word in words])
-    letters.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", normalized=False) for step in range(51)])
+    read = letters(words)
+    read.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", normalized=False) for step in range(51)])
     end = "<|endoftext|>"
     tokenizer = transformers.WhisperTokenizer(
-        tokenizer_object=letters, bos_token=end, eos_token=end, unk_token=end, pad_token=end
+        tokenizer_object=read,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+        pad_token=end,
+        additional_special_tokens=[f"<|{word}|>" for word in words],
     )
     ids = {word: tokenizer.convert_tokens_to_ids(f"<|{word}|>") for word in words}
     config = transformers.WhisperConfig(
