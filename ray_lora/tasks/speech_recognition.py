@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
+from ray_lora.tasks.augmented import Sound
 from ray_lora.tasks.begun import Begun
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.sounds import open_sound
 from ray_lora.tasks.speech.heard import Cut, cuts, joined
 from ray_lora.tasks.speech.language import lead_of, prompt_of
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
-from ray_lora.tasks.speech.wording import score
+from ray_lora.tasks.speech.wording import page, score
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from matplotlib.figure import Figure
     from torch import Tensor
 
 _PLAIN = "AutoModelForSpeechSeq2Seq"
@@ -180,17 +181,25 @@ class SpeechRecognition:
         return {"input_features": self._spectrograms(features), "decoder_input_ids": padded}
 
     def _spectrograms(self, features: Sequence[Features]) -> Tensor:
-        """Each by itself, so that it is the same in any company."""
+        """Each by itself, so that it is the same in any company; without what augmentation hides."""
         import torch
 
-        return torch.cat(
-            [
-                self._extractor(
-                    row["samples"].numpy(), sampling_rate=self.base.rate, return_tensors="pt"
-                ).input_features
-                for row in features
-            ]
-        )
+        return torch.cat([self._spectrogram(self.view(row)) for row in features])
+
+    def _spectrogram(self, view: Sound) -> Tensor:
+        found = self._extractor(view.samples.numpy(), sampling_rate=self.base.rate, return_tensors="pt")
+        return view.hide(found.input_features, -(-len(view.samples) // self._extractor.hop_length))
+
+    @property
+    def augments(self) -> frozenset[Needs]:
+        return frozenset({"sounds"})
+
+    def view(self, features: Features) -> Sound:
+        return Sound(features["samples"], self.base.rate, self._window, features.get("hidden", ()))
+
+    def with_view(self, features: Features, view: Sound) -> Features:
+        """What is to be hidden of its spectrogram is noted under `hidden`."""
+        return features | {"samples": view.samples} | ({"hidden": view.hidden} if view.hidden else {})
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """Cross entropy of each token of the text and of its end, after those before it."""
@@ -295,5 +304,7 @@ class SpeechRecognition:
         answers = [answer["text"] for answer in predictions]
         return score(answers, [row["reference"] for row in features], self.spec.normalisation)
 
-    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
-        return {}
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, str]:
+        """`transcripts`: what was written, those with most errors first, each error marked."""
+        answers = [answer["text"] for answer in predictions]
+        return {"transcripts": page(answers, [row["reference"] for row in features], self.spec.normalisation)}
