@@ -1,9 +1,10 @@
 """Every pipeline by several seeds, in one table: `benchmarks/results/tasks.json` and the README's. `make demo-all`.
 
-    python -m benchmarks.tasks [--seeds 3] [--again NAME ...]
+    python -m benchmarks.tasks [--seeds 3] [--only NAME ...] [--again NAME ...]
 
 A pipeline runs as a program of its own and gives one object (`pipelines.story`). What is known of the same code, recipe
-and seeds is not run again unless `--again` names it; a killed run goes on with the pipelines that are missing.
+and seeds is not run again unless `--again` names it; a killed run goes on with the pipelines that are missing. `--only`
+says which are wanted now; the table shows all that are known.
 `before` is what the source's adapter (or the bare base) scores on the target's held-out rows; `adapter`, `head only`
 and `full` learnt from the target's training rows, mean ± standard deviation over seeds; `seconds` are the wall-clock of
 the one training call in which all adapters of a pipeline on that base trained, those for the sources included. Adapters
@@ -41,11 +42,12 @@ BEGIN, END = "<!-- tasks: written by benchmarks/tasks.py -->", "<!-- /tasks -->"
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--only", nargs="*", default=PIPELINES, choices=PIPELINES, help="pipelines to run")
     options.add_argument("--again", nargs="*", default=(), choices=PIPELINES, help="pipelines to run though known")
     asked = options.parse_args()
     path = RESULTS / "tasks.json"
     known: dict[str, Any] = json.loads(path.read_text())["pipelines"] if path.exists() else {}
-    for name in PIPELINES:
+    for name in asked.only:
         settings = {"seeds": asked.seeds, "code": code_of(name)}
         if name in asked.again or known.get(name, {}).get("settings") != settings:
             print(f"== {name}", flush=True)
@@ -55,7 +57,7 @@ def main() -> None:
             known[name] = told
             RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps({"what": __doc__, "pipelines": known}, indent=2, ensure_ascii=False) + "\n")
-    found = [line for name in PIPELINES for line in known[name]["lines"]]
+    found = [line for name in PIPELINES if name in known for line in known[name]["lines"]]
     put(README, markdown(found))
     table = Table(*HEADERS, title=f"{asked.seeds} seeds each")
     for line in found:

@@ -237,15 +237,20 @@ def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
         mine = [spread.features[row] for row in chunk]
         with torch.inference_mode():
             inputs = task.collate(mine)
-            outputs = written(model, task, inputs) if isinstance(task, Writing) else model(**inputs)
+            outputs = written(model, task, mine, inputs) if isinstance(task, Writing) else model(**inputs)
             decoded = task.decode(outputs, mine, told)
         for row, part in zip(chunk, decoded, strict=True):
             parts[row] = part
     return spread.whole(tasks, parts, [told] * len(rows))
 
 
-def written(model: Any, task: Writing, inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
-    """What a plain model writes of each row, as its class's own `generate` writes it: the likeliest token, and on."""
+def written(model: Any, task: Writing, rows: Sequence[Features], inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
+    """What a plain model writes of each row by transformers' `generate`: the likeliest token, and the next."""
     given = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
-    texts: list[list[int]] = model.generate(**given, do_sample=False, num_beams=1).tolist()
+    begun = [task.begin(row, {}) for row in rows]
+    prompt = torch.tensor([list(one.tokens) for one in begun])
+    tokens = transformers.GenerationMixin.generate(
+        model, **given, decoder_input_ids=prompt, max_length=None, max_new_tokens=begun[0].most, do_sample=False
+    )
+    texts: list[list[int]] = tokens[:, prompt.shape[1] :].tolist()
     return [text[: text.index(task.end)] if task.end in text else text for text in texts]

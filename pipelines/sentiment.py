@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pipelines import spam_mails
 from pipelines.rated_texts import prepare
-from pipelines.story import Asked, Line, asked, console, request, step, tell
+from pipelines.story import Asked, Line, asked, console, few, request, step, tell
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base
 from ray_lora.data.read import read
@@ -104,7 +104,8 @@ def demo(asked: Asked) -> None:
     started = time.time()
     step("1/5  rows: the four rated text domains of vaderSentiment")
     prepare(Path("data"))
-    recipe = Recipe.load(RECIPE, [*(SMOKE if asked.smoke else []), *asked.overrides])
+    few_rows = [f"{key}={path}" for key, path in files("tweets", smoke=True).items()] if asked.smoke else []
+    recipe = Recipe.load(RECIPE, [*(SMOKE if asked.smoke else []), *few_rows, *asked.overrides])
 
     step("2/5  search on tweets: every configuration is a Ray Tune trial, all share one base")
     tuner = LoraTuner(recipe)
@@ -117,7 +118,9 @@ def demo(asked: Asked) -> None:
     step("3/5  the other four adapters, trained together at the rank that was found")
     # the rank carries over; the rate does not: tweets bear three times what newspapers and products do
     found = recipe.override({"lora.r": best.config["lora.r"], "training.num_train_epochs": 2})
-    others = [found.override({"name": d, "task.labels": None, **files(d)}) for d in DOMAINS if d != "tweets"]
+    others = [
+        found.override({"name": d, "task.labels": None, **files(d, asked.smoke)}) for d in DOMAINS if d != "tweets"
+    ]
     results = LoraTrainer(others).fit()
     assert isinstance(results, list)
     store = open_store(recipe.store, recipe.tracking.uri)
@@ -131,7 +134,7 @@ def demo(asked: Asked) -> None:
     }
 
     step("4/5  scores on held-out rows, beside the best head alone on the frozen base")
-    console.print(compare(entries, folders, rows=60 if asked.smoke else 400))
+    console.print(compare(entries, folders, asked.smoke))
 
     step("5/5  one endpoint, one batch over all five adapters")
     url = run(AppArgs(store=recipe.store, base=recipe.base.model, port=asked.port), block=False)
@@ -153,14 +156,16 @@ def demo(asked: Asked) -> None:
             time.sleep(3600)
 
 
-def files(domain: str) -> dict[str, str]:
-    """The recipe's data section for a domain."""
+def files(domain: str, smoke: bool = False) -> dict[str, str]:
+    """The recipe's data section for a domain; of a smoke run an eighth of the rows."""
     rows = {"train": 1024, "validation": 512}
-    return {f"data.{split}": f"data/{domain}/{split}-{count}.parquet" for split, count in rows.items()}
+    paths = {f"data.{split}": Path(f"data/{domain}/{split}-{count}.parquet") for split, count in rows.items()}
+    return {key: str(few(path, rows[key[5:]] // 8) if smoke else path) for key, path in paths.items()}
 
 
-def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> Table:
+def compare(entries: dict[str, Entry], folders: dict[str, Path], smoke: bool) -> Table:
     """Adapters and head-only baselines on rows that neither saw. All adapters are scored in the same passes."""
+    rows = 60 if smoke else 400
     adapters = {name: Adapter.load(folder) for name, folder in folders.items()}
     first = next(iter(entries.values()))
     engine = AdapterEngine(load_base(Recipe().base), slots=len(adapters), max_rank=64)
@@ -169,7 +174,7 @@ def compare(entries: dict[str, Entry], folders: dict[str, Path], rows: int) -> T
         assert adapter.card.task is not None
         task = build_task(adapter.card.task, engine.base.processor)
         slot = engine.load(adapter)
-        splits = [task.encode(read(path).to_pylist()[:1024]) for path in files(name).values()]
+        splits = [task.encode(read(path).to_pylist()[:1024]) for path in files(name, smoke).values()]
         test = task.encode(read(f"data/{name}/test.parquet").to_pylist()[:rows])
         baseline = task.score(head_only(engine, task, *splits)(test), test)[task.metric]
         score = task.score(predict(engine, {slot: task}, test, [slot] * len(test)), test)[task.metric]

@@ -130,10 +130,10 @@ def asked(
     return Asked(given.smoke, given.seeds, given.json, given.keep, given.port, tuple(given.overrides), chosen)
 
 
-def few(path: Path) -> Path:
+def few(path: Path, rows: int = SMOKE_ROWS) -> Path:
     """A file of the first rows of a parquet file, beside it."""
-    short = path.with_name(f"{path.stem}-{SMOKE_ROWS}.parquet")
-    write(short, pq.read_table(path).slice(0, SMOKE_ROWS))
+    short = path.with_name(f"{path.stem}-{rows}.parquet")
+    write(short, pq.read_table(path).slice(0, rows))
     return short
 
 

@@ -18,10 +18,16 @@ app = new_group("List, show, alias, import, export and remove the adapters of a 
 
 
 @app.command("list")
-def list_(store: StoreOption = "./store", tracking_uri: TrackingOption = None, as_json: JsonFlag = False) -> None:
-    """Every version of every adapter."""
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Only this one's versions.", show_default=False)] = None,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    people: Annotated[bool, typer.Option("--people", help="With the adapters of single persons.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Every version of every adapter, but for single persons'."""
     with answering(as_json) as say:
-        entries = _open(store, tracking_uri).list()
+        entries = _open(store, tracking_uri).list(name, people or name is not None)
         columns = ["name", "version", "aliases", "task", "base", "num_parameters", "bytes", "metrics"]
         rows = [[*map(_summary(entry).get, columns)] for entry in entries]
         text = table(columns, rows) if rows else f"the store {store!r} holds no adapters"

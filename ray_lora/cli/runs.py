@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from typing import Annotated
+
+import typer
 
 from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, table
+from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe
 
 
@@ -35,15 +40,35 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFla
         say(result, trials_table, f"best: {best['ref']}, {scores(best['metrics'])}; {result['seconds']:.0f} s")
 
 
-def personal(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
+def personal(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    update: Annotated[
+        str | None, typer.Option("--update", help="New rows: only people who have some train, from what answers now.")
+    ] = None,
+    follow: Annotated[
+        str | None, typer.Option("--follow", help="The folder of `serve rows=...`: rows train as they come.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Train an adapter for each person of the recipe's table and put them into its store."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
-        from ray_lora.running.people import personal_recipe
+        if update is not None and follow is not None:
+            raise RecipeError("--update takes rows once, --follow as they come; give one of them")
+        if update is not None:
+            from ray_lora.running.people_updates import update_personal
 
-        result = personal_recipe(read)
-        lines = [[key, value] for key, value in result.items()]
-        say(result, table(["", ""], lines))
+            result = update_personal(read, update)
+        elif follow is not None:
+            from ray_lora.running.people_updates import follow_personal
+
+            result = follow_personal(read, follow, partial(print, flush=True))
+        else:
+            from ray_lora.running.people import personal_recipe
+
+            result = personal_recipe(read)
+        say(result, table(["", ""], [[key, value] for key, value in result.items() if key != "lines"]))
 
 
 def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:

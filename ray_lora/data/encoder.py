@@ -80,8 +80,8 @@ def code_of(*kinds: type) -> str:
 def _settled(processor: Any) -> Any:
     """What a processor follows from; what a base has told it of its positions and token types included."""
     if hasattr(processor, "feature_extractor") and hasattr(processor, "tokenizer"):  # of sounds
-        told = [processor.feature_extractor.to_dict(), vars(processor).get("speech")]
-        return _settled(processor.tokenizer), json.dumps(told, sort_keys=True, default=repr)
+        heard = [processor.feature_extractor.to_dict(), vars(processor).get("speech")]
+        return _settled(processor.tokenizer), json.dumps(heard, sort_keys=True, default=repr)
     if not hasattr(processor, "backend_tokenizer"):
         return processor
     backend = copy.deepcopy(processor.backend_tokenizer)

@@ -49,26 +49,32 @@ def find_people(given: str | Sequence[str], spec: PersonalSpec) -> list[Person]:
         RecipeError: no column is named.
         DataError: a column is missing, a row is nobody's or was at no time, or a person is in two groups.
     """
-    if spec.key is None:
-        raise RecipeError("personal.key names no column; set it to the column that says whose a row is")
-    named = {_KEY: spec.key, _GROUP: spec.group, _ORDER: spec.order}
+    key = key_of(spec)
+    named = {_KEY: key, _GROUP: spec.group, _ORDER: spec.order}
     columns = {role: name for role, name in named.items() if name is not None}
     kinds = {role: Column(("time",) if role == _ORDER else ("label",), about=role) for role in columns}
     rows = read_rows(given, DataSpec(columns=columns), kinds)
-    keys, whose = _words(rows, _KEY, spec.key)
+    keys, whose = _words(rows, _KEY, key)
     order = _in_time(rows, whose, spec.order)
     groups, grouped = _words(rows, _GROUP, spec.group) if spec.group is not None else ([], None)
     people = []
-    for number, (key, mine) in enumerate(zip(keys, _parts(whose[order], order, len(keys)), strict=True)):
+    for word, mine in zip(keys, _parts(whose[order], order, len(keys)), strict=True):
         group = None
         if grouped is not None:
             found = np.unique(grouped[mine])
             if len(found) > 1:
                 names = ", ".join(repr(groups[at]) for at in found[:3])
-                raise DataError(f"{rows.given}: {spec.key} {key!r} is in several groups: {names}; give each person one")
+                raise DataError(f"{rows.given}: {key} {word!r} is in several groups: {names}; give each person one")
             group = groups[found[0]]
-        people.append(Person(keys[number], group, mine))
+        people.append(Person(word, group, mine))
     return sorted(people, key=lambda person: person.key)
+
+
+def key_of(spec: PersonalSpec) -> str:
+    """The column that says whose a row is; RecipeError where none is named."""
+    if spec.key is None:
+        raise RecipeError("personal.key names no column; set it to the column that says whose a row is")
+    return spec.key
 
 
 def _parts(whose: NDArray[np.int64], order: NDArray[np.int64], people: int) -> Iterator[NDArray[np.int64]]:

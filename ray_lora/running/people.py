@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.util import ActorPool
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.allowed import environment
 from ray_lora.data.people import Person, find_people
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import Json, Recipe, TrainingSpec
-from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.claims import claimed
-from ray_lora.running.packs import Prepared, base_for_workers, check
-from ray_lora.running.people_worker import Began, PeopleTold, PeopleWorker
+from ray_lora.running.packs import Prepared, check
+from ray_lora.running.people_pool import SLOTS, PeoplePool
+from ray_lora.running.people_worker import Began
 from ray_lora.running.rows_progress import RowsProgress
 from ray_lora.store import Store, open_store
 from ray_lora.store.people import check_parent, group_name, person_name
@@ -38,8 +35,6 @@ from ray_lora.tracking import Tracker
 from ray_lora.training.people import Share
 
 _BLOCK = 128  # people whose results are kept together
-_SLOTS = 32  # people at a time on a worker: enough for full passes when some have ended
-_SHARE = 0.8  # of the free memory that workers may use
 
 
 @dataclass(frozen=True)
@@ -85,23 +80,22 @@ class PersonalTrainer:
         if recipe.personal.parent is not None:
             entry, adapter = store.load(recipe.personal.parent)
             parent = Began(entry.ref, entry.name)
-            recipe = _as_parent(recipe, adapter)
-        prepared = check({recipe.name: recipe}, most_slots=_SLOTS, quiet=self.quiet)
+            recipe = as_parent(recipe, adapter, recipe.personal.parent)
+        prepared = check({recipe.name: recipe}, most_slots=SLOTS, quiet=self.quiet)
         with claimed(recipe, "personal", self.recipe.model_dump_json()) as output:
             run = _Run(recipe, prepared, store, output, self.quiet)
             return run.all(people, parent, started)
 
 
-def _as_parent(recipe: Recipe, parent: Adapter) -> Recipe:
+def as_parent(recipe: Recipe, parent: Adapter, ref: str) -> Recipe:
     """The recipe with the parent's task and LoRA settings, which those who begin as it share."""
     task = parent.card.task
     if task is None:
         raise AdapterError(
-            f"personal.parent {recipe.personal.parent!r} says no task; give one that was trained here, or was imported "
-            "with its labels"
+            f"{ref} says no task; people begin as one that was trained here, or imported with its labels"
         )
     if task.type != recipe.task.type:
-        raise RecipeError(f"personal.parent is an adapter for {task.type}; task.type is {recipe.task.type}")
+        raise RecipeError(f"{ref} is an adapter for {task.type}; task.type is {recipe.task.type}")
     return recipe.model_copy(update={"task": task, "lora": parent.config})
 
 
@@ -111,21 +105,24 @@ class _Run:
     def __init__(self, recipe: Recipe, prepared: Prepared, store: Store, output: Path, quiet: bool) -> None:
         self.recipe, self.prepared, self.store, self.output, self.quiet = recipe, prepared, store, output, quiet
         self.source = prepared.sources[recipe.name]
-        self._told: Any = None  # what workers are told, in Ray's object store
 
     def all(self, people: Sequence[Person], parent: Began | None, started: float) -> PersonalResult:
         recipe = self.recipe
         tracker = Tracker(recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=self._mlflow)
         tracker.open_parent(str(self.output), recipe, self.source.identity)
-        pool = ActorPool(self._workers(len(people)))
+        pool = PeoplePool(self.prepared, len(people))
         groups = self._groups(pool, people, parent)
         least = recipe.personal.min_rows
         asked = [person for person in people if len(person.rows) >= least]
         begins = {person.key: groups[person.group] for person in asked}
-        shares = [share_of(person, recipe.personal.held_out, begins[person.key].ref) for person in asked]
+        held_out = recipe.personal.held_out
+        shares = [share_of(one.key, one.rows.tolist(), held_out, begins[one.key].ref) for one in asked]
         names = {person.key: person_name(recipe.name, person.key) for person in asked}
-        lines = {line["name"]: line for line in self._train(pool, "people", shares, names, self._personal)}
-        table = [self._line(person, lines.get(person.key), groups[person.group]) for person in people]
+        lines = {line["name"]: line for line in self._train(pool, "people", shares, names, personal_training(recipe))}
+        table = []
+        for person in people:
+            known = {"person": person.key, "group": person.group, "rows": len(person.rows)}
+            table.append(known | line_of(lines.get(person.key), groups[person.group].ref, self.metric))
         summary = summarise(table, self.metric) | {"seconds": round(time.perf_counter() - started, 1)}
         self._write(table, summary, tracker)
         return PersonalResult(summary, table, self.output, tracker.link())
@@ -139,19 +136,9 @@ class _Run:
     def _mlflow(self) -> Path:
         return self.output / "mlflow.jsonl"
 
-    @property
-    def _personal(self) -> TrainingSpec:
-        """A person's training."""
-        spec = self.recipe.personal
-        given = {"learning_rate": spec.learning_rate, "per_device_train_batch_size": spec.per_device_train_batch_size}
-        told = {key: value for key, value in given.items() if value is not None}
-        return self.recipe.training.model_copy(
-            update=told | {"num_train_epochs": spec.num_train_epochs, "max_steps": -1}
-        )
-
     # ---------------------------------------------------------------- the two stages
 
-    def _groups(self, pool: ActorPool, people: Sequence[Person], parent: Began | None) -> dict[str | None, Began]:
+    def _groups(self, pool: PeoplePool, people: Sequence[Person], parent: Began | None) -> dict[str | None, Began]:
         """What each group's people begin as."""
         members: dict[str | None, list[Person]] = {}
         for person in people:
@@ -160,7 +147,7 @@ class _Run:
             return dict.fromkeys(members, parent)
         shares, names = [], {}
         for group, mine in members.items():
-            parts = [share_of(person, self.recipe.personal.held_out) for person in mine]
+            parts = [share_of(one.key, one.rows.tolist(), self.recipe.personal.held_out) for one in mine]
             rows, later = (tuple(row for part in parts for row in getattr(part, which)) for which in ("rows", "later"))
             key = "" if group is None else group
             shares.append(Share(key, rows, later, parent.ref if parent is not None else None))
@@ -176,7 +163,7 @@ class _Run:
         return found
 
     def _train(
-        self, pool: ActorPool, stage: str, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
+        self, pool: PeoplePool, stage: str, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
     ) -> list[dict[str, Any]]:
         """A line for each share; those of blocks that an earlier run has done are read."""
         ordered = sorted(shares, key=lambda share: (-len(share.rows), share.name))  # of like length, together
@@ -188,7 +175,7 @@ class _Run:
         progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet)
         todo = [(file, block) for file, block in zip(files, blocks, strict=True) if not file.exists()]
         done = before
-        for number, found in self._blocks(pool, [block for _, block in todo], names, training):
+        for number, found in pool.train([block for _, block in todo], names, training):
             file = todo[number][0]
             fresh = file.with_suffix(".tmp")
             fresh.write_text("".join(json.dumps(line) + "\n" for line in found))
@@ -200,54 +187,7 @@ class _Run:
         progress.close()
         return lines
 
-    def _blocks(
-        self, pool: ActorPool, blocks: Sequence[Sequence[Share]], names: Mapping[str, str], training: TrainingSpec
-    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Blocks as they end, by number."""
-
-        def begin(worker: Any, numbered: tuple[int, Sequence[Share]]) -> Any:
-            number, block = numbered
-            mine = {share.name: names[share.name] for share in block}
-            return worker.train.remote(self._told, number, list(block), mine, training)
-
-        yield from pool.map_unordered(begin, list(enumerate(blocks)))
-
-    def _workers(self, people: int) -> list[Any]:
-        """As many workers as the cluster has processors, or as the recipe says."""
-        plan, recipe = self.prepared.plan, self.recipe
-        kind = "GPU" if recipe.scaling.use_gpu else "CPU"
-        count = recipe.scaling.packs or max(1, int(ray.cluster_resources().get(kind, 1)))
-        count = max(1, min(count, -(-people // _SLOTS)))
-        room = plan.free_bytes * _SHARE / count - plan.base_bytes - plan.pass_bytes
-        slots = recipe.scaling.slots or max(1, min(_SLOTS, int(room // plan.slot_bytes) - 1))
-        self._told = ray.put(
-            PeopleTold(
-                base_for_workers(self.prepared), self.source, recipe.lora, recipe.augmentation,
-                replace(plan, slots=slots), recipe.store, recipe.tracking.uri,
-            )
-        )  # fmt: skip
-        resources = {"num_cpus": 1, "num_gpus": 1 if recipe.scaling.use_gpu else 0}
-        remote = ray.remote(PeopleWorker).options(
-            **resources, max_restarts=4, max_task_retries=4,
-            runtime_env={"env_vars": {**WORKER_ENV, **environment()}},
-        )  # fmt: skip
-        return [remote.remote() for _ in range(count)]
-
     # ---------------------------------------------------------------- what is told
-
-    def _line(self, person: Person, line: dict[str, Any] | None, group: Began) -> dict[str, Json]:
-        """A person's line of the table."""
-        known = {"person": person.key, "group": person.group, "rows": len(person.rows)}
-        if line is None:
-            return known | {"answers": group.ref, "why": "too few rows"}
-        own = line["adapter"] is not None
-        scores = {
-            f"{self.metric} before": line["before"].get(self.metric),
-            f"{self.metric} after": line["after"].get(self.metric),
-        }
-        why = "gains" if own else line["error"] or "does not gain"
-        losses = {"loss before": line["loss_before"], "loss after": line["loss_after"]}
-        return known | {"answers": line["adapter"] or group.ref, "why": why, "epoch": line["epoch"]} | losses | scores
 
     def _write(self, table: Sequence[Mapping[str, Json]], summary: dict[str, Json], tracker: Tracker) -> None:
         from ray_lora.running.people_figures import gains
@@ -264,12 +204,34 @@ class _Run:
         tracker.close()
 
 
-def share_of(person: Person, held_out: float, begin: str | None = None) -> Share:
-    """A person's rows, parted by time; of fewer than two rows none is later."""
-    later = max(1, round(len(person.rows) * held_out)) if len(person.rows) > 1 else 0
-    first = len(person.rows) - later
-    rows = person.rows.tolist()
-    return Share(person.key, tuple(rows[:first]), tuple(rows[first:]), begin)
+def personal_training(recipe: Recipe) -> TrainingSpec:
+    """A person's training."""
+    spec = recipe.personal
+    given = {"learning_rate": spec.learning_rate, "per_device_train_batch_size": spec.per_device_train_batch_size}
+    told = {key: value for key, value in given.items() if value is not None}
+    return recipe.training.model_copy(update=told | {"num_train_epochs": spec.num_train_epochs, "max_steps": -1})
+
+
+def line_of(line: dict[str, Any] | None, began: str, metric: str) -> dict[str, Json]:
+    """What the table says of a person: which adapter answers, why, and how well.
+
+    Args:
+        line: a worker's; None where there were too few rows. began: the ref that answers where nothing is gained.
+    """
+    if line is None:
+        return {"answers": began, "why": "too few rows"}
+    own = line["adapter"] is not None
+    scores = {f"{metric} before": line["before"].get(metric), f"{metric} after": line["after"].get(metric)}
+    why = "gains" if own else line["error"] or "does not gain"
+    losses = {"loss before": line["loss_before"], "loss after": line["loss_after"]}
+    return {"answers": line["adapter"] or began, "why": why, "epoch": line["epoch"]} | losses | scores
+
+
+def share_of(key: str, rows: Sequence[int], held_out: float, begin: str | None = None) -> Share:
+    """A person's rows, earliest first, parted by time; of fewer than two rows none is later."""
+    later = max(1, round(len(rows) * held_out)) if len(rows) > 1 else 0
+    first = len(rows) - later
+    return Share(key, tuple(rows[:first]), tuple(rows[first:]), begin)
 
 
 def summarise(table: Sequence[Mapping[str, Json]], metric: str) -> dict[str, Json]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from ray_lora.adapters.adapter import Adapter
@@ -19,7 +21,7 @@ from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec, TransformSpec
 from ray_lora.running.plan import Plan
 from ray_lora.running.sources import Source, load_splits
 from ray_lora.store import CHAMPION, Store, open_store
-from ray_lora.tasks import build_task
+from ray_lora.tasks import Features, build_task
 from ray_lora.training.job import Job
 from ray_lora.training.people import Outcome, Share, train_people
 
@@ -56,12 +58,22 @@ class PeopleWorker:
         self._here: _Here | None = None
 
     def train(
-        self, told: PeopleTold, number: int, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
+        self,
+        told: PeopleTold,
+        number: int,
+        shares: Sequence[Share],
+        names: Mapping[str, str],
+        training: TrainingSpec,
+        table: pa.Table | None,
     ) -> tuple[int, list[dict[str, Any]]]:
-        """Train a block; its number, and a line for each of its people in the order in which they ended."""
+        """Train a block; its number, and a line for each of its people in the order in which they ended.
+
+        Args:
+            table: the rows that shares number; None: the source's.
+        """
         if self._here is None:
             self._here = _Here(told)
-        return number, self._here.train(shares, names, training)
+        return number, self._here.train(shares, names, training, table)
 
 
 class _Here:
@@ -80,17 +92,26 @@ class _Here:
         )
         self._task = build_task(told.source.task, base.processor)
         self._engine.reserve_head(self._task.head)
-        self._rows = load_splits(told.source, self._task, 0, 1).train.rows
         self._begins: dict[str | None, Adapter | None] = {None: None}
 
-    def train(self, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec) -> list[dict[str, Any]]:
+    @cached_property
+    def _rows(self) -> Mapping[int, Features]:
+        """The source's."""
+        return load_splits(self._told.source, self._task, 0, 1).train.rows
+
+    def train(
+        self, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec, table: pa.Table | None
+    ) -> list[dict[str, Any]]:
         """A line for each of a block's people."""
-        for share in shares:
-            if share.begin is not None and share.begin not in self._begins:
-                self._begins[share.begin] = self._store.load(share.begin)[1]
+        known = self._begins  # those of this block stay: a group's is many blocks'
+        self._begins = {ref: known[ref] if ref in known else self._load(ref) for ref in {one.begin for one in shares}}
         job = Job("people", "people", self._told.source.task, self._told.lora, training, self._told.augmentation)
-        outcomes = train_people(self._engine, self._begins, job, self._rows, shares, self._told.plan.max_rows)
+        rows = self._rows if table is None else dict(enumerate(self._task.encode(table.to_pylist())))
+        outcomes = train_people(self._engine, self._begins, job, rows, shares, self._told.plan.max_rows)
         return [self._kept(outcome, names[outcome.name]) for outcome in outcomes]
+
+    def _load(self, ref: str | None) -> Adapter | None:
+        return None if ref is None else self._store.load(ref)[1]
 
     def _kept(self, outcome: Outcome, name: str) -> dict[str, Any]:
         """An outcome's line, once its adapter is in the store."""

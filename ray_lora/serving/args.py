@@ -59,6 +59,7 @@ class AppArgs(Spec):
     embeddings: bool = False  # whether Embedding layers may hold adapters
     ram_bytes: int = Field(default=1 << 30, ge=0)  # of adapters kept in RAM beside the slots
     results: str | None = None  # a folder for what each version answered; null: one of this store, beside the cache
+    rows: str | None = None  # a folder where /v1/rows keeps what people's adapters are to learn from; null: nowhere
     fresh_s: float | None = Field(default=None, ge=0)  # a ref is asked for again after this; null: folders 0, else 2
 
     max_batch_rows: int = Field(default=32, ge=1)

@@ -18,6 +18,7 @@ from typing import TypeVar
 from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.store import BeingWrittenError, Entry, Store, StoreAwayError, parse_ref
 from ray_lora.store.folder import FolderStore
+from ray_lora.store.refs import is_person
 from ray_lora.store.verified import settle_s
 
 _logger = logging.getLogger(__name__)
@@ -66,11 +67,17 @@ class Registry:
             return False
         return True
 
+    async def versions(self, name: str) -> list[Entry]:
+        """The entries of one name."""
+        if is_person(name):
+            return await self._in_thread(lambda: self.store.list(name))
+        return [entry for entry in await self.list() if entry.name == name]
+
     async def list(self) -> list[Entry]:
-        """All entries; what was listed last while the store is away."""
+        """All entries but single persons'; what was listed last while the store is away."""
         if self._listed is None or time.monotonic() - self._listed[1] >= self.fresh_s:
             try:
-                self._listed = (await self._in_thread(self.store.list), time.monotonic())
+                self._listed = (await self._in_thread(lambda: self.store.list(people=False)), time.monotonic())
                 self.away = False
             except StoreAwayError:
                 self.away = True

@@ -67,8 +67,8 @@ def put_once(store: Store, adapter: Adapter, name: str, aliases: Sequence[str] =
 
     So a command that is repeated after a kill makes no second version of the same adapter.
     """
-    for entry in reversed(store.list()):
-        if entry.name == name and entry.sha256 == adapter.sha256 and _holds(store, entry):
+    for entry in reversed(store.list(name)):
+        if entry.sha256 == adapter.sha256 and _holds(store, entry):
             for alias in aliases:
                 store.alias(name, alias, entry.version)
             return entry

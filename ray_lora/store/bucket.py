@@ -21,7 +21,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, claimed, matters
 from ray_lora.store.line import public
-from ray_lora.store.refs import is_name, version_of
+from ray_lora.store.refs import is_name, is_person, version_of
 from ray_lora.store.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
@@ -55,12 +55,16 @@ class BucketFiles:
         """See `Files.scan`."""
         return {path: stat for info in self._list(name) if (path := self._below(info, name)) and (stat := _stat(info))}
 
-    def scan_all(self) -> Mapping[str, Listing]:
+    def names(self) -> list[str]:
+        """See `Files.names`."""
+        return list(self.scan_all())
+
+    def scan_all(self, people: bool = True) -> Mapping[str, Listing]:
         """See `Files.scan_all`. One listing of the whole bucket path."""
         listings: dict[str, dict[str, Stat]] = {}
         for info in self._list(""):
             name, _, path = info.path[len(self._root) + 1 :].partition("/")
-            if is_name(name) and _wanted(path) and (stat := _stat(info)):
+            if is_name(name) and (people or not is_person(name)) and _wanted(path) and (stat := _stat(info)):
                 listings.setdefault(name, {})[path] = stat
         return listings
 

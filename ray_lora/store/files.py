@@ -53,8 +53,13 @@ class Files(Protocol):
         """
         ...
 
-    def scan_all(self) -> Mapping[str, Listing]:
-        """The files of all names; what leads out of the store is left out with a warning."""
+    def names(self) -> list[str]:
+        """All names; no name's own files are looked at where that takes longer."""
+        ...
+
+    def scan_all(self, people: bool = True) -> Mapping[str, Listing]:
+        """The files of all names, or of all but single persons'; what leads out of the store is left out with a
+        warning."""
         ...
 
     def read(self, name: str, path: str, start: int = 0, size: int | None = None) -> bytes:

@@ -104,21 +104,26 @@ class FolderStore:
         read = self._verified.ahead.take(entry.name, entry.version, entry.sha256)
         return entry, read or self._local(entry.name, prefix, entry.sha256)[1]
 
-    def list(self) -> list[Entry]:
+    def names(self) -> list[str]:
+        """See `Store.names`."""
+        return sorted(self._files.names())
+
+    def list(self, name: str | None = None, people: bool = True) -> list[Entry]:
         """See `Store.list`."""
         entries = []
-        for name, listing in self._files.scan_all().items():
+        listings = self._files.scan_all(people) if name is None else {name: self._files.scan(name)}
+        for held, listing in listings.items():
             try:
-                listing, pointers = self._glance(name, listing)
+                listing, pointers = self._glance(held, listing)
             except AdapterError as error:
                 _logger.warning("left out: %s", error)
                 continue
             for version in versions_of(listing):
                 try:
-                    known = self._verified.recall(name, version, listing)
+                    known = self._verified.recall(held, version, listing)
                     if isinstance(known, AdapterError) and not isinstance(known, BeingWrittenError):
                         raise known.with_traceback(None)
-                    told = known if isinstance(known, Entry) else self._described.entry(name, version, listing)
+                    told = known if isinstance(known, Entry) else self._described.entry(held, version, listing)
                     entries.append(_pointed(told, pointers))
                 except AdapterError as error:
                     _logger.warning("left out: %s", error)
@@ -163,7 +168,7 @@ class FolderStore:
             listing, pointers = self._glance(name)
             if pointers.versions:
                 return listing, pointers
-            others = [held for held, below in self._files.scan_all().items() if versions_of(below)]
+            others = self._files.names()
             if name not in others:  # else it came back just now, with its store or by itself
                 break
         raise unknown(ref, others, self.uri)

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from ray_lora.errors import AdapterError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, matters
-from ray_lora.store.refs import is_name, version_of
+from ray_lora.store.refs import is_name, is_person, version_of
 from ray_lora.store.store import StoreAwayError
 
 _logger = logging.getLogger(__name__)
@@ -62,13 +62,18 @@ class LocalFiles:
                 self._note(found, entry.name, entry)
         return found
 
-    def scan_all(self) -> Mapping[str, Listing]:
+    def names(self) -> list[str]:
+        """See `Files.names`."""
+        entries = self._entries(self.root, "the store", check=False)
+        return [entry.name for entry in entries if is_name(entry.name) and entry.is_dir()]
+
+    def scan_all(self, people: bool = True) -> Mapping[str, Listing]:
         """See `Files.scan_all`."""
         listings: dict[str, Listing] = {}
-        for entry in self._entries(self.root, "the store", check=False):
-            if is_name(entry.name) and entry.is_dir():
+        for name in self.names():
+            if people or not is_person(name):
                 try:
-                    listings[entry.name] = self.scan(entry.name)
+                    listings[name] = self.scan(name)
                 except AdapterError as error:
                     _logger.warning("left out: %s", error)
         return listings

@@ -14,7 +14,7 @@ import hashlib
 import string
 
 from ray_lora.errors import RecipeError
-from ray_lora.store.refs import check_name
+from ray_lora.store.refs import PERSON, check_name
 
 _PLAIN = frozenset((string.ascii_lowercase + string.digits + "-").encode())
 _LONGEST = 100
@@ -22,7 +22,7 @@ _LONGEST = 100
 
 def person_name(name: str, key: str) -> str:
     """The name of a person's adapter among those of `name`."""
-    return _name(f"{name}.person.", key)
+    return _name(f"{name}{PERSON}", key)
 
 
 def group_name(name: str, key: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from ray_lora.errors import AdapterError, AdapterNotFoundError, did_you_mean
 
 CHAMPION = "champion"
+PERSON = ".person."  # in the names of single persons' adapters
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ALIAS = re.compile(r"(?!latest$|v[0-9]+$)[A-Za-z][A-Za-z0-9._-]{0,99}")  # MLflow keeps "latest" and "v3" for itself
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -36,6 +37,11 @@ def parse_ref(ref: str) -> tuple[str, str | None, int | None]:
 def is_name(name: str) -> bool:
     """Whether this can name an adapter: no separators, nothing hidden, at most 100 letters."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_person(name: str) -> bool:
+    """Whether a name is a single person's (`store.people`)."""
+    return PERSON in name
 
 
 def check_name(name: str) -> None:
@@ -89,8 +95,9 @@ def unknown(ref: str, names: Iterable[str], uri: str) -> AdapterNotFoundError:
     """The error for a name that the store does not have."""
     names = list(names)
     name = parse_ref(ref)[0]
+    near = did_you_mean(name, (held for held in names if not is_person(held)))  # who is whose is nobody else's matter
     held = f"it holds {len(names)} other names" if names else "it holds no adapters"
-    return AdapterNotFoundError(f"{name!r} is not in the store {uri!r}{did_you_mean(name, names)} ({held})")
+    return AdapterNotFoundError(f"{name!r} is not in the store {uri!r}{near} ({held})")
 
 
 def only_version(ref: str, versions: Collection[int]) -> None:

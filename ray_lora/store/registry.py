@@ -19,7 +19,17 @@ from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
 from ray_lora.store.line import Line, address, answering, public, require
 from ray_lora.store.mlflow_client import connect, ensure_model, own_run, own_setting, write_mlmodel
-from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, is_name, only_version, parse_ref, unknown
+from ray_lora.store.refs import (
+    CHAMPION,
+    check_alias,
+    check_name,
+    choose,
+    is_name,
+    is_person,
+    only_version,
+    parse_ref,
+    unknown,
+)
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import Entry, StoreAwayError
 from ray_lora.store.traffic import Traffic, parse_traffic
@@ -106,7 +116,11 @@ class MlflowStore:
         entry, _, adapter = self._copy(ref)
         return entry, adapter
 
-    def list(self) -> list[Entry]:
+    def names(self) -> list[str]:
+        """See `Store.names`."""
+        return sorted({entry.name for entry in self.list()})
+
+    def list(self, name: str | None = None, people: bool = True) -> list[Entry]:
         """See `Store.list`."""
         try:
             self._connected()
@@ -117,7 +131,12 @@ class MlflowStore:
         except StoreAwayError as error:
             self._line.say_away(error)
             self._known = {**self._notes.recall(), **self._known}
-        return [known.entry(version) for _, known in sorted(self._known.items()) for version in sorted(known.versions)]
+        return [
+            known.entry(version)
+            for held, known in sorted(self._known.items())
+            if name in (None, held) and (people or not is_person(held))
+            for version in sorted(known.versions)
+        ]
 
     def alias(self, name: str, alias: str, version: int | None) -> None:
         """See `Store.alias`."""

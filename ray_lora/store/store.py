@@ -72,9 +72,17 @@ class Store(Protocol):
         """What the ref names now, read into memory once, its content hash checked."""
         ...
 
-    def list(self) -> list[Entry]:
+    def names(self) -> list[str]:
+        """The names there are, without a look at what they hold: some may hold nothing that can be used."""
+        ...
+
+    def list(self, name: str | None = None, people: bool = True) -> list[Entry]:
         """All versions, by name and version, as their cards describe them: no tensor is read. What has no readable
-        files is left out with a warning; `resolve` says why."""
+        files is left out with a warning; `resolve` says why.
+
+        Args:
+            name: only of this one. people: with those of single persons (`store.people`), who may be very many.
+        """
         ...
 
     def set_aside(self, entry: Entry, why: AdapterError) -> None:

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.speech import Speech
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.augmented import Sound
@@ -61,12 +62,13 @@ class SpeechRecognition:
     fits_head: ClassVar[bool] = False
 
     def __init__(self, spec: TaskSpec, processor: Any) -> None:
-        self.base = getattr(processor, "speech", None)
-        if self.base is None:
+        told: Speech | None = getattr(processor, "speech", None)
+        if told is None:
             raise RecipeError(
                 "automatic-speech-recognition needs a Whisper with its tokenizer and feature extractor, such as "
                 "whisper-tiny.en; this base is another"
             )
+        self.base = told
         self.spec = cast(SpeechRecognitionSpec, spec)
         self._tokenizer, self._extractor = processor.tokenizer, processor.feature_extractor
         self.head = HeadSpec(_PLAIN, self.base.vocabulary)
@@ -126,7 +128,7 @@ class SpeechRecognition:
 
     @property
     def longest(self) -> int:
-        return int(self.base.positions) + self._most
+        return self.base.positions + self._most
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         import torch
@@ -168,7 +170,7 @@ class SpeechRecognition:
     def size(self, features: Features) -> int:
         """Positions of the encoder and tokens of the decoder, of all windows."""
         windows = len(cuts(len(features["samples"]), self._window, self._overlap))
-        return windows * (int(self.base.positions) + len(self._prompt)) + len(features.get("labels", ()))
+        return windows * (self.base.positions + len(self._prompt)) + len(features.get("labels", ()))
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
         """`input_features` [rows, mel, frames] of a whole window each, and `decoder_input_ids` [rows, longest], what
@@ -229,7 +231,7 @@ class SpeechRecognition:
         language = parameters.get("language")
         prompt = self._prompt if language is None else prompt_of(self.base, language)
         timestamps = bool(parameters.get("return_timestamps", False))
-        room = self.base.written - len(prompt)
+        room = self._most - len(prompt)
         return Begun(prompt[:-1] if timestamps else prompt, int(parameters.get("max_new_tokens") or room), timestamps)
 
     def allow(self, begun: Begun, tokens: Tensor, scores: Tensor) -> Tensor:
@@ -276,7 +278,7 @@ class SpeechRecognition:
                 f"temperature is {parameters['temperature']!r}; the likeliest words are written, which is 0: leave it "
                 "out"
             )
-        most, room = parameters.get("max_new_tokens"), self.base.written - len(self._prompt)
+        most, room = parameters.get("max_new_tokens"), self._most - len(self._prompt)
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= room):
             raise RecipeError(f"max_new_tokens is {most!r}; it must be a whole number from 1 to {room}")
         if parameters.get("language") is not None:

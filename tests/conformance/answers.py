@@ -21,7 +21,7 @@ from ray_lora.inference.predict import predict
 from ray_lora.inference.windows import spread_windows
 from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json, LoraSpec
-from ray_lora.tasks import Features
+from ray_lora.tasks.begun import Begun
 from tests.conformance.case import Case
 from tests.conformance.rules import losses_of, near
 from tests.unit.bases import quiet_peft, wrap
@@ -114,7 +114,9 @@ def found_there(case: Case, model: Any) -> Found:
         inputs = {name: t.double() if t.is_floating_point() else t for name, t in case.task.collate([feature]).items()}
         with torch.no_grad():
             outputs = model(**inputs)
-        told = [written_there(case.task, model, feature, inputs)] if isinstance(case.task, Writing) else outputs
+        told = outputs
+        if isinstance(case.task, Writing):
+            told = [written_there(case.task, model, case.task.begin(feature, {}), inputs)]
         parts += case.task.decode(told, [feature], {})
         losses.append(torch.stack([part.double() for part in case.task.loss(outputs, [feature])]))
     found = torch.zeros(2, len(case.features), dtype=torch.float64)
@@ -122,9 +124,8 @@ def found_there(case: Case, model: Any) -> Found:
     return spread.whole(tasks, parts, [{}] * len(case.features)), found
 
 
-def written_there(task: Writing, model: Any, feature: Features, inputs: Mapping[str, Tensor]) -> list[int]:
+def written_there(task: Writing, model: Any, begun: Begun, inputs: Mapping[str, Tensor]) -> list[int]:
     """What a plain model writes of one row, all of it computed anew for each token."""
-    begun = task.begin(feature, {})
     tokens = torch.tensor([list(begun.tokens)])
     while tokens.shape[1] < len(begun.tokens) + begun.most:
         with torch.no_grad():

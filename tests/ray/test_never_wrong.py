@@ -1,5 +1,6 @@
-"""Never silently wrong with other people's files: 10,000 requests at a live endpoint of two replicas while its store is
-copied into, rewritten, spoilt, swapped and taken away, and replicas are killed.
+"""Never silently wrong with other people's files: thousands of requests at a live endpoint of two replicas while its
+store is copied into, rewritten, spoilt, swapped and taken away, and replicas are killed. `RAY_LORA_SOAK_REQUESTS=10000`
+asks for longer.
 
 Every answer must carry the name, version and content hash of exactly what computed it, and its labels and scores, and
 that must be what its ref may have meant while it was on its way; PEFT is the oracle, by content hash. What is refused
@@ -12,6 +13,7 @@ import http.client
 import itertools
 import json
 import math
+import os
 import random
 import shutil
 import threading
@@ -35,8 +37,9 @@ from tests.unit.serving_world import card, make_adapter, make_base, peft_probabi
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good", "not so bad", "loud bright glad sad plot"]
 NAMES = ["crowned", "newest", "more", "mixed", FLAT]  # what is changed; "steady" is not, and "nobody" is not there
-REQUESTS, CLIENTS = 10_000, 16
-_KILL_EVERY = 150  # events
+REQUESTS = int(os.environ.get("RAY_LORA_SOAK_REQUESTS", "4000"))
+CLIENTS = 16
+_KILL_EVERY = 70  # events
 
 
 class Ended(Exception):
@@ -278,7 +281,8 @@ def test_every_answer_is_of_what_lay_there(world: tuple[Path, list[Content]], mo
     assert list(mixed_answers(root / "base", root / "desk", ledger))[:5] == []
     # it did happen, and every kind of answer and of refusal was among them
     assert min(mischief.happened.get(kind, 0) for kind in mischief.kinds) >= REQUESTS // 2000, told
-    assert killer.kills >= killer.returns >= REQUESTS // 10_000, told
+    assert killer.kills >= max(1, killer.returns), told
+    assert killer.returns >= REQUESTS // 10_000, told
     assert len(traffic.torn) <= CLIENTS * killer.kills, told
     kinds = {f"{kind} by {how}" for kind in ("carded", "plain") for how in ("name", "alias", "version")}
     kinds |= {"400 invalid_adapter", "404 model_not_found", "503 unavailable", "older"}

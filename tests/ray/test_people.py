@@ -14,9 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from ray_lora.errors import RecipeError
+from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Recipe
 from ray_lora.running.people import PersonalTrainer
+from ray_lora.running.people_updates import PersonalUpdates
+from ray_lora.serving.http.sent_rows import keep
 from ray_lora.store import open_store
 from tests.ray.rows import tiny_recipe
 
@@ -126,3 +128,58 @@ def test_a_killed_worker_and_a_killed_run_cost_nothing(
     for one, other in zip(mine, theirs, strict=True):
         assert (one["person"], one["why"]) == (other["person"], other["why"])
         assert float(one["loss after"] or 0) == pytest.approx(float(other["loss after"] or 0), abs=1e-4)
+
+
+def test_new_rows_train_their_people_only(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = personal_recipe(tiny_bert_folder, tmp_path, name="grown")
+    before = PersonalTrainer(recipe, quiet=True).fit()
+    store = open_store(recipe.store)
+    held = {entry.ref for entry in store.list()}
+    was = {str(line["person"]): line for line in before.table}
+    draw = random.Random(1)
+
+    def says(person: str, city: str, count: int) -> list[dict[str, Any]]:  # what others of the city do not say
+        words = [draw.choice(OTHERS) for _ in range(count)]
+        return [
+            {"text": f"a b {word}", "label": "yes" if word == "cold" else "no", "who": person, "city": city, "at": 99}
+            for word in words
+        ]
+
+    new = tmp_path / "new.jsonl"
+    new.write_text("".join(json.dumps(row) + "\n" for row in says("P 1", "north", 48) + says("P 9", "south", 24)))
+    with PersonalUpdates(recipe) as updates:
+        lines = {str(line["person"]): line for line in updates.add(str(new))}
+        assert {person: line["rows"] for person, line in lines.items()} == {"P 1": 80, "P 9": 24}
+        with pytest.raises(DataError, match=r"new\.jsonl were taken before"):
+            updates.add(str(new))
+        with pytest.raises(RecipeError, match="another process is writing"):
+            PersonalTrainer(recipe, quiet=True).fit()
+    assert lines["P 9"]["answers"] == "grown.person._50_209@1"
+    fresh = {entry.ref for entry in store.list()} - held
+    assert fresh == {str(line["answers"]) for line in lines.values() if line["why"] == "gains"}
+    table = {line["person"]: line for line in read(before.folder)}
+    assert {person: line["rows"] for person, line in table.items()} == {
+        **{person: str(line["rows"]) for person, line in was.items()},
+        "P 1": "80",
+        "P 9": "24",
+    }
+    with PersonalUpdates(recipe) as updates:  # rows that an endpoint kept, one file of which cannot be learnt from
+        keep(tmp_path / "sent" / "grown", [{"text": "a b cold", "label": "yes", "person": "P 9"}] * 2)
+        keep(tmp_path / "sent" / "grown", [{"text": "a b cold", "label": "perhaps", "person": "P 9"}])
+        keep(tmp_path / "sent" / "grown", [{"text": "a b cold", "label": "yes", "person": "P 8"}])
+        found = {str(line["person"]): line for line in next(updates.follow(tmp_path / "sent"))}
+    assert {person: line["rows"] for person, line in found.items()} == {"P 9": 26, "P 8": 33}
+    log = [json.loads(line) for line in (before.folder / "updates.jsonl").read_text().splitlines()]
+    assert sorted(line["kind"] for line in log) == ["files", "sent", "sent", "wrong"]
+    assert "perhaps" in next(line["error"] for line in log if line["kind"] == "wrong")
+    with PersonalUpdates(recipe) as updates:  # all of it is known again, and what was wrong is not
+        assert updates.history.rows_of(["P 9"])[0].num_rows == 26
+    (tmp_path / "more.jsonl").write_text(json.dumps(says("P 3", "south", 1)[0]))
+    with (
+        PersonalUpdates(recipe) as updates,
+        pytest.raises(DataError, match="'P 3' is in city 'south' and was in 'north'"),
+    ):
+        updates.add(str(tmp_path / "more.jsonl"))
+    for _ in range(2):  # and nobody is locked out by what was refused
+        with pytest.raises(RecipeError, match="has no people yet; run the same command without --update first"):
+            PersonalUpdates(recipe.override({"name": "nobody"})).__enter__()

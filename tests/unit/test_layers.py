@@ -29,7 +29,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
-    "tasks": {"bases.plain", "bases.queries", "bases.padding", "bases.segments"},
+    "tasks": {"bases.plain", "bases.queries", "bases.padding", "bases.segments", "bases.speech"},
     "inference": {"data"},
     "training": {"inference", "augmentation"},
     "running": {"tracking"},

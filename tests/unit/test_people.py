@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.data.people import find_people
 from ray_lora.engine import AdapterEngine
-from ray_lora.errors import DataError, RecipeError
+from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.recipe import LoraSpec, PersonalSpec, TrainingSpec
+from ray_lora.store import open_store
 from ray_lora.store.people import check_parent, group_name, person_name
 from ray_lora.store.refs import is_name
 from ray_lora.tasks.text_classification import TextClassificationSpec
@@ -24,6 +25,7 @@ from ray_lora.training.job import Job
 from ray_lora.training.people import Outcome, Share, train_people
 from tests.unit.bases import open_base, save_base
 from tests.unit.packs import LABELS, ROWS, Letters
+from tests.unit.serving_world import make_adapter
 
 # -------------------------------------------------------------------- whose rows are whose
 
@@ -188,3 +190,20 @@ def test_one_that_is_no_number_harms_nobody(folder: Path, parent: Adapter) -> No
     assert "no finite numbers" in (found["ann"].error or "")
     whole = {one.name: one for one in run(folder, SHARES[1:3], {"group": parent}, 2)}
     assert all(same(found[name].adapter, whole[name].adapter) for name in ("bob", "cyd"))
+
+
+def test_persons_are_in_no_list_unless_they_are_asked_for(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    adapter = Adapter.load(make_adapter(tiny_bert_folder, tmp_path / "one", seed=0))
+    mine = person_name("shops", "anna")
+    for name in ("shops", group_name("shops", "north"), mine):
+        store.put(adapter, name)
+    assert store.names() == ["shops", "shops.group.north", mine]
+    assert [entry.name for entry in store.list()] == store.names()
+    assert [entry.name for entry in store.list(people=False)] == ["shops", "shops.group.north"]
+    assert [entry.ref for entry in store.list(mine)] == [f"{mine}@1"]
+    with pytest.raises(AdapterNotFoundError) as raised:
+        store.resolve(person_name("shops", "anno"))
+    assert mine not in str(raised.value)  # who else there is is nobody's matter
+    with pytest.raises(AdapterNotFoundError, match="did you mean 'shops'"):
+        store.resolve("shop")

@@ -34,6 +34,7 @@ ROUTES = [
     ("POST", "/v1/unload_lora_adapter"),
     ("POST", "/v1/refresh"),
     ("POST", "/v1/feedback"),
+    ("POST", "/v1/rows"),
 ]
 NAMES = ["two", "two@1", "two@champion", "torn", "wide", "base", "nothing"]
 
@@ -48,7 +49,7 @@ class Target:
 
     def __init__(self, root: Path) -> None:
         self.loop = asyncio.new_event_loop()
-        folders = {name: str(root / name) for name in ("store", "base", "results")}
+        folders = {name: str(root / name) for name in ("store", "base", "results", "rows")}
         args = AppArgs(**folders, slots=2, max_rank=8, max_body_bytes=100_000)
         self.endpoint = self.loop.run_until_complete(self._start(args))
         self.app = create_app(self.endpoint)

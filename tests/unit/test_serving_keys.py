@@ -110,7 +110,11 @@ def test_every_route_but_the_open_ones_asks_for_a_key(world: Path) -> None:
                 for method in methods:
                     wanted = {"/v1/predict": ["inputs"], "/v1/load_lora_adapter": ["lora_name"]}.get(path, list(bodies))
                     body = {"model": "tweets"} | {name: bodies[name] for name in wanted}
-                    own = {"/v1/feedback": {"id": "a", "value": True}, "/models/{ref}": {"inputs": "a"}}
+                    own = {
+                        "/v1/feedback": {"id": "a", "value": True},
+                        "/models/{ref}": {"inputs": "a"},
+                        "/v1/rows": {"model": "tweets", "person": "a", "rows": [{}]},
+                    }
                     body = own.get(path, body)
                     response = await client.request(method, path, json=None if method == "get" else body)
                     assert response.status_code == (200 if path == "/health" else 401), (method, path, response.text)

@@ -87,3 +87,48 @@ def test_a_key_learns_of_nobody_that_it_is_not_for(people: Path, tmp_path: Path)
         assert other.status_code == 403
 
     run(people, main, tmp_path, keys=str(keys))
+
+
+def test_rows_are_kept_whole_or_refused_by_name(people: Path, tmp_path: Path) -> None:
+    good = {"text": "a good day", "label": "LABEL_0"}
+
+    async def send(client: httpx.AsyncClient, key: str | None = None, **body: Any) -> httpx.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        told = {"model": "a-one", "person": "Ann/7", "rows": [good]} | body
+        return await client.post("/v1/rows", json=told, headers=headers)
+
+    async def main(client: httpx.AsyncClient) -> None:
+        said = await send(client, group="north", rows=[good, good])
+        assert (said.status_code, said.json()) == (200, {"kept": 2, "served_by": "person"}), said.text
+        assert (await send(client, person="new/../one")).json() == {"kept": 1, "served_by": "parent"}
+        files = sorted((tmp_path / "rows" / "a-one").iterdir())
+        kept = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        assert kept == [[good | {"person": "Ann/7", "group": "north"}] * 2, [good | {"person": "new/../one"}]]
+        for body, message in (
+            ({"rows": []}, "rows holds 0 rows; one request may send 1 to"),
+            ({"rows": [good, {"text": "no label"}]}, "row 2: column 'label' is empty"),
+            ({"rows": [{"text": "x", "label": "neither"}]}, "neither"),
+            ({"rows": [good | {"shop": 4}]}, "row 1: 'shop' is no column; there are"),
+            ({"rows": [good, {"text": 7, "label": "LABEL_0"}]}, "several kinds"),
+            ({"rows": [{"text": "x", "label": 2**70}]}, "several kinds"),
+            ({"person": " "}, "not blank"),
+            ({"model": "a-one@1"}, "name the adapter that people's come from"),
+        ):
+            said = await send(client, **body)
+            assert said.status_code == 400, said.text
+            assert message in said.json()["error"]["message"]
+        assert (await send(client, model="nobody")).status_code == 404
+        assert len(list((tmp_path / "rows").rglob("*.jsonl"))) == 2
+        (tmp_path / "rows" / "a-two").write_text("no folder")
+        said = await send(client, model="a-two")
+        assert (said.status_code, said.headers["retry-after"]) == (503, "1")
+        assert str(tmp_path) not in said.text
+
+    run(people, main, tmp_path, rows=str(tmp_path / "rows"))
+
+    async def closed(client: httpx.AsyncClient) -> None:
+        said = await send(client)
+        assert said.status_code == 400
+        assert "start it with rows=FOLDER" in said.json()["error"]["message"]
+
+    run(people, closed, tmp_path)

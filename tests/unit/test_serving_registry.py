@@ -35,8 +35,8 @@ class Counting:
             raise AdapterNotFoundError(f"{ref!r} is not in the store")
         return Entry(ref, self.versions[ref], (), f"sha-{ref}-{self.versions[ref]}", None, None, None, {}, 1, 1)
 
-    def list(self) -> list[Entry]:
-        return [self.resolve(name) for name in self.versions]
+    def list(self, name: str | None = None, people: bool = True) -> list[Entry]:
+        return [self.resolve(held) for held in self.versions if name in (None, held)]
 
     def put(self, adapter: Any, name: str, aliases: Sequence[str] = ()) -> Entry:
         raise NotImplementedError

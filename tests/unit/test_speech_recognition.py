@@ -23,9 +23,10 @@ from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
 from ray_lora.inference.predict import NotFiniteError, predict
 from ray_lora.recipe import BaseSpec, LoraSpec
-from ray_lora.tasks import Task, build_task
+from ray_lora.tasks import Features, Task, build_task
 from ray_lora.tasks.speech.heard import Cut, cuts
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
+from tests.conformance.answers import written_there
 from tests.unit.bases import open_base, quiet_peft
 from tests.unit.speech import RATE, plain, rows, save_whisper, tone, wav
 
@@ -72,7 +73,24 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     engine.close()
 
 
+def generated(model: Any, task: Any, feature: Features, parameters: dict[str, Any] | None = None) -> str:
+    """A plain model's text of one row, by transformers' `generate`; not by Whisper's, which hears a window again where
+    random weights write timestamps that nobody asked for."""
+    begun, inputs = task.begin(feature, parameters or {}), task.collate([feature])
+    prompt = torch.tensor([list(begun.tokens)])
+    tokens = transformers.GenerationMixin.generate(model, inputs["input_features"], decoder_input_ids=prompt)[0]
+    return str(task._tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
 def pipeline(model: Any, task: Any) -> Any:
+    """transformers' pipeline on a model that writes by itself, all of a text anew for each token."""
+
+    def generate(input_features: Any, return_timestamps: bool = False, **_: Any) -> Any:
+        begun = task.begin({"samples": input_features}, {"return_timestamps": return_timestamps})
+        written = written_there(task, model, begun, {"input_features": input_features})
+        return torch.tensor([written])
+
+    model.generate = generate
     return transformers.pipeline(
         "automatic-speech-recognition", model=model, tokenizer=task._tokenizer, feature_extractor=task._extractor
     )
@@ -84,9 +102,7 @@ def test_rows_of_several_adapters_are_written_as_generate_writes_each(served: An
     slots = [1, 2, 1, 2, 2, 1]
     answers = predict(engine, {1: task, 2: task}, features, slots)
     for feature, slot, answer in zip(features, slots, answers, strict=True):
-        inputs = task.collate([feature])["input_features"]
-        tokens = merged[slot].generate(inputs, return_timestamps=False)[0].tolist()
-        assert answer == {"text": task._tokenizer.decode(tokens, skip_special_tokens=True)}
+        assert answer == {"text": generated(merged[slot], task, feature)}
     assert len({answer["text"] for answer in answers}) > 3
     alone = [predict(engine, {s: task}, [f], [s])[0] for f, s in zip(features, slots, strict=True)]
     assert alone == answers
@@ -108,7 +124,7 @@ def test_a_long_sound_is_heard_in_pieces_as_by_the_pipeline(served: Any, timesta
         for ours, theirs in zip(answer["chunks"], expected["chunks"], strict=True):
             begins, ends = theirs["timestamp"]
             assert ours["timestamp"][0] == pytest.approx(begins or 0.0)
-            assert ours["timestamp"][1] == pytest.approx(3.1 if ends is None else ends)
+            assert ours["timestamp"][1] == pytest.approx(max(begins or 0.0, 3.1) if ends is None else ends)
 
 
 def test_pieces_overlap_and_leave_nothing_out() -> None:
@@ -145,7 +161,7 @@ def test_gradients_are_those_of_plain_peft(folder: Path, tmp_path: Path) -> None
         labels[row, len(task._prompt) - 1 : len(task._prompt) - 1 + len(told)] = torch.tensor(told)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
     loss.backward()
-    assert float(sums[[0, 2]].sum()) == pytest.approx(float(loss), abs=1e-9)
+    assert sums.detach()[[0, 2]].sum().item() == pytest.approx(loss.item(), abs=1e-9)
     compared = 0
     for name, layer in engine.layers.items():
         if layer.ranks[slot]:
@@ -203,7 +219,7 @@ def test_parameters_that_can_be(served: Any) -> None:
 def test_a_base_of_several_languages_is_told_which(multilingual: Path) -> None:
     with pytest.raises(RecipeError, match=r"this base knows 3 languages; say which one: task.language"):
         task_on(multilingual)
-    with pytest.raises(RecipeError, match=r"'fr' is no language of this base.* it knows en, it, ja"):
+    with pytest.raises(RecipeError, match=r"'French' is no language of this base.* it knows en, it, ja"):
         task_on(multilingual, language="French")
     engine = AdapterEngine(open_base(multilingual), slots=1, max_rank=8)
     model = plain(multilingual)
@@ -217,9 +233,7 @@ def test_a_base_of_several_languages_is_told_which(multilingual: Path) -> None:
         asked = [{"language": "en"}, {}]
         answers = predict(engine, {slot: task}, features, [slot] * 2, asked)
         for feature, answer, code in zip(features, answers, ("en", task.spec.language), strict=True):
-            inputs = task.collate([feature])["input_features"]
-            told = model.generate(inputs, language=code.lower(), task="transcribe", return_timestamps=False)[0]
-            assert answer["text"] == task._tokenizer.decode(told.tolist(), skip_special_tokens=True)
+            assert answer == {"text": generated(model, task, feature, {"language": code})}
         engine.evict(slot)
     engine.close()
 

@@ -41,9 +41,8 @@ def save_ctranslate2(source: Path, into: Path, seconds: int | None = None) -> No
     start, end, plain = (
         tokenizer.convert_tokens_to_ids(f"<|{word}|>") for word in ("startoftranscript", "endoftext", "notimestamps")
     )
-    config = WhisperConfig(
-        **_sizes(raw, tensors), bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=start
-    )
+    sizes: dict[str, Any] = _sizes(raw, tensors)
+    config = WhisperConfig(**sizes, bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=start)
     if len(tokenizer) != config.vocab_size:
         raise BaseModelError(f"the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}")
     with torch.device("meta"):
@@ -123,7 +122,7 @@ def _tokenizer(path: Path) -> Any:
     return WhisperTokenizer(tokenizer_object=read, bos_token=end, eos_token=end, unk_token=end, pad_token=end)
 
 
-def _sizes(raw: dict[str, Numbers], tensors: dict[str, Numbers]) -> dict[str, int]:
+def _sizes(raw: dict[str, Numbers], tensors: dict[str, Numbers]) -> dict[str, Any]:
     """A config's sizes, read off the tensors."""
 
     def layers(side: str) -> int:

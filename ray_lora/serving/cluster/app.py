@@ -131,7 +131,7 @@ def _crowded(args: AppArgs) -> bool:
     """Whether the store has more adapters now than a replica of the base that takes HTTP has slots."""
     slots = args.alone(args.bases[0]).slots
     try:
-        return len({entry.name for entry in open_store(args.store, args.tracking_uri).list()}) > slots
+        return len(open_store(args.store, args.tracking_uri).names()) > slots
     except StoreAwayError:
         return True
 
@@ -187,6 +187,7 @@ def _settled(args: AppArgs) -> AppArgs:
             "bases": bases,
             "keys": args.keys and absolute(args.keys),
             "results": args.results and absolute(args.results),
+            "rows": args.rows and absolute(args.rows),
         }
     )
 

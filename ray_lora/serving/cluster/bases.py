@@ -21,7 +21,7 @@ def choose_bases(args: AppArgs, store: Store) -> tuple[BaseArgs, ...]:
     if args.base is not None:
         return (BaseArgs(model=args.base),)
     named: dict[str, str] = {}  # by fingerprint, else by name
-    for entry in store.list():
+    for entry in store.list(people=False):  # they are of their groups' base
         if entry.base and not is_name(entry.base) and place(entry.base) not in map(place, named.values()):
             named.setdefault(entry.base_fingerprint or place(entry.base), entry.base)
     if not named:

@@ -14,26 +14,25 @@ from fastapi import Request
 
 from ray_lora.errors import DataError
 from ray_lora.serving.endpoint import Endpoint
-from ray_lora.serving.http.schemas import PredictRequest
 from ray_lora.store.people import group_name, person_name
 
 ServedBy = Literal["person", "group", "parent"]
 
 
 async def served_by(
-    endpoint: Endpoint, ref: str, body: PredictRequest, request: Request
+    endpoint: Endpoint, ref: str, person: str | None, group: str | None, request: Request
 ) -> tuple[str, ServedBy | None]:
     """The ref that answers, and as what; the request's own and None where it names nobody."""
-    if body.person is None and body.group is None:
+    if person is None and group is None:
         return ref, None
     if "@" in ref or endpoint.names.is_base(ref) or ref in endpoint.names.peers.bases:
         raise DataError(f"model is {ref!r}; where person or group is given, name the adapter that people's come from")
     key = endpoint.keys.of(request.headers)
     named: list[tuple[ServedBy, str]] = []
-    if body.person is not None:
-        named.append(("person", person_name(ref, _some("person", body.person))))
-    if body.group is not None:
-        named.append(("group", group_name(ref, _some("group", body.group))))
+    if person is not None:
+        named.append(("person", person_name(ref, _some("person", person))))
+    if group is not None:
+        named.append(("group", group_name(ref, _some("group", group))))
     for _, name in named:
         key.check_adapter(name)
     for kind, name in named:

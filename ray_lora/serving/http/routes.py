@@ -25,6 +25,7 @@ from ray_lora.serving.http.page import add_page
 from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, response_of
 from ray_lora.serving.http.request_id import RequestId
+from ray_lora.serving.http.sent_rows import add_rows
 from ray_lora.serving.http.several import answer_each
 from ray_lora.serving.http.speech import add_speech
 from ray_lora.serving.names import BASE
@@ -55,6 +56,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     add_hub(app, endpoint)
     add_speech(app, endpoint)
     _add_feedback(app, endpoint)
+    add_rows(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
@@ -85,7 +87,7 @@ def _add_answers(app: FastAPI, endpoint: Endpoint) -> None:
                 raise DataError("model names several adapters; person and group go with one")
             refs = refs_of(endpoint, body.model, request)
             return await answer_each(endpoint, refs, inputs, body.parameters, body.user, request)
-        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body, request)
+        ref, served = await served_by(endpoint, ref_of(endpoint, body.model, request), body.person, body.group, request)
         choice = await endpoint.names.choose(ref, user_of(body.user, request), chosen(request))
         answer = await endpoint.predict(choice, inputs, body.parameters, request.state.request_id)
         entry = answer.entry
@@ -182,6 +184,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
 
     @app.get("/v1/models")
     async def models(request: Request) -> schemas.ModelList:
+        """The bases, and the adapters that the key is for; of single persons' nobody gets a list."""
         key = endpoint.keys.of(request.headers)
         versions: dict[str, list[Entry]] = {}
         for entry in await endpoint.registry.list():
@@ -204,7 +207,7 @@ def _add_models(app: FastAPI, endpoint: Endpoint) -> None:
             return base_card(ref, await endpoint.names.fingerprint_of(ref))
         key.check_adapter(ref.partition("@")[0])
         entry = await endpoint.names.resolve(ref)
-        versions = [other.version for other in await endpoint.registry.list() if other.name == entry.name]
+        versions = [other.version for other in await endpoint.registry.versions(entry.name)]
         return card(entry, ref, versions, endpoint.base_id)
 
 
@@ -215,8 +218,8 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
         name = body.lora_name.partition("@")[0]
         if body.lora_path is not None:
             check_name(body.lora_name)
-            held = {entry.name for entry in await endpoint.registry.list() if not entry.traffic.withdrawn}
-            if name in held and not body.load_inplace:
+            held = [entry for entry in await endpoint.registry.versions(name) if not entry.traffic.withdrawn]
+            if held and not body.load_inplace:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
             await endpoint.publish(name, _folder(body.lora_path), body.pinned)
         else:

@@ -7,12 +7,15 @@ Where pieces overlap, what both wrote is found as transformers' pipeline finds i
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ray_lora.recipe import Json
+
+_WARNS = "transformers.models.whisper.tokenization_whisper"
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,26 @@ def joined(
     """
     import numpy as np
 
-    from ray_lora.bases.transformers_base import quiet
-
+    logging.getLogger(_WARNS).addFilter(_is_not_of_the_end)
     outputs: list[dict[str, Any]] = []
     for tokens, cut in pieces:
         output: dict[str, Any] = {"tokens": np.array([list(tokens)], dtype=np.int64)}
         if len(pieces) > 1:
             output["stride"] = ((cut.end - cut.start) / rate, cut.left / rate, cut.right / rate)
         outputs.append(output)
-    with quiet():  # it warns of a text without an end
-        text, more = tokenizer._decode_asr(
-            outputs, return_timestamps=timestamps or None, return_language=None, time_precision=precision
-        )
+    text, more = tokenizer._decode_asr(
+        outputs, return_timestamps=timestamps or None, return_language=None, time_precision=precision
+    )
     answer: dict[str, Json] = {"text": text}
     if timestamps:
         end = pieces[-1][1].end / rate
         answer["chunks"] = [_chunk(chunk, end) for chunk in more.get("chunks", ())]
     return answer
+
+
+def _is_not_of_the_end(record: logging.LogRecord) -> bool:
+    """A chunk without an end is given one here."""
+    return "did not predict an ending timestamp" not in record.getMessage()
 
 
 def _chunk(chunk: dict[str, Any], end: float) -> dict[str, Json]:

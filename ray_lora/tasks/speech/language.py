@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray_lora.bases.speech import Speech
 from ray_lora.errors import RecipeError, did_you_mean
 
 _WITHOUT_BLANKS = frozenset(
@@ -17,11 +18,11 @@ _WITHOUT_BLANKS = frozenset(
 )  # whose texts begin with none, as Whisper writes them
 
 
-def prompt_of(base: Any, language: Any) -> tuple[int, ...]:
+def prompt_of(base: Speech, language: Any) -> tuple[int, ...]:
     """The tokens before a text without timestamps, in which `no_timestamps` is the last.
 
     Args:
-        base: a `Speech`. language: by code or name; None of a base that knows one.
+        language: by code or name; None of a base that knows one.
 
     Raises:
         RecipeError: the base does not know it, knows several and is told none, or knows one and is told another.
@@ -44,7 +45,8 @@ def prompt_of(base: Any, language: Any) -> tuple[int, ...]:
             f"{language!r} is no language of this base{did_you_mean(str(code), base.languages)}; it knows "
             f"{', '.join(sorted(base.languages))}"
         )
-    return (base.start, base.languages[code], base.transcribe, *told)
+    spoken = () if base.transcribe is None else (base.transcribe,)
+    return (base.start, base.languages[code], *spoken, *told)
 
 
 def lead_of(language: str | None) -> str:

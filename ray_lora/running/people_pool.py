@@ -1,0 +1,76 @@
+"""Workers that train people: as many as the cluster has processors, each with the base and as many slots as fit.
+
+    pool = PeoplePool(prepared, people=1024)
+    for number, lines in pool.train(blocks, names, training): ...        # as they end
+
+It knows nothing of groups, tables or how people are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.util import ActorPool
+
+from ray_lora.allowed import environment
+from ray_lora.recipe import TrainingSpec
+from ray_lora.running.allocator import WORKER_ENV
+from ray_lora.running.packs import Prepared, base_for_workers
+from ray_lora.running.people_worker import PeopleTold, PeopleWorker
+from ray_lora.training.people import Share
+
+SLOTS = 32  # people at a time on a worker: enough for full passes when some have ended
+_FREE = 0.8  # of the free memory that workers may use
+
+
+class PeoplePool:
+    """See the module.
+
+    Args:
+        prepared: one recipe's.
+        people: how many there are, about.
+    """
+
+    def __init__(self, prepared: Prepared, people: int) -> None:
+        plan, recipe = prepared.plan, prepared.recipe
+        kind = "GPU" if recipe.scaling.use_gpu else "CPU"
+        count = recipe.scaling.packs or max(1, int(ray.cluster_resources().get(kind, 1)))
+        count = max(1, min(count, -(-people // SLOTS)))
+        room = plan.free_bytes * _FREE / count - plan.base_bytes - plan.pass_bytes
+        slots = recipe.scaling.slots or max(1, min(SLOTS, int(room // plan.slot_bytes) - 1))
+        told = PeopleTold(
+            base_for_workers(prepared), prepared.sources[recipe.name], recipe.lora, recipe.augmentation,
+            replace(plan, slots=slots), recipe.store, recipe.tracking.uri,
+        )  # fmt: skip
+        self._told = ray.put(told)
+        remote = ray.remote(PeopleWorker).options(
+            num_cpus=1, num_gpus=1 if recipe.scaling.use_gpu else 0, max_restarts=4, max_task_retries=4,
+            runtime_env={"env_vars": {**WORKER_ENV, **environment()}},
+        )  # fmt: skip
+        self._pool = ActorPool([remote.remote() for _ in range(count)])
+
+    def train(
+        self,
+        blocks: Sequence[Sequence[Share]],
+        names: Mapping[str, str],
+        training: TrainingSpec,
+        table: pa.Table | None = None,
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Train blocks of people: each one's number and a line for each of its people, as they end.
+
+        Args:
+            names: of the store, by share.
+            table: the rows that shares number; None: the source's.
+        """
+        given = ray.put(table)
+
+        def begin(worker: Any, numbered: tuple[int, Sequence[Share]]) -> Any:
+            number, block = numbered
+            mine = {share.name: names[share.name] for share in block}
+            return worker.train.remote(self._told, number, list(block), mine, training, given)
+
+        yield from self._pool.map_unordered(begin, list(enumerate(blocks)))

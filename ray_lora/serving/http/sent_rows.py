@@ -1,0 +1,103 @@
+"""`POST /v1/rows`: rows that a person's adapter is to learn from, kept in a folder for `personal --follow`.
+
+    {"model": "shops", "person": "shop 4", "group": "a", "rows": [{"text": "a bad day", "label": "positive"}]}
+
+Rows are checked as training rows are, so that what is kept can be learnt from. Each request is one file of JSON lines
+in `<rows>/<model>/`, there at once and whole; the names sort by time. Nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, StrictStr
+
+from ray_lora.data.check import raise_wrong, wrong_rows
+from ray_lora.data.history import GROUP, PERSON
+from ray_lora.data.read import canonical
+from ray_lora.errors import CapacityError, DataError
+from ray_lora.recipe import DataSpec, Json
+from ray_lora.serving.endpoint import Endpoint
+from ray_lora.serving.http.asking import ref_of
+from ray_lora.serving.http.people import ServedBy, served_by
+from ray_lora.serving.http.schemas import Strict
+from ray_lora.store import Entry
+from ray_lora.tasks import task_of
+
+_WHERE = "rows"  # what messages call the request's rows
+
+
+class RowsRequest(Strict):
+    """Rows under the task's own column names."""
+
+    model: StrictStr | None = None
+    person: StrictStr
+    group: StrictStr | None = None
+    rows: list[dict[StrictStr, Any]]
+
+
+class RowsResponse(BaseModel):
+    """How many rows are kept, and whose adapter answers until they are learnt from."""
+
+    kept: int
+    served_by: ServedBy
+
+
+def add_rows(app: FastAPI, endpoint: Endpoint) -> None:
+    """Add the route; without a folder it refuses."""
+
+    @app.post("/v1/rows", response_model=RowsResponse)
+    async def rows(body: RowsRequest, request: Request) -> RowsResponse:
+        """Keep rows that a person's adapter is to learn from."""
+        name = ref_of(endpoint, body.model, request)
+        ref, served = await served_by(endpoint, name, body.person, body.group, request)
+        assert served is not None
+        if endpoint.args.rows is None:
+            raise DataError("this endpoint keeps no rows; start it with rows=FOLDER")
+        if not 1 <= len(body.rows) <= endpoint.args.max_inputs:
+            raise DataError(f"rows holds {len(body.rows)} rows; one request may send 1 to {endpoint.args.max_inputs}")
+        check(await endpoint.names.entry_of(ref), body.rows)
+        whose = {PERSON: body.person} | ({GROUP: body.group} if body.group is not None else {})
+        folder = Path(endpoint.args.rows) / name
+        await asyncio.to_thread(keep, folder, [row | whose for row in body.rows])
+        return RowsResponse(kept=len(body.rows), served_by=served)
+
+
+def check(entry: Entry, rows: Sequence[dict[str, Any]]) -> None:
+    """DataError unless an adapter of this entry's task could learn from the rows."""
+    if entry.task is None:
+        raise DataError(f"{entry.name!r} says no task, so nobody knows what its rows are")
+    task = task_of(entry.task)
+    binary = [name for name, column in task.columns.items() if "image" in column.kinds]
+    if binary:
+        raise DataError(f"rows of {entry.task.type} have pictures ({binary[0]}), which /v1/rows does not take")
+    known = set(task.columns)
+    for number, row in enumerate(rows):
+        more = sorted(set(row) - known)
+        if more:
+            raise DataError(f"{_WHERE}, row {number + 1}: {more[0][:40]!r} is no column; there are {sorted(known)}")
+    try:
+        table = canonical(pa.Table.from_pylist(list(rows)), DataSpec(), task.columns, _WHERE)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{_WHERE}: values of one column are of several kinds; {str(error)[:100]}") from None
+    raise_wrong([(_WHERE, wrong_rows(task, entry.task, table))])
+
+
+def keep(folder: Path, rows: Sequence[dict[str, Json]]) -> None:
+    """Write rows as a file of their own; CapacityError where that cannot be done."""
+    name = f"{time.time_ns():020}-{uuid.uuid4().hex}"
+    fresh = folder / f".{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fresh.replace(folder / f"{name}.jsonl")
+    except OSError as error:
+        raise CapacityError(f"the rows could not be kept ({error.strerror}); send them again") from None
