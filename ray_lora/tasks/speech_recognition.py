@@ -26,11 +26,13 @@ from ray_lora.tasks.augmented import Sound
 from ray_lora.tasks.begun import Begun
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.sounds import is_silent, open_sound
+from ray_lora.tasks.speech import wording
+from ray_lora.tasks.speech.asked import allowed, check
 from ray_lora.tasks.speech.heard import Cut, cuts, joined
 from ray_lora.tasks.speech.language import lead_of, prompt_of
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
-from ray_lora.tasks.speech.wording import page, score
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.token_losses import of_rows
 from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _PLAIN = "AutoModelForSpeechSeq2Seq"
-_PARAMETERS = ("language", "max_new_tokens", "return_timestamps", "temperature")
 _OVERLAP = 6  # of a window this part is shared with the neighbour where nobody says more, as in transformers' pipeline
 
 
@@ -47,7 +48,8 @@ class SpeechRecognition:
     """Rows of sounds and what they say.
 
     A row's features are `samples`, float32 [samples] at the base's rate, and in training `labels`, the text's tokens,
-    and `reference`, the text. A piece of a longer row has `cut` of its place in it beside.
+    `reference`, the text, and `hidden`, what is not to be heard of it. A piece of a longer row has its place in that
+    beside, `piece`.
     """
 
     spec_type: ClassVar[type[TaskSpec]] = SpeechRecognitionSpec
@@ -99,6 +101,7 @@ class SpeechRecognition:
 
     @classmethod
     def merge(cls, spec: TaskSpec, learned: Iterable[None]) -> TaskSpec:
+        wording.check_installed()  # before anything starts, not with the first scores
         return spec
 
     @classmethod
@@ -116,9 +119,8 @@ class SpeechRecognition:
                 yield row, str(error)
         if silent:
             such = next((f", such as {path!r}" for path in silent if path), "")
-            _logger.warning(
-                "%d of %d sounds are silent%s; their words are learned all the same", len(silent), block.num_rows, such
-            )
+            said = "%d of %d sounds are silent%s; their words are learned all the same"
+            _logger.warning(said, len(silent), block.num_rows, such)
 
     def unknown(self, block: pa.Table) -> Iterator[tuple[int, str]]:
         """The rows whose sound is longer than this base hears at once."""
@@ -156,7 +158,7 @@ class SpeechRecognition:
                     raise DataError(self._too_long(len(samples)))
                 tokens = self._tokenizer(self._lead + text.strip(), add_special_tokens=False)["input_ids"]
                 room = self._most - len(self._prompt)
-                found |= {"labels": tokens[:room], "reference": text}
+                found |= {"labels": tokens[:room], "reference": text, "hidden": ()}
                 if len(tokens) > room:
                     found["cut"] = f"longer than what is written, {self._most} tokens,"
             features.append(found)
@@ -194,45 +196,33 @@ class SpeechRecognition:
         return {"input_features": self._spectrograms(features), "decoder_input_ids": padded}
 
     def _spectrograms(self, features: Sequence[Features]) -> Tensor:
-        """Each by itself, so that it is the same in any company; without what augmentation hides."""
+        """Each by itself, so that it is the same in any company."""
         import torch
 
-        return torch.cat([self._spectrogram(self.view(row)) for row in features])
+        found = []
+        for row in features:
+            samples = row["samples"]
+            heard = self._extractor(samples.numpy(), sampling_rate=self.base.rate, return_tensors="pt").input_features
+            view = Sound(samples, self.base.rate, self._window, row.get("hidden", ()))
+            found.append(view.hide(heard, len(samples) // self._extractor.hop_length))
+        return torch.cat(found)
 
-    def _spectrogram(self, view: Sound) -> Tensor:
-        found = self._extractor(view.samples.numpy(), sampling_rate=self.base.rate, return_tensors="pt")
-        return view.hide(found.input_features, -(-len(view.samples) // self._extractor.hop_length))
+    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
+        """Cross entropy of each token of the text and of its end, after those before it."""
+        first = len(self._prompt) - 1
+        return of_rows(outputs, [(first, [*row["labels"], *(() if "cut" in row else (self.end,))]) for row in features])
+
+    # ------------------------------------------------------------ of training rows that are altered
 
     @property
     def augments(self) -> frozenset[Needs]:
         return frozenset({"sounds"})
 
     def view(self, features: Features) -> Sound:
-        return Sound(features["samples"], self.base.rate, self._window, features.get("hidden", ()))
+        return Sound(features["samples"], self.base.rate, self._window, features["hidden"])
 
     def with_view(self, features: Features, view: Sound) -> Features:
-        """What is to be hidden of its spectrogram is noted under `hidden`."""
-        return features | {"samples": view.samples} | ({"hidden": view.hidden} if view.hidden else {})
-
-    def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """Cross entropy of each token of the text and of its end, after those before it."""
-        import torch
-
-        from ray_lora.tasks.text_generation import _losses
-
-        rows: list[int] = []
-        columns: list[int] = []
-        targets: list[int] = []
-        for number, row in enumerate(features):
-            told = [*row["labels"], *(() if "cut" in row else (self.end,))]
-            rows += [number] * len(told)
-            columns += range(len(self._prompt) - 1, len(self._prompt) - 1 + len(told))
-            targets += told
-        of_row = torch.tensor(rows, dtype=torch.int64)
-        losses = _losses(outputs, of_row, torch.tensor(columns, dtype=torch.int64), torch.tensor(targets))
-        of_row = of_row.to(losses.device)
-        sums = losses.new_zeros(len(features)).index_add(0, of_row, losses)
-        return sums, torch.bincount(of_row, minlength=len(features)).to(sums)
+        return features | {"samples": view.samples, "hidden": view.hidden}
 
     # ------------------------------------------------------------ of texts that are written
 
@@ -260,40 +250,10 @@ class SpeechRecognition:
 
     @cached_property
     def _rules(self) -> dict[bool, list[Any]]:
-        from transformers import (
-            SuppressTokensAtBeginLogitsProcessor,
-            SuppressTokensLogitsProcessor,
-            WhisperTimeStampLogitsProcessor,
-        )
-
-        always: list[Any] = []
-        if self.base.suppressed_first:
-            always.append(SuppressTokensAtBeginLogitsProcessor(list(self.base.suppressed_first), begin_index=0))
-        if self.base.suppressed:
-            always.append(SuppressTokensLogitsProcessor(list(self.base.suppressed)))
-        return {
-            False: always,
-            True: [*always, WhisperTimeStampLogitsProcessor(self.base.settings, begin_index=0)],
-        }
+        return {timestamps: allowed(self.base, timestamps) for timestamps in (False, True)}
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
-        unknown = sorted(set(parameters) - set(_PARAMETERS))
-        if unknown:
-            raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(_PARAMETERS)}")
-        if not isinstance(parameters.get("return_timestamps", False), bool):
-            raise RecipeError(f"return_timestamps is {parameters['return_timestamps']!r}; it must be true or false")
-        if parameters.get("return_timestamps") and self.base.no_timestamps is None:
-            raise RecipeError("this base writes no timestamps; leave return_timestamps out")
-        if parameters.get("temperature") not in (None, 0) or isinstance(parameters.get("temperature"), bool):
-            raise RecipeError(
-                f"temperature is {parameters['temperature']!r}; the likeliest words are written, which is 0: leave it "
-                "out"
-            )
-        most, room = parameters.get("max_new_tokens"), self._most - len(self._prompt)
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= room):
-            raise RecipeError(f"max_new_tokens is {most!r}; it must be a whole number from 1 to {room}")
-        if parameters.get("language") is not None:
-            prompt_of(self.base, parameters["language"])
+        check(self.base, parameters, self._most - len(self._prompt))
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         """A part of an answer for each piece: the tokens that were written of it.
@@ -315,9 +275,9 @@ class SpeechRecognition:
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
         """Of all words together: long texts count for more."""
         answers = [answer["text"] for answer in predictions]
-        return score(answers, [row["reference"] for row in features], self.spec.normalisation)
+        return wording.score(answers, [row["reference"] for row in features], self.spec.normalisation)
 
     def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, str]:
         """`transcripts`: what was written, those with most errors first, each error marked."""
         answers = [answer["text"] for answer in predictions]
-        return {"transcripts": page(answers, [row["reference"] for row in features], self.spec.normalisation)}
+        return {"transcripts": wording.page(answers, [row["reference"] for row in features], self.spec.normalisation)}

@@ -27,6 +27,7 @@ from ray_lora.tasks.generation_options import LENGTH, TextGenerationSpec
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
 from ray_lora.tasks.task import Column, Features, Row
+from ray_lora.tasks.token_losses import of_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -153,21 +154,8 @@ class TextGeneration:
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """Cross entropy of each token that is asked for, after those before it, as in transformers' loss."""
-        import torch
-
-        rows: list[int] = []
-        columns: list[int] = []
-        targets: list[int] = []
-        for number, row in enumerate(features):
-            tokens, first = _all(row), self._first(row)
-            rows += [number] * (len(tokens) - first)
-            columns += range(first - 1, len(tokens) - 1)
-            targets += tokens[first:]
-        of_row = torch.tensor(rows, dtype=torch.int64)
-        losses = _losses(outputs, of_row, torch.tensor(columns, dtype=torch.int64), torch.tensor(targets))
-        of_row = of_row.to(losses.device)
-        sums = losses.new_zeros(len(features)).index_add(0, of_row, losses)
-        return sums, torch.bincount(of_row, minlength=len(features)).to(sums)
+        firsts = [self._first(row) for row in features]
+        return of_rows(outputs, [(first - 1, _all(row)[first:]) for first, row in zip(firsts, features, strict=True)])
 
     def _first(self, row: Features) -> int:
         """The first token of a row that the loss is of."""
@@ -257,17 +245,3 @@ class DialogueGeneration(TextGeneration):
 def _all(row: Features) -> list[int]:
     tokens: list[int] = [*row["input_ids"], *row.get(_TARGET, ())]
     return tokens
-
-
-def _losses(outputs: Any, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-    """-log p of each target after the token at its row and column, [terms]."""
-    import torch
-    import torch.nn.functional as F
-
-    few = getattr(outputs, "cross_entropy", None)  # of outputs that have logits only where they are asked for
-    if few is not None:
-        found: Tensor = few(rows, columns, targets)
-        return found
-    logits = outputs.logits[rows, columns]
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(exact, targets.to(exact.device), reduction="none")

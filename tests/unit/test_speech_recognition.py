@@ -3,18 +3,21 @@ and what it cannot do is refused by name."""
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import transformers
 from peft import PeftModel
 
+from ray_lora.adapters.adapter import Card
 from ray_lora.bases.load import load_base
 from ray_lora.bases.whisper import save_ctranslate2, shorten
 from ray_lora.bases.whisper.ctranslate2 import read_model
@@ -23,11 +26,13 @@ from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
 from ray_lora.inference.predict import NotFiniteError, predict
 from ray_lora.recipe import BaseSpec, LoraSpec
+from ray_lora.store import open_store
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.tasks.speech.heard import Cut, cuts
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
 from tests.conformance.answers import written_there
 from tests.unit.bases import open_base, quiet_peft
+from tests.unit.http_server import serving
 from tests.unit.speech import RATE, plain, rows, save_whisper, tone, wav
 
 TARGETS = ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -374,3 +379,32 @@ def test_silent_sounds_are_told_and_right(folder: Path, caplog: pytest.LogCaptur
     assert [one.message for one in caplog.records] == [
         "1 of 3 sounds are silent, such as 'quiet.wav'; their words are learned all the same"
     ]
+
+
+# -------------------------------------------------------------------- served
+
+
+def test_it_is_served_as_it_is_predicted(served: Any, folder: Path, tmp_path: Path) -> None:
+    engine, task, _ = served
+    store = open_store(str(tmp_path / "store"))
+    for name, slot in (("one", 1), ("two", 2)):
+        store.put(engine.export(slot, Card(task=task.spec)), name)
+    sounds = {"short": wav(tone(0.7, 3)), "long": wav(tone(2.3, 4))}
+    features = task.encode([{"audio": sound} for sound in sounds.values()])
+    with serving(tmp_path, base=str(folder)) as address:
+        for name, slot in (("one", 1), ("two", 2)):
+            here = predict(engine, {slot: task}, features, [slot] * 2, [{"return_timestamps": True}] * 2)
+            for sound, answer in zip(sounds.values(), here, strict=True):
+                form = {"model": name, "response_format": "verbose_json"}
+                told = httpx.post(f"{address}/v1/audio/transcriptions", data=form, files={"file": ("a.wav", sound)})
+                assert told.status_code == 200, told.text
+                assert told.json()["text"] == answer["text"].strip()
+                assert [one["start"] for one in told.json()["segments"]] == [
+                    chunk["timestamp"][0] for chunk in answer["chunks"]
+                ]
+        inputs = [base64.b64encode(sound).decode() for sound in sounds.values()]
+        told = httpx.post(f"{address}/v1/predict", json={"model": "two", "inputs": inputs})
+        assert told.json()["predictions"] == predict(engine, {2: task}, features, [2, 2])
+        wrong = {"model": "two", "inputs": inputs[:1], "parameters": {"temperature": 1}}
+        refused = httpx.post(f"{address}/v1/predict", json=wrong)
+        assert (refused.status_code, "temperature is 1" in refused.text) == (400, True)
