@@ -112,6 +112,10 @@ def test_rows_of_several_adapters_are_written_as_generate_writes_each(served: An
     assert len({answer["text"] for answer in answers}) > 3
     alone = [predict(engine, {s: task}, [f], [s])[0] for f, s in zip(features, slots, strict=True)]
     assert alone == answers
+    told: list[dict[str, Any]] = [{"max_new_tokens": 2}, {}, {"max_new_tokens": 3}, {"max_new_tokens": 5}, {}, {}]
+    some = predict(engine, {1: task, 2: task}, features, slots, told)  # which end before the others
+    assert [some[row] for row in (1, 4, 5)] == [answers[row] for row in (1, 4, 5)]
+    assert all(some[row] != answers[row] for row in (0, 2, 3))
 
 
 @pytest.mark.parametrize("timestamps", [False, True])
