@@ -12,6 +12,7 @@ row is counted as cut.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,7 +25,7 @@ from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.augmented import Sound
 from ray_lora.tasks.begun import Begun
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
-from ray_lora.tasks.sounds import open_sound
+from ray_lora.tasks.sounds import is_silent, open_sound
 from ray_lora.tasks.speech import wording
 from ray_lora.tasks.speech.asked import allowed, check
 from ray_lora.tasks.speech.heard import Cut, cuts, joined
@@ -36,9 +37,9 @@ from ray_lora.transform_spec import Needs
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from matplotlib.figure import Figure
     from torch import Tensor
 
+_logger = logging.getLogger(__name__)
 _PLAIN = "AutoModelForSpeechSeq2Seq"
 _OVERLAP = 6  # of a window this part is shared with the neighbour where nobody says more, as in transformers' pipeline
 
@@ -105,13 +106,21 @@ class SpeechRecognition:
 
     @classmethod
     def check(cls, spec: TaskSpec, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """Every sound is decoded: that an end is missing shows nowhere else. Silent ones are told, and right."""
         yield from bad_texts(block.column("text"))
         sounds = (sound for chunk in block.column("audio").chunks for sound in chunk)
+        silent = []
         for row, sound in enumerate(sounds):
+            value = sound.as_py()
             try:
-                open_sound(sound.as_py())
+                if is_silent(open_sound(value)):
+                    silent.append(value.get("path") if isinstance(value, Mapping) else None)
             except DataError as error:
                 yield row, str(error)
+        if silent:
+            such = next((f", such as {path!r}" for path in silent if path), "")
+            said = "%d of %d sounds are silent%s; their words are learned all the same"
+            _logger.warning(said, len(silent), block.num_rows, such)
 
     def unknown(self, block: pa.Table) -> Iterator[tuple[int, str]]:
         """The rows whose sound is longer than this base hears at once."""
@@ -268,5 +277,7 @@ class SpeechRecognition:
         answers = [answer["text"] for answer in predictions]
         return wording.score(answers, [row["reference"] for row in features], self.spec.normalisation)
 
-    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
-        return {}
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, str]:
+        """`transcripts`: what was written, those with most errors first, each error marked."""
+        answers = [answer["text"] for answer in predictions]
+        return {"transcripts": wording.page(answers, [row["reference"] for row in features], self.spec.normalisation)}

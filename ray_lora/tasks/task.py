@@ -136,6 +136,7 @@ class Task(Protocol):
         """Metrics of predictions made with no parameters."""
         ...
 
-    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure]:
-        """Pictures of predictions made with no parameters, by name; an empty mapping where there is nothing to see."""
+    def figures(self, predictions: Sequence[Json], features: Sequence[Features]) -> Mapping[str, Figure | str]:
+        """Pictures, or pages of HTML, of predictions made with no parameters, by name; an empty mapping where there is
+        nothing to see."""
         ...

@@ -1,4 +1,4 @@
-"""A task's pictures of an evaluation, as PNG files. They are for people: what cannot be drawn never stops training."""
+"""A task's pictures and pages of an evaluation, as PNG and HTML files. For people: a fault of theirs stops nothing."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ def write_figures(task: Task, predictions: Sequence[Json], features: Sequence[Fe
         shutil.rmtree(folder, ignore_errors=True)
         for name, figure in task.figures(predictions, features).items():
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.png")
+            path = folder / re.sub(r"[^A-Za-z0-9_-]", "_", name)
+            if isinstance(figure, str):
+                path.with_suffix(".html").write_text(figure, encoding="utf-8")
+            else:
+                figure.savefig(path.with_suffix(".png"))
     except Exception as error:  # a task is anybody's code, and a font or a disk may be missing
         _logger.warning("the figures of %s were not drawn: %s: %s", folder.parent.name, type(error).__name__, error)

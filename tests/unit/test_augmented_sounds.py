@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,14 @@ from pydantic import ValidationError
 
 from ray_lora.augmentation.apply import altered
 from ray_lora.recipe import TransformSpec
+from ray_lora.tasks import build_task
 from ray_lora.tasks.augmented import Hidden, Sound
+from ray_lora.tasks.speech.options import SpeechRecognitionSpec
+from ray_lora.training.figures import write_figures
 from ray_lora.training.sheet import _draw_sound
-from tests.unit.test_sounds import RATE, tone
+from tests.unit.bases import open_base
+from tests.unit.speech import rows, save_whisper
+from tests.unit.test_sounds import RATE, tone, written
 
 MOST = 30 * RATE
 EVERY: list[dict[str, Any]] = [
@@ -154,3 +160,37 @@ def test_a_sheet_shows_what_is_hidden() -> None:
     boxes = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in axis.patches]
     assert boxes == [(0.5, 0, 0.5, 8_000), (0, 4_000, 2.0, 4_000)]
     assert len(axis.images) == 1
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    base = open_base(save_whisper(tmp_path_factory.mktemp("speech") / "whisper"))
+    return build_task(SpeechRecognitionSpec(), base.processor)
+
+
+def test_masks_lie_on_what_whisper_hears(speech: Any) -> None:
+    """In the sound's own part of the window, and nowhere else; a row as it was read stays."""
+    features = speech.encode([{"audio": written(tone(seconds=0.5)), "text": "uno"}])
+    told = [transform(name="time_mask", count=1, share=0.5), transform(name="frequency_mask", count=1)]
+    found = altered(speech, told, features[0], (0, 1, 0, 0))
+    before, after = (speech.collate([one])["input_features"][0] for one in (features[0], found))
+    assert before.shape == after.shape == (20, 100)
+    (time, frequency), changed = found["hidden"], (before != after).numpy()
+    assert changed.any()
+    inside = np.zeros_like(changed)
+    inside[:, round(time.start * 50) : round(time.end * 50)] = True
+    inside[round(frequency.start * 20) : round(frequency.end * 20)] = True
+    assert not changed[~inside].any()
+    assert torch.equal(after[torch.from_numpy(inside)], before.mean().expand(int(inside.sum())))
+    assert not features[0].get("hidden")
+
+
+def test_transcripts_are_written_as_a_page(speech: Any, tmp_path: Path) -> None:
+    features = speech.encode(rows(2))
+    write_figures(
+        speech, [{"text": one["reference"] + " <b>"} for one in features], features, tmp_path / "job" / "figures"
+    )
+    assert [path.name for path in (tmp_path / "job" / "figures").iterdir()] == ["transcripts.html"]
+    html = (tmp_path / "job" / "figures" / "transcripts.html").read_text(encoding="utf-8")
+    assert "<ins>b</ins>" in html
+    assert "<b>lower</b>" in html

@@ -382,6 +382,18 @@ def test_ctranslate2s_file_is_read_number_for_number(folder: Path, tmp_path: Pat
             read_model(tmp_path / "broken.bin")
 
 
+def test_silent_sounds_are_told_and_right(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import pyarrow as pa
+
+    silent = {"bytes": wav(np.zeros(800, np.float32)), "path": "quiet.wav"}
+    heard = {"bytes": wav(tone(0.1, 0)), "path": "a.wav"}
+    block = pa.table({"audio": [heard, silent, heard], "text": ["uno", "due", "tre"]})
+    assert not wrong_rows(task_on(folder), SpeechRecognitionSpec(), block)
+    assert [one.message for one in caplog.records] == [
+        "1 of 3 sounds are silent, such as 'quiet.wav'; their words are learned all the same"
+    ]
+
+
 # -------------------------------------------------------------------- served
 
 

@@ -98,3 +98,10 @@ def test_without_jiwer_the_line_that_installs_it_is_said(monkeypatch: pytest.Mon
     monkeypatch.setattr(wording, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'ray_lora\[speech\]'"):
         score(["a"], ["a"], "none")
+
+
+def test_a_page_of_many_rows_shows_the_worst() -> None:
+    html = page(["a"] * 501 + ["x"], ["a"] * 502, "none")
+    assert "The worst 500 of 502 rows" in html
+    assert html.count("<tr><td>") == 500
+    assert html.index("<td>501<td>1 of 1") < html.index("<td>0<td>0 of 1")

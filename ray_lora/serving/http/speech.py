@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -141,7 +141,7 @@ def asked(parts: Sequence[tuple[str, form.Sent | str]]) -> Transcription:
         parameters["temperature"] = temperature
     if kind in ("srt", "vtt", "verbose_json"):
         parameters["return_timestamps"] = True
-    return Transcription(sound, told.get("model"), cast(Format, kind), parameters, told.get("user"))
+    return Transcription(sound, told.get("model"), kind, parameters, told.get("user"))
 
 
 def answered(kind: Format, answer: Json, language: str | None, sound: bytes) -> Json | str:

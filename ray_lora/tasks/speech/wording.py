@@ -21,6 +21,7 @@ from ray_lora.errors import RecipeError, did_you_mean
 
 Normalisation = Literal["none", "lower", "whisper-basic", "whisper-english"]
 NORMALISATIONS: tuple[Normalisation, ...] = ("none", "lower", "whisper-basic", "whisper-english")
+_MOST_SHOWN = 500  # rows on a page
 _APOSTROPHES = str.maketrans("’ʼ＇", "'''")
 
 
@@ -119,7 +120,7 @@ def marked(answer: str, reference: str) -> Marked:
 
 
 def page(answers: Sequence[str], references: Sequence[str], normalisation: str) -> str:
-    """An HTML page of all rows, those with most errors for their length first, each with its errors marked.
+    """An HTML page of the rows with most errors for their length, each with its errors marked.
 
     Raises:
         RecipeError: as `score`.
@@ -130,8 +131,9 @@ def page(answers: Sequence[str], references: Sequence[str], normalisation: str) 
         for row, (answer, said) in enumerate(zip(answers, references, strict=True))
     ]
     rows.sort(key=lambda one: (-one[1].errors / max(1, one[1].words), one[0]))
-    lines = "\n".join(f"<tr><td>{row}<td>{one.errors} of {one.words}<td>{one.html}" for row, one in rows)
-    return _PAGE.format(count=len(rows), name=escape(normalisation), lines=lines, **rates)
+    lines = "\n".join(f"<tr><td>{row}<td>{one.errors} of {one.words}<td>{one.html}" for row, one in rows[:_MOST_SHOWN])
+    shown = f"{len(rows)} rows" if len(rows) <= _MOST_SHOWN else f"The worst {_MOST_SHOWN} of {len(rows)} rows"
+    return _PAGE.format(shown=shown, name=escape(normalisation), lines=lines, **rates)
 
 
 _PAGE = """<!doctype html>
@@ -143,7 +145,7 @@ td {{ padding: .2em 1em .2em 0; vertical-align: top }}
 del {{ background: #fdd }}
 ins {{ background: #dfd; text-decoration: none }}
 </style>
-<p>{count} rows, compared as <b>{name}</b>: word error rate {wer:.4f}, character error rate {cer:.4f}.
+<p>{shown}, all compared as <b>{name}</b>: word error rate {wer:.4f}, character error rate {cer:.4f}.
 <del>Said</del> and not heard, <ins>heard</ins> and not said.
 <table>
 <tr><th>row<th>wrong<th>words
