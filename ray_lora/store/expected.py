@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
 
 class VersionConflictError(RayLoraError, ValueError):
-    """Something else is there than was expected; `version` is what is, 0 for nothing."""
+    """Something else is there than was expected; `ref` is what is, None for nothing."""
 
-    def __init__(self, name: str, expected: int, version: int, what: str) -> None:
-        super().__init__(name, expected, version, what)  # all, so that it pickles
-        self.name, self.expected, self.version, self.what = name, expected, version, what
-
-    @property
-    def ref(self) -> str | None:
-        """What is there."""
-        return f"{self.name}@{self.version}" if self.version else None
+    def __init__(self, message: str, ref: str | None = None) -> None:
+        super().__init__(message, ref)  # both, so that it pickles
+        self.ref = ref
 
     def __str__(self) -> str:
-        there = f"{self.what} is {self.ref}" if self.ref else "there is none"
-        return f"{self.name!r} was expected at version {self.expected}, and {there}; look at it and decide anew"
+        return str(self.args[0])
+
+
+def _conflict(name: str, expected: int, version: int, what: str) -> VersionConflictError:
+    ref = f"{name}@{version}" if version else None
+    there = f"{what} is {ref}" if ref else "there is none"
+    return VersionConflictError(
+        f"{name!r} was expected at version {expected}, and {there}; look at it and decide anew", ref
+    )
 
 
 def expecting(version: int, change: Change) -> Change:
@@ -45,7 +47,7 @@ def expecting(version: int, change: Change) -> Change:
 
     def compared(held: Pointers) -> Pointers:
         if held.champion != version:
-            raise VersionConflictError(held.name, version, held.champion, "what the bare name means")
+            raise _conflict(held.name, version, held.champion, "what the bare name means")
         return change(held)
 
     return compared
@@ -77,4 +79,4 @@ def _compare(store: Store, name: str, version: int, own: int | None) -> None:
         held = ()
     newest = max((other for other in held if other != own), default=0)
     if newest != version:
-        raise VersionConflictError(name, version, newest, "the newest")
+        raise _conflict(name, version, newest, "the newest")

@@ -34,13 +34,13 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shortened(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an eighth of the rows, under the same names: what an example does is the same of fewer rows."""
+    """The same, whose short files have an eighth of their rows: what an example does is the same of fewer."""
     folder = tmp_path_factory.mktemp("shortened")
-    for file in furnished.glob("data/*/*-*.parquet"):
+    for file in furnished.glob("data/*/*.parquet"):
         short = folder / file.relative_to(furnished)
         short.parent.mkdir(parents=True, exist_ok=True)
         rows = pq.read_table(file)
-        pq.write_table(rows.slice(0, rows.num_rows // 8), short)
+        pq.write_table(rows.slice(0, rows.num_rows // 8) if "-" in file.name else rows, short)
     return folder
 
 

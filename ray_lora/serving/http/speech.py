@@ -64,7 +64,7 @@ FORM: dict[str, Any] = {
 class FieldError(DataError):
     """A field of the form is wrong."""
 
-    def __init__(self, message: str, field: str) -> None:
+    def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
 
