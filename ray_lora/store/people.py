@@ -17,6 +17,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.store.refs import PERSON, check_name
 
 _PLAIN = frozenset((string.ascii_lowercase + string.digits + "-").encode())
+_GROUP = ".group."
 _LONGEST = 100
 
 
@@ -27,12 +28,12 @@ def person_name(name: str, key: str) -> str:
 
 def group_name(name: str, key: str) -> str:
     """The name of a group's adapter among those of `name`."""
-    return _name(f"{name}.group.", key)
+    return _name(f"{name}{_GROUP}", key)
 
 
 def check_parent(name: str) -> None:
     """RecipeError for a name whose people's names could be mistaken for another's."""
-    if ".person." in f"{name}." or ".group." in f"{name}.":
+    if any(mark in f"{name}." for mark in (PERSON, _GROUP)):
         raise RecipeError(
             f"name {name!r} has '.person' or '.group' in it, which mark people's adapters; choose another"
         )

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
+@contextmanager
+def started(*more: str) -> Iterator[Any]:
+    """The system's Chromium, with more switches; the test is skipped where there is none."""
     api = pytest.importorskip(
         "playwright.sync_api", reason="no playwright: pip install -c constraints.txt -e '.[test]'"
     )
@@ -38,9 +40,15 @@ def chrome() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
         if found is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("no browser: apt-get install chromium (or .venv/bin/playwright install chromium)")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # root in containers
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", *more])  # root in containers
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.http_server import serving
 from tests.unit.speech_world import make_world
-from tests.unit.test_serving_page import choose
+from tests.unit.test_serving_page import choose, started, tab
 from tests.unit.test_sounds import tone, written
 
-FAKE = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # a microphone
+__all__ = ["tab"]  # a fixture
+MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # one that is none
 
 
 @pytest.fixture(scope="module")
@@ -24,22 +23,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def tab() -> Iterator[Any]:
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install -c constraints.txt -e '.[test]'"
-    )
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with api.sync_playwright() as playwright:
-        if found is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("no browser: apt-get install chromium (or .venv/bin/playwright install chromium)")
-        browser = playwright.chromium.launch(executable_path=found, args=FAKE)
-        page = browser.new_context().new_page()
-        page.wrong = []
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
-        yield page
-        browser.close()
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    with started(*MICROPHONE) as browser:
+        yield browser
 
 
 def test_sounds_are_chosen_recorded_played_and_heard(address: str, tab: Any) -> None:
