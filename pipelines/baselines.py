@@ -143,7 +143,7 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     batch = training.per_device_train_batch_size
     steps = steps_of(training, math.ceil(len(rows) / batch))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay, fused=True)
     warm = training.warmup_steps
     schedule = get_scheduler(
         training.lr_scheduler_type,

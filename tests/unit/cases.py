@@ -205,6 +205,15 @@ def speech_case(folder: Path) -> Case:
     )
 
 
+def letters_case(folder: Path) -> Case:
+    """On a folder of Wav2Vec2's."""
+    return replace(
+        speech_case(folder),
+        perfect=lambda row: {"text": row["text"].upper()},
+        targets=("q_proj", "v_proj", "out_proj", "intermediate_dense"),
+    )
+
+
 def segformer_case(folder: Path) -> Case:
     """On a folder of SegFormer's, whose decode head is the adapter's own."""
     return replace(

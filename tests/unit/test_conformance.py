@@ -19,6 +19,7 @@ from tests.unit.cases import (
     dialogue_case,
     image_case,
     inspected_case,
+    letters_case,
     lite_case,
     multi_label_case,
     paired_case,
@@ -50,6 +51,8 @@ VARIANTS = (
     "a label of interest",
     "EfficientNet",
     "objects by queries",
+    "letters of sounds",
+    "letters of sounds of one length",
 )
 CHAT = (
     "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
@@ -90,6 +93,10 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
         "automatic-speech-recognition": speech_case(speech.save_whisper(tmp_path_factory.mktemp("bases") / "whisper")),
+        "letters of sounds": letters_case(speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "wav2vec2")),
+        "letters of sounds of one length": letters_case(
+            speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "grouped", norm="group")
+        ),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
