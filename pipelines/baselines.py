@@ -1,10 +1,11 @@
 """What an adapter is compared with: the best head alone on the frozen base, and every weight trained.
 
     data = Data(recipe, "data/tweets/test.parquet")
-    score_full(data, rate=3e-4, seed=0, on="test")["f1_macro"]
+    score_full(data, 3e-4, seed=0, splits=["test"])["test"]["f1_macro"]
 
 Both are of any task: the plain class is the one that `task.head` names; loss, answers and scores are the task's. Rows,
-their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's.
+their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's. Weights, gradients and moments
+are float32; where the base's recipe has it in bfloat16, as adapters train on it, products are in bfloat16 (autocast).
 """
 
 from __future__ import annotations
@@ -119,10 +120,14 @@ def score_bare(data: Data) -> dict[str, float]:
     return scores
 
 
-def score_full(data: Data, rate: float, seed: int, on: str) -> dict[str, float]:
-    """Scores on split `on` of every weight trained at `rate`."""
-    model, rows = train_full(data, rate, seed), data.rows(on)
-    return data.task.score(answers_of(model, data.task, rows), rows)
+def score_full(data: Data, rate: float, seed: int, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores on each of the splits of every weight trained at `rate`."""
+    model, found = train_full(data, rate, seed), {}
+    with precision_of(data.base):
+        for split in splits:
+            rows = data.rows(split)
+            found[split] = data.task.score(answers_of(model, data.task, rows), rows)
+    return found
 
 
 def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
@@ -153,12 +158,18 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     )
     model.train(not only)
     for chosen in batches(len(rows), training, seed, steps):
-        step(model, task, [rows[row] for row in chosen])
+        with precision_of(data.base):
+            step(model, task, [rows[row] for row in chosen])
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+def precision_of(base: Base) -> torch.autocast:
+    """What products of a plain model in float32 are computed in, beside adapters on this base."""
+    return torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
 
 
 def untie(model: Any, prefix: str) -> None:

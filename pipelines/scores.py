@@ -48,6 +48,9 @@ def score_adapters(
     return before, scores, best
 
 
+Scores = dict[str, dict[str, float]]  # by what was scored, each metric
+
+
 @dataclass(frozen=True)
 class Rivals:
     """Baselines of a line, each score kept in `file` as soon as it is known.
@@ -88,23 +91,23 @@ class Rivals:
     def _find(self, wanted: Sequence[str], known: dict[str, dict[str, float]]) -> None:
         """Score what is not known yet, as many at once as there are CPUs."""
         missing = [what for what in wanted if what not in known]
-        for what, found in self._here(missing) if self.here else self._tasks(missing):
-            known[what] = found
+        for found in self._here(missing) if self.here else self._tasks(missing):
+            known |= found
             replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
 
-    def _here(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
-        return ((what, score(self.data, what)) for what in wanted)
+    def _here(self, wanted: Sequence[str]) -> Iterator[Scores]:
+        return (score(self.data, what) for what in wanted)
 
-    def _tasks(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    def _tasks(self, wanted: Sequence[str]) -> Iterator[Scores]:
         data = Data(self.data.recipe, self.data.test, self.data.most)  # without what it has read
-        left = {_task.remote(data, what, str(Path.cwd())): what for what in wanted}
+        left = [_task.remote(data, what, str(Path.cwd())) for what in wanted]
         while left:
-            (done, *_), _ = ray.wait(list(left))
-            yield left.pop(done), ray.get(done)
+            (done, *_), left = ray.wait(left)
+            yield ray.get(done)
 
 
 @ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}})
-def _task(data: Data, what: str, folder: str) -> dict[str, float]:
+def _task(data: Data, what: str, folder: str) -> Scores:
     import torch
 
     os.chdir(folder)  # paths of a recipe may be relative
@@ -112,10 +115,11 @@ def _task(data: Data, what: str, folder: str) -> dict[str, float]:
     return score(data, what)
 
 
-def score(data: Data, what: str) -> dict[str, float]:
-    """Scores of "head", or of "full RATE SEED SPLIT"."""
+def score(data: Data, what: str) -> Scores:
+    """Scores of "head", or of "full RATE SEED SPLIT", with those of the same weights on the other split."""
     kind, *told = what.split()
     if kind == "head":
-        return score_head(data)
-    rate, seed, split = told
-    return score_full(data, float(rate), int(seed), split)
+        return {what: score_head(data)}
+    rate, seed, _ = told
+    found = score_full(data, float(rate), int(seed), ("validation", "test"))
+    return {f"full {rate} {seed} {split}": scores for split, scores in found.items()}
