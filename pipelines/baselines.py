@@ -260,8 +260,17 @@ def written(model: Any, task: Writing, rows: Sequence[Features], inputs: Mapping
     given = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
     begun = [task.begin(row, {}) for row in rows]
     prompt = torch.tensor([list(one.tokens) for one in begun])
+    whole = torch.ones(
+        given["input_features"].shape[::2], dtype=torch.long
+    )  # which frames are a row's: all of a window
     tokens = transformers.GenerationMixin.generate(
-        model, **given, decoder_input_ids=prompt, max_length=None, max_new_tokens=begun[0].most, do_sample=False
+        model,
+        **given,
+        attention_mask=whole,
+        decoder_input_ids=prompt,
+        max_length=None,
+        max_new_tokens=begun[0].most,
+        do_sample=False,
     )
     texts: list[list[int]] = tokens[:, prompt.shape[1] :].tolist()
     return [text[: text.index(task.end)] if task.end in text else text for text in texts]
