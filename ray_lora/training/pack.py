@@ -39,6 +39,7 @@ from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.samples import page, samples_of
 from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
 from ray_lora.training.state import has_state, load_state, save_state
@@ -181,6 +182,8 @@ class Pack:
             due = [member for member in members if member not in failed and self._evaluates(member)]
             scores, lost = evaluate(self.engine, due, self.group, self.max_rows)
         failed += lost
+        with self._timed("samples"):
+            self._sample([member for member in members if member not in failed and member.step >= member.total])
         reports = []
         for member in members:
             if member in failed:
@@ -257,6 +260,12 @@ class Pack:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     # ---------------------------------------------------------------- after a step
+
+    def _sample(self, members: Sequence[Member]) -> None:
+        """Have those that are done write some texts; the first worker does."""
+        if members and self.output is not None and self.group.rank == 0:
+            for name, samples in samples_of(self.engine, members).items():
+                self.members[name].samples = page(samples)
 
     def _evaluates(self, member: Member) -> bool:
         every = member.job.training.eval_steps or member.per_epoch
