@@ -8,6 +8,7 @@ Rows join as there is room and leave when they have ended. It knows tokens, no r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ from ray_lora.inference.decoder import Decoder
 from ray_lora.inference.prompts import ends_of
 from ray_lora.inference.sampling import Sampling
 from ray_lora.recipe import Json
-from ray_lora.tasks.task import Features, Task
+from ray_lora.tasks import Features, Task, scoring_of
 
 _CAPACITY = 4096  # tokens of all rows in the making, prompts included: memory of what is kept of them
 
@@ -98,6 +99,12 @@ def continued(engine: AdapterEngine, head: HeadSpec, asks: Sequence[Ask]) -> lis
     return found
 
 
+def check_continues(engine: AdapterEngine, task: Task) -> None:
+    """AdapterError unless the base can be read token by token, where the task's scores ask for it."""
+    if isinstance(task, Continuing) and task.most(scoring_of(task)):
+        Decoder(engine, task.head)
+
+
 def with_continued(
     engine: AdapterEngine,
     tasks: Mapping[int, Task],
@@ -107,15 +114,16 @@ def with_continued(
     answers: list[Any],
 ) -> list[Any]:
     """Answers of `decode`, those whose options ask for it with what is written of them beside."""
+    mine = {slot: task for slot in set(slots) if isinstance(task := tasks[slot], Continuing)}
     by_head: dict[HeadSpec, list[tuple[int, Ask]]] = {}
-    for row, (slot, told) in enumerate(zip(slots, options, strict=True)):
-        task = tasks[slot]
-        if isinstance(task, Continuing) and (most := task.most(told)):
-            ask = Ask(slot, task.opening(features[row])[0], most, task.ends)
-            by_head.setdefault(task.head, []).append((row, ask))
+    for row, slot in enumerate(slots) if mine else ():
+        if slot in mine and (most := mine[slot].most(options[row])):
+            ask = Ask(slot, mine[slot].opening(features[row])[0], most, mine[slot].ends)
+            by_head.setdefault(tasks[slot].head, []).append((row, ask))
     for head, asked in by_head.items():
         for (row, ask), text in zip(asked, continued(engine, head, [ask for _, ask in asked]), strict=True):
-            task = tasks[ask.slot]
-            assert isinstance(task, Continuing)
-            answers[row] = float("nan") if text is None else task.with_written(answers[row], text.tokens, text.ended)
+            if text is None:
+                answers[row] = math.nan  # which nobody takes for an answer
+            else:
+                answers[row] = mine[ask.slot].with_written(answers[row], text.tokens, text.ended)
     return answers

@@ -27,6 +27,7 @@ from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.augmentation.apply import check_transforms
 from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer, draw_of, draw_of_window, last_layer
 from ray_lora.errors import AdapterError, CapacityError, DataError
+from ray_lora.inference.continued import check_continues
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
@@ -93,7 +94,8 @@ class Pack:
         Raises:
             RecipeError: its targets or ranks do not fit the base, or its augmentation does not fit its rows.
             DataError: its split has no rows.
-            AdapterError: the checkpoint is of another adapter.
+            AdapterError: the checkpoint is of another adapter, or the base writes no answers, which the task's scores
+                ask for.
             CapacityError: no slot is free, or the name is taken.
         """
         if job.name in self.members:
@@ -114,6 +116,7 @@ class Pack:
         member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
         try:
+            check_continues(self.engine, task)
             if state is not None and has_state(state):
                 member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
             elif begin is None:
