@@ -24,7 +24,7 @@ from ray_lora.tasks.generation_options import TextGenerationSpec
 RECIPE = Path(__file__).parents[1] / "examples/generation.yaml"
 FULL_RATE = 5e-5  # of training every weight: one, and by one seed, since it takes minutes
 ENGLISH = Kept("data/written-english/test.parquet", TextGenerationSpec(rows="text", max_length=128), "plain English")
-ANSWERS = ("task.rows=messages", "task.answer_tokens=20", "training.num_train_epochs=1")
+ANSWERS = ("task.rows=messages", "task.answer_tokens=20")
 DIALOGUE = [
     {"role": "system", "content": TOLD},
     {"role": "user", "content": "Government type: constitutional monarchy. Capital - name: Strelsau; geographic "
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def lines(given: Asked) -> list[Line]:
     """What is trained and compared."""
     return [
-        _line(given, "entries", "Tell me about the climate of Ruritania.\n", None),
+        _line(given, "entries", "Tell me about the climate of Ruritania.\n", None, "training.num_train_epochs=2"),
         _line(given, "answers", DIALOGUE, "exact_match", *ANSWERS),
     ]
 

@@ -29,8 +29,10 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 }
 
 
-# Those that train on photographs or speech take minutes even of few steps: `make demo-all` runs them.
-QUICK = [name for name in PIPELINES if name not in ("pictures", "inspection", "detection", "segmentation", "speech")]
+# Those that train on photographs, speech or a language model take minutes even of few steps: `make demo-all` runs
+# them.
+SLOW = ("pictures", "inspection", "detection", "segmentation", "generation", "speech")
+QUICK = [name for name in PIPELINES if name not in SLOW]
 
 
 @pytest.mark.parametrize("name", QUICK)
