@@ -30,8 +30,10 @@ from ray_lora.data.check import learn
 from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.baseline import head_only
+from ray_lora.inference.continued import Continuing
 from ray_lora.inference.head_alone import head_alone
 from ray_lora.inference.predict import chunks, predict
+from ray_lora.inference.prompts import ends_of
 from ray_lora.inference.windows import spread_windows
 from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
@@ -250,6 +252,9 @@ def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
             inputs = task.collate(mine)
             outputs = written(model, task, mine, inputs) if isinstance(task, Writing) else model(**inputs)
             decoded = task.decode(outputs, mine, told)
+            if isinstance(task, Continuing) and (most := task.most(told)):
+                pairs = zip(decoded, mine, strict=True)
+                decoded = [task.with_written(one, *continued(model, task, row, most)) for one, row in pairs]
         for row, part in zip(chunk, decoded, strict=True):
             parts[row] = part
     return spread.whole(tasks, parts, [told] * len(rows))
@@ -274,3 +279,14 @@ def written(model: Any, task: Writing, rows: Sequence[Features], inputs: Mapping
     )
     texts: list[list[int]] = tokens[:, prompt.shape[1] :].tolist()
     return [text[: text.index(task.end)] if task.end in text else text for text in texts]
+
+
+def continued(model: Any, task: Continuing, row: Features, most: int) -> tuple[list[int], bool]:
+    """What a plain model writes after a row's prompt by transformers' `generate`, and whether it came to its end."""
+    ids, _ = task.opening(row)
+    prompt = torch.tensor([ids])
+    ends = sorted(task.ends | ends_of(model.config))
+    told = {"attention_mask": torch.ones_like(prompt), "eos_token_id": ends, "pad_token_id": ends[0]}
+    found = model.generate(prompt, max_length=None, max_new_tokens=most, do_sample=False, **told)
+    tokens: list[int] = found[0, len(ids) :].tolist()
+    return (tokens[:-1], True) if tokens[-1:] and tokens[-1] in ends else (tokens, False)

@@ -363,6 +363,16 @@ def prompt_case(folder: Path) -> Case:
     )
 
 
+def answered_case(folder: Path) -> Case:
+    """Prompts whose answers scores have written and compare whole."""
+    case = prompt_case(folder)
+
+    def perfect(row: Row) -> Json:
+        return {**case.perfect(row), "text": row["completion"], "ended": True}
+
+    return replace(case, spec=TextGenerationSpec(max_length=24, answer_tokens=6), perfect=perfect)
+
+
 def all_tokens_case(folder: Path) -> Case:
     """The loss is of the prompt's tokens too."""
     return replace(prompt_case(folder), spec=TextGenerationSpec(loss="all", max_length=24))

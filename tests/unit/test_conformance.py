@@ -15,6 +15,7 @@ from tests.unit import detection, histories, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
     all_tokens_case,
+    answered_case,
     detection_case,
     dialogue_case,
     image_case,
@@ -47,6 +48,7 @@ VARIANTS = (
     "texts alone",
     "dialogues",
     "prompts learned too",
+    "answers compared whole",
     "masks by SegFormer",
     "a label of interest",
     "EfficientNet",
@@ -87,6 +89,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "texts alone": texts_alone_case(models["gpt2"]),
         "dialogues": dialogue_case(models["qwen2"]),
         "prompts learned too": all_tokens_case(models["gemma2"]),
+        "answers compared whole": answered_case(models["llama"]),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),

@@ -20,7 +20,8 @@ from ray_lora.bases.load import load_base
 from ray_lora.data.check import on_base, wrong_rows
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, DataError, RecipeError
-from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.inference.finite import NotFiniteError
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec
 from ray_lora.store import open_store
 from ray_lora.tasks import Features, Task, build_task
