@@ -211,6 +211,9 @@ class Letters:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return bytes(ids).decode(errors="replace")
 
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [chr(token) for token in ids]
+
 
 def test_what_is_said_ends_before_a_stop_text_across_tokens() -> None:
     spoken = Spoken(Letters(), stop=("END", "\n\n"))
