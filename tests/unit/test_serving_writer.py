@@ -12,6 +12,7 @@ import pytest
 
 from ray_lora.errors import CapacityError
 from ray_lora.inference.decoder import Written
+from ray_lora.inference.prefixes import Prefixes
 from ray_lora.inference.sampling import Choice, Sampling
 from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.writing.streams import Ask, Stream
@@ -23,6 +24,7 @@ class Counting:
 
     def __init__(self, capacity: int = 1000) -> None:
         self.capacity, self.lost = capacity, dict[int, Exception]()
+        self.prompt_tokens, self.prefixes = 0, Prefixes(0)
         self.rows: dict[int, list[int]] = {}  # row -> slot, tokens left, tokens it takes
         self.left: list[int] = []
         self.steps: list[list[int]] = []  # slots of each step

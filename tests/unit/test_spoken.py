@@ -1,4 +1,4 @@
-"""What is said of tokens as they come is what decoding all of them at each gives, and costs no more for a long answer."""
+"""What is said of tokens as they come is what decoding all of them at each gives, at a long answer's end too."""
 
 from __future__ import annotations
 

@@ -80,9 +80,10 @@ class TextRequest:
 def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream: bool, request: Request) -> Response:
     """What the version answers."""
     wanted, identity = Wanted(texts=asked.texts), request.state.request_id
+    key = endpoint.keys.of(request.headers)
 
     async def whole(send: Send) -> None:
-        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity) as speech:
+        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
             answers: list[list[Said]] = [[] for _ in asked.texts]
             async for said in speech:
                 answers[said.number].append(said)
@@ -94,7 +95,7 @@ def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream:
     async def pour(send: Send) -> None:
         events: Events | None = None
         try:
-            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity) as speech:
+            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
                 events, saids = Events(send, headers_of(_entry(speech))), []
                 async for said in speech:
                     saids.append(said)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,13 +27,15 @@ from ray_lora.inference.spoken import Spoken
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cache.slots import Resident
-from ray_lora.serving.gate import Gate, OverloadedError
+from ray_lora.serving.gate import Gate
+from ray_lora.serving.http.keys import EVERYONE, Key
 from ray_lora.serving.inputs import check_count
 from ray_lora.serving.machine import Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.tally import Arm
+from ray_lora.serving.writing.limits import KeyLimits, timed
 from ray_lora.serving.writing.streams import Ask, Stream
 from ray_lora.serving.writing.writer import Writer
 from ray_lora.store import Entry
@@ -143,6 +145,7 @@ class Speaker:
 
     def __init__(self, endpoint: Host) -> None:
         self._endpoint, args = endpoint, endpoint.args
+        self.limits = KeyLimits()
         machine = endpoint.machine
         self.writer = Writer(
             lambda: machine.decoder(args.writing_tokens, args.prompt_tokens, args.prefix_bytes),
@@ -152,9 +155,17 @@ class Speaker:
 
     @asynccontextmanager
     async def speak(
-        self, choice: Choice | None, wanted: Wanted, sampling: Sampling, request_id: str | None = None
+        self,
+        choice: Choice | None,
+        wanted: Wanted,
+        sampling: Sampling,
+        request_id: str | None = None,
+        key: Key = EVERYONE,
     ) -> AsyncIterator[Speech]:
         """Have a version, or the bare base, answer for as long as the block runs.
+
+        Args:
+            key: for whom, within its limits.
 
         Raises (also from the speech):
             AdapterError: the base does not write texts.
@@ -167,7 +178,10 @@ class Speaker:
         trace = current()
         trace.adapter, trace.rows = "" if choice is None else choice.entry.ref, wanted.count * sampling.n
         try:
-            with endpoint.gate.enter(name, wanted.count * sampling.n):
+            with (
+                self.limits.enter(key, wanted.count * sampling.n),
+                endpoint.gate.enter(name, wanted.count * sampling.n),
+            ):
                 async with AsyncExitStack() as stack:
                     entry, slot = await endpoint.in_time(self._ready(stack, choice))
                     prompts, ids = await self._encode(wanted)
@@ -177,7 +191,7 @@ class Speaker:
                     owner = endpoint.machine.base.fingerprint if entry is None else entry.sha256
                     asks = [Ask(slot, one, sampling, ends, owner) for one in ids]
                     stream = await stack.enter_async_context(self.writer.open(name, asks))
-                    with self._limited(stream, began):
+                    with timed(stream, began, endpoint.args, key):
                         try:
                             yield Speech(entry, prompts, [len(one) for one in ids], stream)
                         except NotFiniteError as error:
@@ -229,26 +243,6 @@ class Speaker:
                     f"n {sampling.n} answers with their prompts have up to {asked} tokens, and there is room for "
                     f"{room}; lower n or max_tokens"
                 )
-
-    @contextmanager
-    def _limited(self, stream: Stream, began: float) -> Iterator[None]:
-        """Give an answer up whose first token, or last, does not come in time."""
-        args, loop = self._endpoint.args, asyncio.get_running_loop()
-
-        def first() -> None:
-            if not stream.begun:
-                stream.fail(OverloadedError(f"no token within {args.deadline_s:g} s; try again later"))
-
-        def last() -> None:
-            stream.fail(OverloadedError(f"the answer did not end within {args.writing_s:g} s; lower max_tokens"))
-
-        passed = time.perf_counter() - began
-        timers = [loop.call_later(args.deadline_s - passed, first), loop.call_later(args.writing_s - passed, last)]
-        try:
-            yield
-        finally:
-            for timer in timers:
-                timer.cancel()
 
 
 def _check(entry: Entry, task: TaskSpec | None) -> None:

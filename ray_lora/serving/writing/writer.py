@@ -33,6 +33,18 @@ class WriterStats:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0  # spent computing
+    prompt_tokens: int = 0  # read
+    prefix_hits: int = 0  # prompts that began with what was kept of another
+    prefix_tokens: int = 0  # that were not read again
+
+    def add(self, turn: Turn) -> None:
+        """What one turn did."""
+        self.steps += 1
+        self.tokens += len(turn.written)
+        self.seconds += turn.seconds
+        self.prompt_tokens += turn.prompt_tokens
+        self.prefix_hits += turn.prefix_hits
+        self.prefix_tokens += turn.prefix_tokens
 
 
 class Writer:
@@ -95,9 +107,7 @@ class Writer:
             while self._queues or self._running:
                 turn = await loop.run_in_executor(self._executor, self._turns.take, self._next())
                 self._settle(turn)
-                self.stats.steps += 1
-                self.stats.tokens += len(turn.written)
-                self.stats.seconds += turn.seconds
+                self.stats.add(turn)
                 self.on_step(len(turn.written), turn.seconds)
                 await asyncio.sleep(0)  # those who read may end an answer before the next step
         except BaseException:  # closing: nobody may wait for ever
