@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+
+    @property
+    def likeliest(self) -> Sampling:
+        """The same with one answer of the likeliest tokens."""
+        return replace(self, temperature=0.0, n=1, logprobs=None)
 
     @classmethod
     def of(cls, told: Mapping[str, Json]) -> Sampling:

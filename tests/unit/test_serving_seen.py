@@ -126,7 +126,7 @@ def test_requests_batches_and_the_cache_are_counted(world: Path) -> None:
 def test_answers_written_token_by_token_are_counted(tmp_path: Path) -> None:
     base = writing_world.make_base(tmp_path / "base")
     writing_world.make_adapter(base, tmp_path / "store" / "a", seed=0)
-    prompt = "the " * 20
+    prompt = " ".join(["the"] * 20)
 
     async def main() -> None:
         async with serving(tmp_path, dtype="float32") as (client, page, watch):

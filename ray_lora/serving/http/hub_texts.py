@@ -19,7 +19,8 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import headers_of
 from ray_lora.serving.http.pouring import Events, WhileThere
 from ray_lora.serving.names import Choice
-from ray_lora.serving.writing.speaker import Said, Speech, Wanted
+from ray_lora.serving.writing.speaker import Wanted
+from ray_lora.serving.writing.speech import Said, Speech
 from ray_lora.store import Entry
 
 _TOKENS = 100  # of an answer, as its server has it

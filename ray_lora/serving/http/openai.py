@@ -25,7 +25,8 @@ from ray_lora.serving.http.openai_shapes import Answer, Chat, Completions, Shape
 from ray_lora.serving.http.pouring import DONE, Events, WhileThere
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.names import Choice
-from ray_lora.serving.writing.speaker import Speech, Wanted
+from ray_lora.serving.writing.speaker import Wanted
+from ray_lora.serving.writing.speech import Speech
 from ray_lora.store import Entry
 
 _MARK = 12  # letters of a hash in `system_fingerprint`
