@@ -26,7 +26,7 @@ def main() -> None:
     options.add_argument("--generations", type=int, default=10_000)
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = asyncio.run(measure(World(Path(folder)), asked.generations))
+        result = asyncio.run(measure(Path(folder), asked.generations))
     for name, value in result.items():
         print(name, value)
     print(write("written_churn", {"what": __doc__, **result}))
@@ -34,8 +34,9 @@ def main() -> None:
         raise SystemExit(1)
 
 
-async def measure(world: World, generations: int) -> dict[str, Any]:
-    endpoint, store = world.start()
+async def measure(folder: Path, generations: int) -> dict[str, Any]:
+    world = World(folder)
+    endpoint, store = world.start(folder)
     began = time.perf_counter()
     told = await churn(endpoint, store, world, generations, max(1, generations // 10))
     seconds = time.perf_counter() - began

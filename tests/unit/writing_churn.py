@@ -59,13 +59,13 @@ class World:
                 said = [alone.tokenizer.decode(ids[:count], skip_special_tokens=True) for count in range(MOST + 1)]
                 self.texts[self.contents[-1].sha256, SHARED + end] = said
 
-    def start(self, **options: Any) -> tuple[Endpoint, Store]:
-        """An endpoint with two slots for the three contents."""
-        store = open_store(str(self.folder / "store"))
+    def start(self, place: Path, **options: Any) -> tuple[Endpoint, Store]:
+        """An endpoint with two slots for the three contents; its store is made in `place`."""
+        store = open_store(str(place / "store"))
         for name, kept in {"left": [0], "right": [1], "third": [2], "moving": [0, 1], "gone": [1]}.items():
             for content in kept:
                 store.put(self.contents[content], name)
-        folders = {"store": str(self.folder / "store"), "results": str(self.folder / "results")}
+        folders = {"store": str(place / "store"), "results": str(place / "results")}
         args = {"base": str(self.base), "dtype": "float32", "slots": 2, "max_rank": 4, "prefix_bytes": 60_000}
         return start_endpoint(AppArgs.model_validate({**folders, **args, **options})), store
 
