@@ -73,6 +73,7 @@ class Decoder:
 
     Attributes:
         prefixes: what is kept.
+        prompt_tokens: that were read, since the start.
         lost: rows that the last step found no numbers for, each with its error; they have left.
     """
 
@@ -89,6 +90,7 @@ class Decoder:
         self.capacity, self._longest, self._piece = capacity, longest, piece
         self.prefixes = Prefixes(prefix_bytes)
         self.lost: dict[int, NotFiniteError] = {}
+        self.prompt_tokens = 0
         self._answers: dict[int, _Answer] = {}
         self._numbers = itertools.count(1)
 
@@ -204,6 +206,7 @@ class Decoder:
         logits = self._decoding.advance([(_kept(answer), tokens) for answer, tokens in work])
         ready: list[tuple[_Answer, int]] = []
         for at, (answer, tokens) in enumerate(work):
+            self.prompt_tokens += len(tokens) if answer.left else 0
             answer.left = answer.left[len(tokens) :]
             if answer.left:
                 continue

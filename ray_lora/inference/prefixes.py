@@ -24,11 +24,12 @@ class Prefixes:
     """What is kept, of at most `most` bytes.
 
     Attributes:
-        bytes: that are held. reused: tokens that were not read again, since the start.
+        bytes: that are held.
+        hits: prompts that began with what was kept; reused: tokens that were not read again. Both since the start.
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.bytes, self.reused = most, 0, 0
+        self.most, self.bytes, self.hits, self.reused = most, 0, 0, 0
         self._kept: OrderedDict[tuple[str, tuple[int, ...]], Kept] = OrderedDict()  # used longest ago first
 
     def __len__(self) -> int:
@@ -44,6 +45,7 @@ class Prefixes:
         if where is None or best < LEAST:
             return None
         self._kept.move_to_end(where)
+        self.hits += 1
         self.reused += best
         return best, self._kept[where]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Sampling:
         presence_penalty: taken from the scores of tokens that the answer holds. frequency_penalty: as often as it does.
         seed: makes an answer the same again; None draws one.
         stop: texts before which an answer ends.
-        n: answers. logprobs: log probabilities of so many tokens beside each chosen one; None: of none.
+        n: answers, which temperature 0 makes the same.
+        logprobs: log probabilities of so many tokens beside each chosen one; None: of none.
     """
 
     max_tokens: int = 64
@@ -54,6 +55,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+
+    @property
+    def likeliest(self) -> Sampling:
+        """The same with one answer of the likeliest tokens."""
+        return replace(self, temperature=0.0, n=1, logprobs=None)
 
     @classmethod
     def of(cls, told: Mapping[str, Json]) -> Sampling:
@@ -77,10 +83,7 @@ class Sampling:
                 _bounded(name, given[name], low, high, whole=False)
         if given.get("top_p", 1.0) == 0:
             raise RecipeError("top_p 0 leaves no token; give a number above 0, up to 1")
-        sampling = cls(**given, stop=_stops(told.get("stop")))
-        if sampling.n > 1 and sampling.temperature == 0:
-            raise RecipeError(f"n {sampling.n} asks for several answers, which temperature 0 makes the same; raise it")
-        return sampling
+        return cls(**given, stop=_stops(told.get("stop")))
 
 
 _WHOLE: Mapping[str, tuple[int, int]] = {

@@ -220,6 +220,7 @@ class Endpoint:
         """Stop everything; requests still waiting are cancelled."""
         await self.shadows.close()
         await self.batcher.close()
+        await self.speaker.copies.writer.close()
         await self.speaker.writer.close()
         await self.cache.close()
         await self.results.close()

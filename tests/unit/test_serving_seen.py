@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ray_lora.inference.sampling import Sampling
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
@@ -23,9 +24,13 @@ from ray_lora.serving.metrics import meter as metrics
 from ray_lora.serving.metrics.meter import METRICS, OTHER, Busiest, Meter, Metric
 from ray_lora.serving.metrics.seen import Seen
 from ray_lora.serving.metrics.watch import Watch
+from ray_lora.serving.writing.streams import Ask
+from tests.unit import writing_world
 from tests.unit.serving_world import make_adapter, make_base
 
 ROOT = Path(__file__).parents[2]
+COUNTED = (metrics.WRITING_STEPS, metrics.WRITING_COMPUTE, metrics.WRITTEN, metrics.READ)
+WRITING = {metric.name for metric in (*COUNTED, metrics.PREFIX_HITS, metrics.PREFIX_TOKENS)}  # nobody writes here
 
 
 class Page:
@@ -110,10 +115,46 @@ def test_requests_batches_and_the_cache_are_counted(world: Path) -> None:
             assert page.of(metrics.RAM) > 0
             assert (page.of(metrics.WAITING), page.of(metrics.INSIDE), page.of(metrics.AWAY)) == (0, 0, 0)
             counted = {name for name, _ in page.values} | set(page.seen)
-            assert counted == {metric.name for metric in METRICS}
+            assert counted == {metric.name for metric in METRICS} - WRITING
             before = dict(page.values)
             watch.look()
             assert page.values == before | {(metrics.BATCH_FILL.name, ()): 0.0}  # nothing is counted twice
+
+    asyncio.run(main())
+
+
+def test_answers_written_token_by_token_are_counted(tmp_path: Path) -> None:
+    base = writing_world.make_base(tmp_path / "base")
+    writing_world.make_adapter(base, tmp_path / "store" / "a", seed=0)
+    prompt = " ".join(["the"] * 20)
+
+    async def main() -> None:
+        async with serving(tmp_path, dtype="float32") as (client, page, watch):
+            asked = {"model": "a", "prompt": [prompt, "who says"], "max_tokens": 5, "n": 2, "temperature": 0}
+            assert (await client.post("/v1/completions", json=asked)).status_code == 200
+            watch.look()
+            assert page.of(metrics.WRITTEN) == 20
+            assert page.of(metrics.READ) == 22  # once for two answers
+            assert page.of(metrics.WRITING_STEPS) >= 5
+            assert page.of(metrics.WRITING_COMPUTE) > 0
+            assert (page.of(metrics.PREFIX_HITS), page.of(metrics.PREFIX_TOKENS)) == (0, 0)
+            assert (await client.post("/v1/completions", json=asked)).status_code == 200
+            watch.look()
+            assert (page.of(metrics.PREFIX_HITS), page.of(metrics.PREFIX_TOKENS)) == (1, 19)
+            assert (page.of(metrics.WRITTEN), page.of(metrics.READ)) == (40, 22 + 3)
+            writer = watch.endpoint.speaker.writer
+            async with writer.open("a", [Ask(0, [5, 6], Sampling(max_tokens=9, n=40), ())]):
+                watch.look()
+                assert (page.of(metrics.WRITING), page.of(metrics.WRITING_WAITING)) == (0, 40)
+                while not writer.running:
+                    await asyncio.sleep(0)
+                watch.look()
+                assert (page.of(metrics.WRITING), page.of(metrics.WRITING_WAITING)) == (40, 0)
+            watch.look()
+            assert (page.of(metrics.WRITING), page.of(metrics.WRITING_WAITING)) == (0, 0)
+            before = dict(page.values)
+            watch.look()
+            assert page.values == before  # nothing is counted twice
 
     asyncio.run(main())
 

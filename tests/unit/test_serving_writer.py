@@ -12,6 +12,7 @@ import pytest
 
 from ray_lora.errors import CapacityError
 from ray_lora.inference.decoder import Written
+from ray_lora.inference.prefixes import Prefixes
 from ray_lora.inference.sampling import Choice, Sampling
 from ray_lora.serving.batcher import Batcher
 from ray_lora.serving.writing.streams import Ask, Stream
@@ -23,6 +24,7 @@ class Counting:
 
     def __init__(self, capacity: int = 1000) -> None:
         self.capacity, self.lost = capacity, dict[int, Exception]()
+        self.prompt_tokens, self.prefixes = 0, Prefixes(0)
         self.rows: dict[int, list[int]] = {}  # row -> slot, tokens left, tokens it takes
         self.left: list[int] = []
         self.steps: list[list[int]] = []  # slots of each step
@@ -333,6 +335,32 @@ def test_steps_and_batches_take_turns_in_one_thread() -> None:
         assert "bbb" not in runs  # a batch may find the next step not sent yet, once
         assert runs.count("s") >= 10
         await batcher.close()
+        thread.shutdown()
+
+    run(main())
+
+
+def test_one_that_comes_after_another_steps_only_while_that_one_has_nothing_to_do() -> None:
+    async def main() -> None:
+        thread, order = ThreadPoolExecutor(1), list[str]()
+        first = Writer(lambda: Counting(), thread)
+        second = Writer(lambda: Counting(), thread, after=first)
+        first.on_step = lambda tokens, seconds: order.append("first")
+        second.on_step = lambda tokens, seconds: order.append("second")
+        behind = asyncio.create_task(all_of(second, "copy", ask(2, 5)))
+        while len(order) < 2:  # has begun
+            await asyncio.sleep(0)
+        assert await all_of(first, "a", ask(1, 20)) == [(0, 1)] * 20
+        assert await behind == [(0, 2)] * 5
+        at = order.index("first")
+        assert order[at : at + 20].count("first") >= 19  # one step may have been under way
+        assert order.count("second") == 5
+        waiting = asyncio.create_task(all_of(second, "copy", ask(2, 900)))
+        async with first.open("a", [ask(1, 900)]) as stream:
+            await anext(stream)
+            await second.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         thread.shutdown()
 
     run(main())

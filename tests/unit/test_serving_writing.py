@@ -108,6 +108,10 @@ def test_openai_completions(client: openai.OpenAI, alone: dict[str, Alone], worl
     texts = [[choice.text for choice in choices] for choices in drawn]
     assert texts[0] == texts[1] != texts[2]
     assert len(set(texts[0])) == 3
+    same = client.completions.create(model="a", prompt="who", n=3, temperature=0, max_tokens=8)
+    assert [choice.text for choice in same.choices] == [alone["a"].text("who", 8)] * 3
+    assert same.usage is not None
+    assert same.usage.completion_tokens == 24
 
 
 def test_openai_chats_and_streams(client: openai.OpenAI, alone: dict[str, Alone]) -> None:
@@ -159,7 +163,6 @@ def test_a_text_that_stops_an_answer_is_found_across_tokens(client: openai.OpenA
         ({"top_p": 0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"n": 17}, "n 17"),
-        ({"n": 2, "temperature": 0}, "temperature 0"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
@@ -359,6 +362,58 @@ def test_limits_are_said_before_an_answer_and_within_one(world: Path) -> None:
                     assert why in late.json()["error"]["message"]
                 go_on.set()
             assert (endpoint.gate.inside, writer.running, writer._streams) == (0, 0, set())
+        await endpoint.close()
+
+    asyncio.run(main())
+
+
+def test_a_key_s_own_limits(world: Path, tmp_path: Path) -> None:
+    """One key may have three answers in the making, another little time; a third has no limit."""
+    few, short, free = ({"x-api-key": key} for key in ("few", "short", "free"))
+    (tmp_path / "keys").write_text("- {key: few, writing_answers: 3}\n- {key: short, writing_s: 0.2}\n- {key: free}\n")
+
+    async def main() -> None:
+        folders = {name: str(world / name) for name in ("store", "base", "results")}
+        endpoint = start_endpoint(AppArgs(**folders, dtype="float32", slots=2, keys=str(tmp_path / "keys")))
+        limits, writer = endpoint.speaker.limits, endpoint.speaker.writer
+        transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
+        told: dict[str, Any] = {"model": "a", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 4}
+        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+
+            async def ask(headers: Any, **more: Any) -> httpx.Response:
+                return await client.post("/v1/completions", json=told | more, headers=headers)
+
+            assert (await ask(few, n=5)).status_code == 200  # who has none in the making gets any number
+            steps: Any = writer._turns._steps
+            real, go_on = steps.step, threading.Event()
+
+            def held(only: Any = None) -> Any:
+                go_on.wait()
+                return real(only)
+
+            steps.step = held
+            waiting = asyncio.create_task(ask(few, n=2))
+            while not limits.inside_of["few"]:
+                await asyncio.sleep(0)
+            chat = {"model": "a", "messages": HELLO, "n": 2}
+            hub = {"inputs": ["who", "who"], "parameters": {"max_new_tokens": 2}}
+            for route, body in [
+                ("/v1/completions", told | {"n": 2}),
+                ("/v1/chat/completions", chat),
+                ("/models/a", hub),
+            ]:
+                refused = await client.post(route, json=body, headers=few)
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1"), route
+                assert refused.json()["error"]["code"] == "rate_limited"
+                assert "limit 3" in refused.json()["error"]["message"]
+            others = [asyncio.create_task(ask(headers)) for headers in (few, free, free)]
+            late = await ask(short)
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "overloaded")
+            assert "within 0.2 s" in late.json()["error"]["message"]
+            assert limits.inside_of == {"few": 3, "free": 2}
+            go_on.set()
+            assert [(await task).status_code for task in (waiting, *others)] == [200] * 4
+            assert (limits.inside_of, endpoint.gate.inside, writer.running) == ({}, 0, 0)
         await endpoint.close()
 
     asyncio.run(main())

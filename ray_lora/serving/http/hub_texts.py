@@ -19,7 +19,8 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import headers_of
 from ray_lora.serving.http.pouring import Events, WhileThere
 from ray_lora.serving.names import Choice
-from ray_lora.serving.writing.speaker import Said, Speech, Wanted
+from ray_lora.serving.writing.speaker import Wanted
+from ray_lora.serving.writing.speech import Said, Speech
 from ray_lora.store import Entry
 
 _TOKENS = 100  # of an answer, as its server has it
@@ -80,9 +81,10 @@ class TextRequest:
 def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream: bool, request: Request) -> Response:
     """What the version answers."""
     wanted, identity = Wanted(texts=asked.texts), request.state.request_id
+    key = endpoint.keys.of(request.headers)
 
     async def whole(send: Send) -> None:
-        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity) as speech:
+        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
             answers: list[list[Said]] = [[] for _ in asked.texts]
             async for said in speech:
                 answers[said.number].append(said)
@@ -94,7 +96,7 @@ def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream:
     async def pour(send: Send) -> None:
         events: Events | None = None
         try:
-            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity) as speech:
+            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
                 events, saids = Events(send, headers_of(_entry(speech))), []
                 async for said in speech:
                     saids.append(said)

@@ -4,6 +4,7 @@ A YAML file, a list; names of adapters may hold `*`:
 
     - {key: sk-1, name: news-team, adapters: [tweets, "movies*"]}
     - {key: sk-2, name: ops, admin: true}
+    - {key: sk-3, adapters: [chat], writing_answers: 8, writing_s: 60}
 
 `RAY_LORA_API_KEYS` holds more keys, with commas between them, each for all adapters without administration.
 """
@@ -40,6 +41,12 @@ class Key(Spec):
     name: str = ""
     adapters: tuple[str, ...] = ("*",)
     admin: bool = False  # may load, unload, refresh and see all; and use every adapter
+    writing_answers: int | None = Field(
+        default=None, ge=1
+    )  # written for it at once, with those that wait; of a replica
+    writing_s: float | None = Field(
+        default=None, gt=0
+    )  # from arrival to the last token, where the endpoint's is longer
 
     def check_adapter(self, name: str) -> None:
         """KeyScopeError unless the key may use this adapter."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,7 +25,8 @@ from ray_lora.serving.http.openai_shapes import Answer, Chat, Completions, Shape
 from ray_lora.serving.http.pouring import DONE, Events, WhileThere
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.names import Choice
-from ray_lora.serving.writing.speaker import Speech, Wanted
+from ray_lora.serving.writing.speaker import Wanted
+from ray_lora.serving.writing.speech import Speech
 from ray_lora.store import Entry
 
 _MARK = 12  # letters of a hash in `system_fingerprint`
@@ -43,7 +45,7 @@ def add_openai(app: FastAPI, endpoint: Endpoint) -> None:
 
     async def answered(body: CompletionRequest | ChatRequest, request: Request, shape: Shape) -> Response:
         ref = ref_of(endpoint, body.model, request)
-        asked = _Asked(endpoint, ref, shape, body.wanted, body.sampling, body.with_usage, request.state.request_id)
+        asked = _Asked(endpoint, ref, shape, body.wanted, body.sampling, body.with_usage, request)
         if ref in endpoint.names.peers.bases:
             raise ElsewhereError(ref)
         if not endpoint.names.is_base(ref):
@@ -64,17 +66,18 @@ class _Asked:
         wanted: Wanted,
         sampling: Sampling,
         with_usage: bool,
-        request_id: str,
+        request: Request,
     ) -> None:
         self._endpoint, self._ref, self._shape = endpoint, ref, shape
         self._wanted, self._sampling, self._with_usage = wanted, sampling, with_usage
-        self._id, self._created = request_id, int(time.time())
+        self._id, self._created = request.state.request_id, int(time.time())
+        self._key = endpoint.keys.of(request.headers)
         self._answers = [Answer(number) for number in range(wanted.count * sampling.n)]
 
     async def whole(self, request: Request, send: Send) -> None:
         """Answer once all is written."""
         logprobs = self._sampling.logprobs is not None
-        async with self._endpoint.speaker.speak(self.choice, self._wanted, self._sampling, self._id) as speech:
+        async with self._speak() as speech:
             async for said in speech:
                 self._answers[said.number].add(said)
             choices = [self._shape.choice(answer, speech.prompts, logprobs) for answer in self._answers]
@@ -86,7 +89,7 @@ class _Asked:
         """Answer as it is written; what fails once it has begun is the last event."""
         events: Events | None = None
         try:
-            async with self._endpoint.speaker.speak(self.choice, self._wanted, self._sampling, self._id) as speech:
+            async with self._speak() as speech:
                 events = Events(send, _headers(speech.entry))
                 await self._pour(speech, events)
         except RayLoraError as error:
@@ -95,6 +98,10 @@ class _Asked:
             await events.tell(faults.body_of(error))
         assert events is not None
         await events.end()
+
+    def _speak(self) -> AbstractAsyncContextManager[Speech]:
+        speaker = self._endpoint.speaker
+        return speaker.speak(self.choice, self._wanted, self._sampling, self._id, self._key)
 
     async def _pour(self, speech: Speech, events: Events) -> None:
         logprobs, told = self._sampling.logprobs is not None, self._told(speech.entry, self._shape.part)

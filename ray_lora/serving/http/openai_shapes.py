@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 from ray_lora.inference.prompts import Prompts
 from ray_lora.inference.sampling import Choice as Token
 from ray_lora.recipe import Json
-from ray_lora.serving.writing.speaker import Said
+from ray_lora.serving.writing.speech import Said
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Chat:
 def _text_logprobs(tokens: Sequence[Token], prompts: Prompts, sent: int) -> dict[str, Json]:
     """Of /v1/completions; `sent` characters of tokens came before."""
     pieces = [prompts.piece(token.token) for token in tokens]
-    starts = [sent + sum(map(len, pieces[:at])) for at in range(len(pieces))]
+    starts = list(accumulate(map(len, pieces[:-1]), initial=sent))
     return {
         "tokens": pieces,
         "token_logprobs": [token.logprob for token in tokens],

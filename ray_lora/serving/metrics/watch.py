@@ -6,10 +6,12 @@ watching = asyncio.create_task(watch(endpoint, meter))
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.metrics import meter as metrics
 from ray_lora.serving.metrics.meter import Meter
+from ray_lora.serving.writing.writer import Writer, WriterStats
 
 _EVENTS = {
     "hits": metrics.HITS,
@@ -19,6 +21,15 @@ _EVENTS = {
     "failures": metrics.FAILURES,
 }
 
+_WRITING = {  # of `WriterStats`
+    "steps": metrics.WRITING_STEPS,
+    "seconds": metrics.WRITING_COMPUTE,
+    "tokens": metrics.WRITTEN,
+    "prompt_tokens": metrics.READ,
+    "prefix_hits": metrics.PREFIX_HITS,
+    "prefix_tokens": metrics.PREFIX_TOKENS,
+}
+
 
 class Watch:
     """The link between one endpoint and one meter."""
@@ -26,6 +37,7 @@ class Watch:
     def __init__(self, endpoint: Endpoint, meter: Meter) -> None:
         self.endpoint, self.meter = endpoint, meter
         self._rows = self._batches = 0  # at the last look
+        self._writing = asdict(WriterStats())
         endpoint.cache.on_event = self._event
         endpoint.batcher.on_batch = self._batch
 
@@ -48,7 +60,15 @@ class Watch:
         tell(metrics.RESIDENTS, len(endpoint.cache.residents()))
         tell(metrics.RAM, endpoint.cache.ram_used)
         tell(metrics.AWAY, endpoint.registry.away)
+        self._look_at(endpoint.speaker.writer)
         self.meter.flush()
+
+    def _look_at(self, writer: Writer) -> None:
+        before, self._writing = self._writing, asdict(writer.stats)
+        for name, metric in _WRITING.items():
+            self.meter.count(metric, by=self._writing[name] - before[name])
+        self.meter.observe(metrics.WRITING, writer.running)
+        self.meter.observe(metrics.WRITING_WAITING, writer.waiting)
 
     def _event(self, event: str, name: str) -> None:
         self.meter.count(_EVENTS[event], self.meter.adapters.label(name))

@@ -11,30 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from ray_lora.errors import AdapterError, DataError
-from ray_lora.inference.decoder import Reason
+from ray_lora.errors import DataError
 from ray_lora.inference.finite import NotFiniteError
 from ray_lora.inference.prompts import Prompts
-from ray_lora.inference.sampling import Choice as Token
 from ray_lora.inference.sampling import Sampling
-from ray_lora.inference.spoken import Spoken
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.serving.args import AppArgs
-from ray_lora.serving.cache.slots import Resident
-from ray_lora.serving.gate import Gate, OverloadedError
+from ray_lora.serving.gate import Gate
+from ray_lora.serving.http.keys import EVERYONE, Key
 from ray_lora.serving.inputs import check_count
-from ray_lora.serving.machine import Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice
 from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.tally import Arm
-from ray_lora.serving.writing.streams import Ask, Stream
+from ray_lora.serving.writing import copies
+from ray_lora.serving.writing.copies import Copies
+from ray_lora.serving.writing.limits import KeyLimits, timed
+from ray_lora.serving.writing.speech import Speech
+from ray_lora.serving.writing.streams import Ask
 from ray_lora.serving.writing.writer import Writer
 from ray_lora.store import Entry
 from ray_lora.tasks.generation_options import TextGenerationSpec
@@ -66,76 +65,14 @@ class Wanted:
         return sum(len(str(one)) for one in told) if isinstance(told, Sequence) else 0
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a token adds to an answer.
-
-    Attributes:
-        number: of the answer, in the order of prompts and their `n`.
-        text: that can be said now, which may be none yet, or several tokens'.
-        reason: why the answer has ended, where it has; by_text: whether one of the stop texts ended it.
-    """
-
-    number: int
-    text: str
-    token: Token
-    reason: Reason | None
-    by_text: bool = False
-
-
-class Speech:
-    """The answers to one request as they come.
-
-    Attributes:
-        entry: the version that answers; None for the bare base.
-        prompt_tokens: read, of all prompts; tokens: written up to now, of all answers.
-        counts: prompts' tokens, by prompt.
-    """
-
-    def __init__(self, entry: Entry | None, prompts: Prompts, counts: Sequence[int], stream: Stream) -> None:
-        self.entry, self.prompts, self.counts, self.tokens = entry, prompts, counts, 0
-        self._stream = stream
-        stops = [part.ask.sampling.stop for part in stream.parts for _ in part.numbers]
-        self._spoken = [prompts.spoken(stop) for stop in stops]
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(self.counts)
-
-    def __aiter__(self) -> AsyncIterator[Said]:
-        return self
-
-    async def __anext__(self) -> Said:
-        number, written = await self._stream.__anext__()
-        self.tokens += 1
-        spoken: Spoken = self._spoken[number]
-        text = "" if written.reason == "stop" else spoken.add(written.token)
-        if written.reason is not None:
-            text += spoken.rest()
-        if spoken.stopped and number in self._stream.open:
-            self._stream.stop(number)
-        reason: Reason | None = "stop" if spoken.stopped else written.reason
-        return Said(number, text, written.choice, reason, spoken.stopped)
-
-
-class Host(Protocol):
+class Host(copies.Host, Protocol):
     """The endpoint that a speaker speaks for."""
 
-    args: AppArgs
-    machine: Machine
     gate: Gate
     results: Results
     encoder: Executor
 
-    def lease(
-        self, entry: Entry, exact: bool = False
-    ) -> AbstractAsyncContextManager[tuple[Entry, Resident[Loaded]]]: ...
-
-    async def in_time(self, work: Awaitable[Any]) -> Any: ...
-
     def failed(self, arm: Arm, error: Exception) -> None: ...
-
-    def set_aside(self, entry: Entry, error: NotFiniteError) -> AdapterError: ...
 
 
 class Speaker:
@@ -143,18 +80,28 @@ class Speaker:
 
     def __init__(self, endpoint: Host) -> None:
         self._endpoint, args = endpoint, endpoint.args
+        self.limits = KeyLimits()
         machine = endpoint.machine
         self.writer = Writer(
             lambda: machine.decoder(args.writing_tokens, args.prompt_tokens, args.prefix_bytes),
             machine.thread,
             args.writing_rows,
         )
+        self.copies = Copies(endpoint, self.writer)
 
     @asynccontextmanager
     async def speak(
-        self, choice: Choice | None, wanted: Wanted, sampling: Sampling, request_id: str | None = None
+        self,
+        choice: Choice | None,
+        wanted: Wanted,
+        sampling: Sampling,
+        request_id: str | None = None,
+        key: Key = EVERYONE,
     ) -> AsyncIterator[Speech]:
         """Have a version, or the bare base, answer for as long as the block runs.
+
+        Args:
+            key: for whom, within its limits.
 
         Raises (also from the speech):
             AdapterError: the base does not write texts.
@@ -167,7 +114,10 @@ class Speaker:
         trace = current()
         trace.adapter, trace.rows = "" if choice is None else choice.entry.ref, wanted.count * sampling.n
         try:
-            with endpoint.gate.enter(name, wanted.count * sampling.n):
+            with (
+                self.limits.enter(key, wanted.count * sampling.n),
+                endpoint.gate.enter(name, wanted.count * sampling.n),
+            ):
                 async with AsyncExitStack() as stack:
                     entry, slot = await endpoint.in_time(self._ready(stack, choice))
                     prompts, ids = await self._encode(wanted)
@@ -177,9 +127,10 @@ class Speaker:
                     owner = endpoint.machine.base.fingerprint if entry is None else entry.sha256
                     asks = [Ask(slot, one, sampling, ends, owner) for one in ids]
                     stream = await stack.enter_async_context(self.writer.open(name, asks))
-                    with self._limited(stream, began):
+                    with timed(stream, began, endpoint.args, key):
                         try:
-                            yield Speech(entry, prompts, [len(one) for one in ids], stream)
+                            speech = Speech(entry, prompts, [len(one) for one in ids], stream)
+                            yield speech
                         except NotFiniteError as error:
                             if entry is None:
                                 raise
@@ -191,6 +142,7 @@ class Speaker:
         trace.compute_s = time.perf_counter() - began
         if choice is not None:
             endpoint.results.answered(choice.arm, request_id, trace.compute_s, [])
+            self.copies.start(choice, speech)
 
     async def writes(self, entry: Entry) -> bool:
         """Whether an adapter writes texts; one that says nothing of its task is looked at."""
@@ -229,26 +181,6 @@ class Speaker:
                     f"n {sampling.n} answers with their prompts have up to {asked} tokens, and there is room for "
                     f"{room}; lower n or max_tokens"
                 )
-
-    @contextmanager
-    def _limited(self, stream: Stream, began: float) -> Iterator[None]:
-        """Give an answer up whose first token, or last, does not come in time."""
-        args, loop = self._endpoint.args, asyncio.get_running_loop()
-
-        def first() -> None:
-            if not stream.begun:
-                stream.fail(OverloadedError(f"no token within {args.deadline_s:g} s; try again later"))
-
-        def last() -> None:
-            stream.fail(OverloadedError(f"the answer did not end within {args.writing_s:g} s; lower max_tokens"))
-
-        passed = time.perf_counter() - began
-        timers = [loop.call_later(args.deadline_s - passed, first), loop.call_later(args.writing_s - passed, last)]
-        try:
-            yield
-        finally:
-            for timer in timers:
-                timer.cancel()
 
 
 def _check(entry: Entry, task: TaskSpec | None) -> None:

@@ -15,6 +15,13 @@ from ray_lora.serving.writing.streams import Part, Stream
 SPARE = 4  # of all room one part in so many is for keys that have no rows
 
 
+class Reuse(Protocol):
+    """What was not read again, since the start; `inference.prefixes.Prefixes` counts it."""
+
+    hits: int
+    reused: int
+
+
 class Steps(Protocol):
     """What writes; `inference.decoder.Decoder` does."""
 
@@ -23,6 +30,11 @@ class Steps(Protocol):
 
     @property
     def free(self) -> int: ...
+
+    prompt_tokens: int
+
+    @property
+    def prefixes(self) -> Reuse: ...
 
     @property
     def lost(self) -> Mapping[int, Exception]: ...
@@ -40,12 +52,15 @@ class Steps(Protocol):
 
 @dataclass
 class Turn:
-    """What one turn brought; `seconds` is what it took."""
+    """What one turn brought; `seconds` is what it took, `prompt_tokens` what was read in it."""
 
     joined: list[Part] = field(default_factory=list)
     written: list[tuple[Stream, int, Written]] = field(default_factory=list)
     failed: list[tuple[Stream, Exception]] = field(default_factory=list)
     seconds: float = 0.0
+    prompt_tokens: int = 0
+    prefix_hits: int = 0
+    prefix_tokens: int = 0
 
 
 class Turns:
@@ -64,11 +79,15 @@ class Turns:
         except Exception as error:
             turn.failed += [(part.stream, error) for part in candidates]
             return turn
+        before = _counts(steps)
         self._join(steps, candidates, turn)
         try:
             self._write(steps, None, turn)
         except Exception:
             self._each(steps, turn)
+        turn.prompt_tokens, turn.prefix_hits, turn.prefix_tokens = (
+            now - then for now, then in zip(_counts(steps), before, strict=True)
+        )
         turn.seconds = time.monotonic() - began
         return turn
 
@@ -124,3 +143,7 @@ class Turns:
         self._owners.pop(row, None)
         if self._steps is not None:
             self._steps.leave(row)
+
+
+def _counts(steps: Steps) -> tuple[int, int, int]:
+    return steps.prompt_tokens, steps.prefixes.hits, steps.prefixes.reused

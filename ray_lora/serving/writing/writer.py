@@ -33,6 +33,18 @@ class WriterStats:
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0  # spent computing
+    prompt_tokens: int = 0  # read
+    prefix_hits: int = 0  # prompts that began with what was kept of another
+    prefix_tokens: int = 0  # that were not read again
+
+    def add(self, turn: Turn) -> None:
+        """What one turn did."""
+        self.steps += 1
+        self.tokens += len(turn.written)
+        self.seconds += turn.seconds
+        self.prompt_tokens += turn.prompt_tokens
+        self.prefix_hits += turn.prefix_hits
+        self.prefix_tokens += turn.prefix_tokens
 
 
 class Writer:
@@ -42,12 +54,15 @@ class Writer:
         make: called in the executor when it is first needed, and again as long as it raises.
         executor: one thread, the only one that computes.
         max_rows: that are written at once, by all keys.
+        after: this one takes no step while that one has any to take.
     """
 
-    def __init__(self, make: Callable[[], Steps], executor: Executor, max_rows: int = 32) -> None:
+    def __init__(
+        self, make: Callable[[], Steps], executor: Executor, max_rows: int = 32, after: Writer | None = None
+    ) -> None:
         self.max_rows, self.stats = max_rows, WriterStats()
         self.on_step: Callable[[int, float], None] = lambda tokens, seconds: None  # told of every step
-        self._turns, self._executor = Turns(make), executor
+        self._turns, self._executor, self._after = Turns(make), executor, after
         self._queues: dict[str, deque[Part]] = {}  # that have not joined, by key
         self._running: Counter[str] = Counter()  # answers in the making, by key
         self._streams: set[Stream] = set()
@@ -82,6 +97,11 @@ class Writer:
             self._streams.discard(stream)
             self._close(stream)
 
+    async def rest(self) -> None:
+        """Wait until nothing is to be written."""
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker])
+
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
         if self._worker is not None:
@@ -93,11 +113,11 @@ class Writer:
         loop = asyncio.get_running_loop()
         try:
             while self._queues or self._running:
+                if self._after is not None:
+                    await self._after.rest()
                 turn = await loop.run_in_executor(self._executor, self._turns.take, self._next())
                 self._settle(turn)
-                self.stats.steps += 1
-                self.stats.tokens += len(turn.written)
-                self.stats.seconds += turn.seconds
+                self.stats.add(turn)
                 self.on_step(len(turn.written), turn.seconds)
                 await asyncio.sleep(0)  # those who read may end an answer before the next step
         except BaseException:  # closing: nobody may wait for ever

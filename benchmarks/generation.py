@@ -1,0 +1,301 @@
+"""Tokens a second of answers written token by token: ours, PEFT's `generate(adapter_names=...)`, the bare base, others.
+
+    python -m benchmarks.generation [--threads 2] [--rounds 3] [--streams 1 4 16] [--equal 1000]
+        [--rival vllm=PATH/bin/python] [--rival mistralrs=PATH/bin/python]
+
+SmolLM2-135M-Instruct, 16 adapters of rank 8 on all linear layers as plain PEFT writes them with a random B, prompts
+of 16 to 128 tokens of the licence's text, greedy, 64 new tokens, no end. Streams begin together, their adapters in
+turn (`16`), all of one (`1`), or the base alone (`base`). All sides get the same prompts in one run, in turn (rivals
+after them); tokens a second are medians over rounds. Ours is the writer of the endpoint with its decoder. `first
+token` is of a 64-token prompt that joins 8 running streams. `equal` compares greedy tokens with PEFT's of each
+adapter alone, batch 1, float32, while rows join and leave. A rival runs in the environment of the Python that is
+named; `not_run` says which did not, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.machine import write
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.load import load_base, locate
+from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine import AdapterEngine
+from ray_lora.inference.decoder import Decoder
+from ray_lora.inference.sampling import Sampling
+from ray_lora.recipe import BaseSpec
+from ray_lora.serving.writing.streams import Ask
+from ray_lora.serving.writing.writer import Writer
+
+BASE, HEAD, K, RANK, NEW = "smollm2", "AutoModelForCausalLM", 16, 8, 64
+ROOT = Path(__file__).parents[1]
+NOT_RUN = {
+    "llama.cpp": "llama-cpp-python: pip finds no wheel (from versions: none), and it is not compiled here",
+    "mistralrs": "not asked for; --rival mistralrs=PATH",
+    "vllm": "not asked for; --rival vllm=PATH",
+}
+Load = tuple[list[list[int]], list[int]]  # prompts, and of each its adapter's number; -1: the base
+Side = Callable[[Load], float]  # seconds
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
+    options.add_argument("--equal", type=int, default=1000)
+    options.add_argument("--firsts", type=int, default=40)
+    options.add_argument("--rival", action="append", default=[], metavar="NAME=PYTHON")
+    asked = options.parse_args()
+    torch.set_num_threads(asked.threads)
+    rivals = dict(told.split("=", 1) for told in asked.rival)
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_adapters(Path(place))
+        ours = {dtype: Ours(folder, dtype) for dtype in ("float32", "bfloat16")}
+        theirs = Peft(folder)
+        loads = {
+            f"{streams} streams, {who}": load(streams, who)
+            for streams in asked.streams
+            for who in ("base", "1", "16")
+            if who != "16" or streams > 1
+        }
+        sides: dict[str, Side] = {"peft float32": theirs.seconds}
+        sides |= {f"ours {dtype}": side.seconds for dtype, side in ours.items()}
+        speed = {name: measure(sides, one, asked.rounds) for name, one in loads.items()}
+        not_run = dict(NOT_RUN)
+        for name, python in rivals.items():
+            try:
+                found = rival(name, python, folder, loads, asked.rounds, asked.threads)
+                speed = {one: told | {name: found[one]} for one, told in speed.items() if one in found} | {
+                    one: told for one, told in speed.items() if one not in found
+                }
+                del not_run[name]
+            except RuntimeError as error:
+                not_run[name] = str(error)
+        firsts = {dtype: side.firsts(asked.firsts) for dtype, side in ours.items()}
+        equal = compare(ours["float32"], theirs, asked.equal)
+    result = {"threads": asked.threads, "rounds": asked.rounds, "tokens_per_second": speed, "ratios": ratios(speed)}
+    result |= {"first_token_ms": firsts, "equal": equal, "not_run": not_run}
+    print(json.dumps(result, indent=2))
+    print(write("generation", {"what": __doc__, **result}))
+
+
+def load(streams: int, who: str) -> Load:
+    owners = {"base": [-1] * streams, "1": [0] * streams, "16": [at % K for at in range(streams)]}[who]
+    return prompts(streams, seed=streams), owners
+
+
+def prompts(count: int, seed: int, length: int | None = None) -> list[list[int]]:
+    """Pieces of the licence, of 16 to 128 tokens."""
+    ids = AutoTokenizer.from_pretrained(locate(BASE))((ROOT / "LICENSE").read_text())["input_ids"]
+    dice, found = random.Random(seed), []
+    for _ in range(count):
+        size = length or dice.randrange(16, 129)
+        at = dice.randrange(len(ids) - size)
+        found.append(ids[at : at + size])
+    return found
+
+
+def write_adapters(folder: Path) -> Path:
+    config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=16, target_modules="all-linear")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(locate(BASE), dtype=torch.float32), config)
+    for number in range(K):
+        draw = torch.Generator().manual_seed(number)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data.normal_(0, 0.02, generator=draw)
+        model.save_pretrained(folder / str(number))
+    return folder
+
+
+def measure(sides: dict[str, Side], one: Load, rounds: int) -> dict[str, float]:
+    """Tokens a second of each side, after a round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for at in range(rounds + 1):
+        for name, side in sides.items():
+            seconds = side(one)
+            if at:
+                times[name].append(seconds)
+    return {name: len(one[0]) * NEW / statistics.median(told) for name, told in times.items()}
+
+
+def ratios(speed: dict[str, dict[str, float]]) -> dict[str, float]:
+    found = {}
+    for load_, told in speed.items():
+        best = max(value for name, value in told.items() if name.startswith("ours"))
+        for name, value in told.items():
+            if not name.startswith("ours"):
+                found[f"{load_}: ours float32 / {name}"] = told["ours float32"] / value
+                found[f"{load_}: best of ours / {name}"] = best / value
+        bare = speed[load_.partition(",")[0] + ", base"]
+        for name in ("ours float32", "ours bfloat16"):
+            found[f"{load_}: {name} / base only"] = told[name] / bare[name]
+    return found
+
+
+# -------------------------------------------------------------------- sides
+
+
+class Peft:
+    """What PEFT's documentation has for batches of several adapters: padded on the left, `adapter_names` by row."""
+
+    def __init__(self, folder: Path) -> None:
+        model: Any = AutoModelForCausalLM.from_pretrained(locate(BASE), dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, folder / "0", adapter_name="0")
+        for number in range(1, K):
+            model.load_adapter(folder / str(number), adapter_name=str(number))
+        self.model = model.eval()
+        self.pad = self.model.config.pad_token_id or 0
+
+    def seconds(self, one: Load) -> float:
+        ids, owners = one
+        names = ["__base__" if owner < 0 else str(owner) for owner in owners]
+        began = time.perf_counter()
+        self.generate(ids, NEW, adapter_names=names)
+        return time.perf_counter() - began
+
+    def alone(self, ids: Sequence[int], number: int, new: int) -> list[int]:
+        """Greedy tokens with one adapter active."""
+        self.model.set_adapter(str(number))
+        return self.generate([list(ids)], new)[0]
+
+    def generate(self, ids: Sequence[Sequence[int]], new: int, **names: Any) -> list[list[int]]:
+        longest = max(map(len, ids))
+        padded = torch.tensor([[self.pad] * (longest - len(one)) + list(one) for one in ids])
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
+        with torch.inference_mode():
+            found = self.model.generate(
+                input_ids=padded,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                pad_token_id=self.pad,
+                **names,
+            )
+        told: list[list[int]] = found[:, longest:].tolist()
+        return told
+
+
+class Ours:
+    """The endpoint's writer over the engine's decoder, in one thread beside the event loop."""
+
+    def __init__(self, folder: Path, dtype: Any) -> None:
+        base = load_base(BaseSpec(model=BASE, dtype=dtype))
+        self.engine = AdapterEngine(base, slots=K, max_rank=RANK)
+        self.slots = [self.engine.load(Adapter.load(folder / str(number))) for number in range(K)]
+        self.words = base.config.vocab_size
+
+    def writer(self, thread: ThreadPoolExecutor) -> Writer:
+        return Writer(lambda: Decoder(self.engine, HeadSpec(HEAD, self.words), 32_768), thread, 32)
+
+    def ask(self, ids: Sequence[int], owner: int, new: int = NEW) -> Ask:
+        return Ask(0 if owner < 0 else self.slots[owner], ids, Sampling(max_tokens=new), ())
+
+    def seconds(self, one: Load) -> float:
+        async def run() -> float:
+            with ThreadPoolExecutor(1) as thread:
+                writer = self.writer(thread)
+                await said(writer, "warm", self.ask([5, 6], -1, 1))
+                began = time.perf_counter()
+                asks = [(str(owner), self.ask(ids, owner)) for ids, owner in zip(*one, strict=True)]
+                await asyncio.gather(*(said(writer, key, ask) for key, ask in asks))
+                return time.perf_counter() - began
+
+        return asyncio.run(run())
+
+    def firsts(self, count: int) -> dict[str, float]:
+        """Milliseconds to the first token of 64-token prompts, of other adapters each, while 8 streams run."""
+        times: list[float] = []
+
+        async def run() -> None:
+            with ThreadPoolExecutor(1) as thread:
+                writer, done = self.writer(thread), False
+
+                async def stream(owner: int) -> None:
+                    while not done:
+                        await said(writer, str(owner), self.ask(prompts(1, owner, 64)[0], owner))
+
+                running = [asyncio.create_task(stream(owner)) for owner in range(8)]
+                while writer.running < 8:
+                    await asyncio.sleep(0.01)
+                for at, ids in enumerate(prompts(count, 99, 64)):
+                    began = time.perf_counter()
+                    async with writer.open("new", [self.ask(ids, 8 + at % 8)]) as joined:
+                        await anext(joined)
+                        times.append(1000 * (time.perf_counter() - began))
+                done = True
+                await asyncio.gather(*running)
+
+        asyncio.run(run())
+        times.sort()
+        return {"p50": statistics.median(times), "p90": times[int(0.9 * (len(times) - 1))], "worst": times[-1]}
+
+    def mixed(self, work: Sequence[tuple[list[int], int, int]]) -> list[list[int]]:
+        """Greedy tokens of (prompt, adapter, tokens), 24 clients at a time; with every fifth another is given up."""
+
+        async def run() -> list[list[int]]:
+            found: list[list[int]] = [[] for _ in work]
+            left = iter(enumerate(work))
+            with ThreadPoolExecutor(1) as thread:
+                writer = self.writer(thread)
+
+                async def client() -> None:
+                    for at, (ids, owner, new) in left:
+                        if at % 5 == 0:
+                            async with writer.open(str(owner), [self.ask(ids, (owner + 1) % K)]) as given_up:
+                                await anext(given_up)
+                        found[at] = await said(writer, str(owner), self.ask(ids, owner, new))
+
+                await asyncio.gather(*(client() for _ in range(24)))
+            return found
+
+        return asyncio.run(run())
+
+
+async def said(writer: Writer, key: str, ask: Ask) -> list[int]:
+    async with writer.open(key, [ask]) as stream:
+        return [written.token async for _, written in stream]
+
+
+def compare(ours: Ours, theirs: Peft, count: int) -> dict[str, Any]:
+    """How many of so many prompts have the tokens of their adapter alone; of the others the first."""
+    dice = random.Random(11)
+    work = [(ids, at % K, dice.randrange(8, 33)) for at, ids in enumerate(prompts(count, 11))]
+    found, wrong = ours.mixed(work), []
+    for at, (ids, owner, new) in enumerate(work):
+        expected = theirs.alone(ids, owner, new)
+        if found[at] != expected:
+            wrong.append({"prompt": at, "adapter": owner, "ours": found[at], "peft": expected})
+    return {"prompts": count, "tokens": sum(new for *_, new in work), "equal": count - len(wrong), "wrong": wrong[:3]}
+
+
+def rival(name: str, python: str, folder: Path, loads: dict[str, Load], rounds: int, threads: int) -> dict[str, float]:
+    """Tokens a second by load, as a process of another environment measures them; RuntimeError with its last words."""
+    told = {"base": str(locate(BASE)), "folder": str(folder), "loads": loads, "new": NEW, "rounds": rounds}
+    script = Path(__file__).with_name("generation_rivals.py")
+    command = [python, str(script), name]
+    done = subprocess.run(command, input=json.dumps(told | {"threads": threads}), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(" ".join(done.stderr.strip().splitlines()[-1:])[:500] or f"ended with {done.returncode}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
