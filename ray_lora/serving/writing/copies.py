@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ray_lora.errors import AdapterError, CapacityError
-from ray_lora.inference.predict import NotFiniteError
+from ray_lora.inference.finite import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cache.slots import Resident
