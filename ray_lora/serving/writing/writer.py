@@ -82,6 +82,10 @@ class Writer:
             self._streams.discard(stream)
             self._close(stream)
 
+    async def forget(self, owners: Collection[str]) -> int:
+        """Keep nothing of the prompts of some contents; of how many something was kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._turns.forget, owners)
+
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
         if self._worker is not None:
