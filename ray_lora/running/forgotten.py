@@ -51,8 +51,13 @@ class Forgotten:
         else:
             self._file.unlink(missing_ok=True)
 
-    def begin(self, key: str) -> bool:
-        """A deletion goes on until `end`; whether it had begun already.
+    @property
+    def begun(self) -> bool:
+        """Whether a deletion was begun and has not ended."""
+        return self._begun() is not None
+
+    def begin(self, key: str) -> None:
+        """A deletion goes on until `end`.
 
         Raises:
             RecipeError: that of somebody else was cut short.
@@ -61,7 +66,6 @@ class Forgotten:
         if had is not None and had != key:
             raise self._cut_short(had)
         _write(self._marker, {"person": key})
-        return had is not None
 
     def end(self) -> None:
         """All of it is done."""

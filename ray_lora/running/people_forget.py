@@ -21,7 +21,7 @@ import httpx
 
 from ray_lora.data.people import find_people
 from ray_lora.data.row_cache import rows_folder
-from ray_lora.data.sent_files import forget_rows
+from ray_lora.data.sent_files import count_rows, forget_rows
 from ray_lora.errors import AdapterNotFoundError, DataError, RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
@@ -29,7 +29,7 @@ from ray_lora.running.forgotten import TRAIN, Forgotten
 from ray_lora.running.large import is_large
 from ray_lora.running.sources import files_of
 from ray_lora.store import open_store
-from ray_lora.store.people import person_name
+from ray_lora.store.people import group_name, person_name
 from ray_lora.store.store import Cleared
 from ray_lora.tasks import task_of
 from ray_lora.tracking import Tracker
@@ -60,13 +60,14 @@ def forget_person(recipe: Recipe, key: str, endpoint: str | None = None) -> dict
             raise RecipeError(f"{str(output)!r} has no people yet; run the same command without --forget first")
         deletion = _Deletion(recipe, key, name, output)
         deletion.check()
+        if not deletion.forgotten.begun and not deletion.is_there():
+            deletion.forgotten.note(key, ())
+            raise DataError(f"nobody is called {key!r} here; keys are words of the column {recipe.personal.key}")
         if endpoint is not None:
             _reach(endpoint)
-        resumed = deletion.forgotten.begin(key)
+        deletion.forgotten.begin(key)
         places = deletion.all(endpoint)
         deletion.forgotten.end()
-    if not resumed and not any(place.removed for place in places):
-        raise DataError(f"nobody is called {key!r} here; keys are words of the column {recipe.personal.key}")
     told = [{"where": place.where, "removed": place.removed, "stays": place.stays} for place in places]
     return {"person": key, "name": name, "places": told}
 
@@ -88,6 +89,11 @@ class _Deletion:
                 "nothing was deleted"
             )
 
+    def is_there(self) -> bool:
+        """Whether there is anybody of that key, or rows of theirs."""
+        known = any(line["person"] == self.key for line in _lines(self._people())) or bool(self.store.list(self.name))
+        return known or any(count_rows(file, self.key) for file in self._sent_files()) or bool(self._held())
+
     def all(self, endpoint: str | None) -> list[Cleared]:
         """Every place, in this order."""
         places = list(self.store.forget(self.name))
@@ -105,51 +111,59 @@ class _Deletion:
 
     # ---------------------------------------------------------------- rows
 
+    def _logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
+
+    def _sent_files(self) -> list[Path]:
+        """What endpoints kept, also what nobody has learnt from yet, in the folders that the run has seen."""
+        logged = [Path(file) for line in self._logged() if line["kind"] != "files" for file in line["files"]]
+        return [file for folder in sorted({file.parent for file in logged}) for file in sorted(folder.glob("*.jsonl"))]
+
     def _sent(self) -> Iterator[Cleared]:
-        """Rows that an endpoint kept, also those that nobody has learnt from yet; and what the log says of them."""
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
-        of_sent = [line for line in lines if line["kind"] != "files"]
-        for folder in sorted({Path(file).parent for line in of_sent for file in line["files"]}):
+        """Rows that endpoints kept, and what the log says of their files."""
+        for folder in sorted({file.parent for file in self._sent_files()}):
             rows, files = forget_rows(folder, self.key)
             yield Cleared(f"sent rows in {folder}", f"{rows} rows of {files} files" if rows else "")
-        for line in of_sent:
-            line["files"] = [file for file in line["files"] if Path(file).exists()]
-        kept = [line for line in lines if line["files"]]
-        if len(kept) < len(lines) or of_sent:
+        kept = []
+        for line in self._logged():
+            if line["kind"] != "files":
+                line["files"] = [file for file in line["files"] if Path(file).exists()]
+            kept += [line] if line["files"] else []
+        if kept != self._logged():
             _replace(self._log, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def _given(self) -> Iterator[Cleared]:
-        """Files that a user gave: nobody changes them here."""
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()] if self._log.exists() else []
-        spec, held, counts = self.recipe.personal, list[str](), dict[str, str]()
+    def _held(self) -> dict[str, str]:
+        """What files that a user gave have of the person, by how the run knows them."""
+        spec, found = self.recipe.personal, dict[str, str]()
+        later = spec.model_copy(update={"order": None})
         given = {TRAIN: (self.recipe.data.train or (), spec)}
-        for line in lines:
-            if line["kind"] == "files":
-                given |= {file: ([file], spec.model_copy(update={"order": None})) for file in line["files"]}
+        given |= {file: (file, later) for line in self._logged() if line["kind"] == "files" for file in line["files"]}
         for place, (files, how) in given.items():
             try:
                 rows = sum(len(person.rows) for person in find_people(files, how) if person.key == self.key)
-                told = f"{rows} rows" if rows else ""
             except DataError as error:
-                told = f"could not be looked at ({error})"
-            if told:
-                held.append(place)
-                counts[place] = told
-        self.forgotten.note(self.key, held)
-        for place, told in counts.items():
+                found[place] = f"could not be looked at ({error})"
+                continue
+            if rows:
+                found[place] = f"{rows} rows"
+        return found
+
+    def _given(self) -> Iterator[Cleared]:
+        """Files that a user gave: nobody changes them here."""
+        held = self._held()
+        self.forgotten.note(self.key, list(held))
+        for place, told in held.items():
             where = f"data.train ({self.recipe.data.train})" if place == TRAIN else place
             yield Cleared(where, "", f"{told}: take them out yourself; until then the run keeps a hash of the key")
-        if counts and is_large(files_of(self.recipe)) and any(rows_folder().glob("*/*.arrow")):
+        if held and any(rows_folder().glob("*/*.arrow")) and is_large(files_of(self.recipe)):
             yield Cleared(f"encoded rows in {rows_folder()}", "", "with everybody's, until `ray-lora cache clear`")
 
     # ---------------------------------------------------------------- what is told of people
 
     def _group(self) -> str | None:
-        """The adapter that the person began from, as blocks of the run say."""
+        """The adapter that the person began from, as the table says."""
         for line in _lines(self._people()):
             if line.get("person") == self.key and line.get("group") is not None:
-                from ray_lora.store.people import group_name
-
                 return group_name(self.recipe.name, str(line["group"]))
         return None
 

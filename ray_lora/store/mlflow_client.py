@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ray_lora.store.line import experiment_id, public, require, sqlite_file, user
 from ray_lora.store.store import Cleared
@@ -121,6 +123,12 @@ def forget_experiment(client: MlflowClient, name: str) -> list[Cleared]:
             client.restore_run(run.info.run_id)
         client.update_run(run.info.run_id, name=_FORGOTTEN)
         client.delete_run(run.info.run_id)
+    if location := local_folder(str(experiment.artifact_location)):
+        for path in sorted((held for held in location.rglob("*") if held.is_dir()), reverse=True):
+            with suppress(OSError):  # it has something in it
+                path.rmdir()
+        with suppress(OSError):
+            location.rmdir()
     client.rename_experiment(number, f"{_FORGOTTEN}-{number}")
     client.delete_experiment(number)
     stays = [f"rows of deleted runs, until `mlflow gc --experiment-ids {number}`"]
@@ -136,3 +144,9 @@ def _runs(client: MlflowClient, experiment: str, view: int) -> Iterator[Run]:
         yield from page
         if not (token := page.token):
             return
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of this machine that an address of artifacts is, if it is one."""
+    parts = urlsplit(location)
+    return Path(url2pathname(parts.path)) if parts.scheme in ("", "file") else None
