@@ -29,8 +29,10 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 }
 
 
-# Those that train on photographs or speech take minutes even of few steps: `make demo-all` runs them.
-QUICK = [name for name in PIPELINES if name not in ("pictures", "inspection", "detection", "segmentation", "speech")]
+# Those that train on photographs or speech take minutes even of few steps: `make demo-all` runs them. `personal` trains
+# in two calls of Ray: tests/ray/test_people.py does that.
+SLOW = ("pictures", "inspection", "detection", "segmentation", "speech", "personal")
+QUICK = [name for name in PIPELINES if name not in SLOW]
 
 
 @pytest.mark.parametrize("name", QUICK)
