@@ -1,10 +1,11 @@
 """What an adapter is compared with: the best head alone on the frozen base, and every weight trained.
 
     data = Data(recipe, "data/tweets/test.parquet")
-    score_full(data, rate=3e-4, seed=0, on="test")["f1_macro"]
+    score_full(data, 3e-4, seed=0, splits=["test"])["test"]["f1_macro"]
 
 Both are of any task: the plain class is the one that `task.head` names; loss, answers and scores are the task's. Rows,
-their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's.
+their order, epochs, batches, schedule and clipping are the recipe's, as the adapter's. Weights, gradients and moments
+are float32; where the base's recipe has it in bfloat16, as adapters train on it, products are in bfloat16 (autocast).
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from ray_lora.data.check import learn
 from ray_lora.data.rows import read_rows
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.baseline import head_only
+from ray_lora.inference.continued import Continuing
 from ray_lora.inference.head_alone import head_alone
 from ray_lora.inference.predict import chunks, predict
+from ray_lora.inference.prompts import ends_of
 from ray_lora.inference.windows import spread_windows
 from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json, LoraSpec, Recipe, TrainingSpec
@@ -119,10 +122,14 @@ def score_bare(data: Data) -> dict[str, float]:
     return scores
 
 
-def score_full(data: Data, rate: float, seed: int, on: str) -> dict[str, float]:
-    """Scores on split `on` of every weight trained at `rate`."""
-    model, rows = train_full(data, rate, seed), data.rows(on)
-    return data.task.score(answers_of(model, data.task, rows), rows)
+def score_full(data: Data, rate: float, seed: int, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores on each of the splits of every weight trained at `rate`."""
+    model, found = train_full(data, rate, seed), {}
+    with precision_of(data.base):
+        for split in splits:
+            rows = data.rows(split)
+            found[split] = data.task.score(answers_of(model, data.task, rows), rows)
+    return found
 
 
 def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
@@ -143,7 +150,7 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     batch = training.per_device_train_batch_size
     steps = steps_of(training, math.ceil(len(rows) / batch))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=training.weight_decay, fused=True)
     warm = training.warmup_steps
     schedule = get_scheduler(
         training.lr_scheduler_type,
@@ -153,12 +160,18 @@ def train_full(data: Data, rate: float, seed: int, only: str = "") -> Any:
     )
     model.train(not only)
     for chosen in batches(len(rows), training, seed, steps):
-        step(model, task, [rows[row] for row in chosen])
+        with precision_of(data.base):
+            step(model, task, [rows[row] for row in chosen])
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+def precision_of(base: Base) -> torch.autocast:
+    """What products of a plain model in float32 are computed in, beside adapters on this base."""
+    return torch.autocast(base.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
 
 
 def untie(model: Any, prefix: str) -> None:
@@ -239,6 +252,9 @@ def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
             inputs = task.collate(mine)
             outputs = written(model, task, mine, inputs) if isinstance(task, Writing) else model(**inputs)
             decoded = task.decode(outputs, mine, told)
+            if isinstance(task, Continuing) and (most := task.most(told)):
+                pairs = zip(decoded, mine, strict=True)
+                decoded = [task.with_written(one, *continued(model, task, row, most)) for one, row in pairs]
         for row, part in zip(chunk, decoded, strict=True):
             parts[row] = part
     return spread.whole(tasks, parts, [told] * len(rows))
@@ -249,8 +265,28 @@ def written(model: Any, task: Writing, rows: Sequence[Features], inputs: Mapping
     given = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
     begun = [task.begin(row, {}) for row in rows]
     prompt = torch.tensor([list(one.tokens) for one in begun])
+    whole = torch.ones(
+        given["input_features"].shape[::2], dtype=torch.long
+    )  # which frames are a row's: all of a window
     tokens = transformers.GenerationMixin.generate(
-        model, **given, decoder_input_ids=prompt, max_length=None, max_new_tokens=begun[0].most, do_sample=False
+        model,
+        **given,
+        attention_mask=whole,
+        decoder_input_ids=prompt,
+        max_length=None,
+        max_new_tokens=begun[0].most,
+        do_sample=False,
     )
     texts: list[list[int]] = tokens[:, prompt.shape[1] :].tolist()
     return [text[: text.index(task.end)] if task.end in text else text for text in texts]
+
+
+def continued(model: Any, task: Continuing, row: Features, most: int) -> tuple[list[int], bool]:
+    """What a plain model writes after a row's prompt by transformers' `generate`, and whether it came to its end."""
+    ids, _ = task.opening(row)
+    prompt = torch.tensor([ids])
+    ends = sorted(task.ends | ends_of(model.config))
+    told = {"attention_mask": torch.ones_like(prompt), "eos_token_id": ends, "pad_token_id": ends[0]}
+    found = model.generate(prompt, max_length=None, max_new_tokens=most, do_sample=False, **told)
+    tokens: list[int] = found[0, len(ids) :].tolist()
+    return (tokens[:-1], True) if tokens[-1:] and tokens[-1] in ends else (tokens, False)

@@ -132,21 +132,26 @@ def rows_of(country: Country, asked: Mapping[str, tuple[str, tuple[str, ...]]]) 
         question = chance.choice(wordings).format(country.name)
         fields = country.sections[section]
         if chance.random() < NOWHERE:
-            context = stretch({key: value for key, value in fields.items() if key != name}, None, chance)
+            room = room_of(chance)
+            context = stretch({key: value for key, value in fields.items() if key != name}, None, chance, room)
             found: Row = {"text": [], "answer_start": []}
             if answer in context:
                 continue
         else:
-            context = stretch(fields, name, chance)
+            context = stretch(fields, name, chance, room_of(chance))
             begin = context.index(f"{name}: {text}") + len(f"{name}: ") + text.index(answer)
             found = {"text": [answer], "answer_start": [begin]}
         rows.append({"question": question, "context": context, "answers": found})
     return rows
 
 
-def stretch(fields: Mapping[str, str], held: str | None, chance: random.Random) -> str:
-    """Fields of a section one after the other: with `held` among them, as many as a text has room for."""
-    room = LONG if chance.random() < WHOLE else SHORT
+def room_of(chance: random.Random) -> int:
+    """Letters that a text may have."""
+    return LONG if chance.random() < WHOLE else SHORT
+
+
+def stretch(fields: Mapping[str, str], held: str | None, chance: random.Random, room: int) -> str:
+    """Fields of a section one after the other: with `held` among them, as many as there is room for, in letters."""
     names = list(fields)
     first = names.index(held) if held else chance.randrange(len(names)) if names else 0
     begin = end = first

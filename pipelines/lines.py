@@ -29,7 +29,7 @@ def cells(result: dict[str, Any]) -> list[str]:
 
 
 def spread(scores: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean and standard deviation over seeds; "-" where there is nothing of the kind."""
     if not scores:
         return "-"
     mean = f"{statistics.mean(scores):.3f}"

@@ -18,10 +18,12 @@ from pipelines.kept_rows import digest, replace
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import digest as content
+from ray_lora.data.read import read
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
+from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.running.allocator import WORKER_ENV
-from ray_lora.tasks import build_task, scoring_of
+from ray_lora.tasks import Features, Task, build_task, scoring_of
 
 
 def score_adapters(
@@ -48,6 +50,40 @@ def score_adapters(
     return before, scores, best
 
 
+Scores = dict[str, dict[str, float]]  # by what was scored, each metric
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows of what a base knew before, of which its adapters may forget.
+
+    Attributes:
+        rows: their file. task: in which they are scored, by its own metric. words: what they are.
+    """
+
+    rows: str
+    task: TaskSpec
+    words: str
+
+
+def score_kept(data: Data, adapters: Sequence[Adapter], kept: Kept) -> dict[str, Json]:
+    """What the bare base scores on rows of before, and each adapter."""
+    task = build_task(kept.task, data.base.processor)
+    rows = task.encode(read(kept.rows).to_pylist()[: data.most])
+    engine = AdapterEngine(data.base, slots=len(adapters), max_rank=max(adapter.config.r for adapter in adapters))
+    bare = engine.init(LoraSpec(r=1, target_modules=data.recipe.lora.target_modules), task.head, seed=0)
+    before = _scored(engine, task, rows, bare)
+    engine.evict(bare)
+    after = [_scored(engine, task, rows, engine.load(adapter)) for adapter in adapters]
+    engine.close()
+    return {"words": kept.words, "metric": task.metric, "rows": len(rows), "before": before, "after": after}
+
+
+def _scored(engine: AdapterEngine, task: Task, rows: Sequence[Features], slot: int) -> float:
+    answers = predict(engine, {slot: task}, rows, [slot] * len(rows), [scoring_of(task)] * len(rows))
+    return task.score(answers, rows)[task.metric]
+
+
 @dataclass(frozen=True)
 class Rivals:
     """Baselines of a line, each score kept in `file` as soon as it is known.
@@ -61,17 +97,19 @@ class Rivals:
     here: bool = False
 
     def scores(
-        self, metric: str, mode: str, rates: Sequence[float], seeds: Sequence[int]
+        self, metric: str, mode: str, rates: Sequence[float], seeds: Sequence[int], head: bool = True
     ) -> tuple[list[float], list[float]]:
-        """The head alone's held-out score, and every seed's of training all weights at the best of `rates`."""
+        """The head alone's held-out score (none where not `head`), and every seed's of training all weights at the best
+        of `rates`."""
         known = self._known()
         tried = {rate: f"full {rate:g} 0 validation" for rate in rates if len(rates) > 1}
-        self._find(["head", *tried.values()], known)
+        alone = ["head"] if head else []
+        self._find([*alone, *tried.values()], known)
         better = max if mode == "max" else min
         rate = better(tried, key=lambda rate: known[tried[rate]][metric]) if tried else rates[0]
         full = [f"full {rate:g} {seed} test" for seed in seeds]
         self._find(full, known)
-        return [known["head"][metric]], [known[what][metric] for what in full]
+        return [known[what][metric] for what in alone], [known[what][metric] for what in full]
 
     def _known(self) -> dict[str, dict[str, float]]:
         """What was found before for the same recipe and rows."""
@@ -88,23 +126,23 @@ class Rivals:
     def _find(self, wanted: Sequence[str], known: dict[str, dict[str, float]]) -> None:
         """Score what is not known yet, as many at once as there are CPUs."""
         missing = [what for what in wanted if what not in known]
-        for what, found in self._here(missing) if self.here else self._tasks(missing):
-            known[what] = found
+        for found in self._here(missing) if self.here else self._tasks(missing):
+            known |= found
             replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
 
-    def _here(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
-        return ((what, score(self.data, what)) for what in wanted)
+    def _here(self, wanted: Sequence[str]) -> Iterator[Scores]:
+        return (score(self.data, what) for what in wanted)
 
-    def _tasks(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
+    def _tasks(self, wanted: Sequence[str]) -> Iterator[Scores]:
         data = Data(self.data.recipe, self.data.test, self.data.most)  # without what it has read
-        left = {_task.remote(data, what, str(Path.cwd())): what for what in wanted}
+        left = [_task.remote(data, what, str(Path.cwd())) for what in wanted]
         while left:
-            (done, *_), _ = ray.wait(list(left))
-            yield left.pop(done), ray.get(done)
+            (done, *_), left = ray.wait(left)
+            yield ray.get(done)
 
 
 @ray.remote(num_cpus=1, max_retries=1, runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1"}})
-def _task(data: Data, what: str, folder: str) -> dict[str, float]:
+def _task(data: Data, what: str, folder: str) -> Scores:
     import torch
 
     os.chdir(folder)  # paths of a recipe may be relative
@@ -112,10 +150,11 @@ def _task(data: Data, what: str, folder: str) -> dict[str, float]:
     return score(data, what)
 
 
-def score(data: Data, what: str) -> dict[str, float]:
-    """Scores of "head", or of "full RATE SEED SPLIT"."""
+def score(data: Data, what: str) -> Scores:
+    """Scores of "head", or of "full RATE SEED SPLIT", with those of the same weights on the other split."""
     kind, *told = what.split()
     if kind == "head":
-        return score_head(data)
-    rate, seed, split = told
-    return score_full(data, float(rate), int(seed), split)
+        return {what: score_head(data)}
+    rate, seed, _ = told
+    found = score_full(data, float(rate), int(seed), ("validation", "test"))
+    return {f"full {rate} {seed} {split}": scores for split, scores in found.items()}

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pipelines.baselines import Data
 from pipelines.kept_rows import digest, write
-from pipelines.scores import Rivals, score_adapters
+from pipelines.scores import Kept, Rivals, score_adapters, score_kept
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json, Recipe
@@ -63,6 +63,8 @@ class Line:
         metric: what is shown; None for the task's own.
         full_rates: of training every weight; the better one by validation rows with seed 0 is taken.
         full_seeds: so many seeds at most train every weight of a base for which that takes long; None for all.
+        head_alone: whether a head trains alone; not one that is the base's own and shares weights with it.
+        kept: rows of what the base knew, on which it is scored with and without the adapters.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Line:
     metric: str | None = None
     full_rates: tuple[float, ...] = (1e-4, 3e-4)
     full_seeds: int | None = None
+    head_alone: bool = True
+    kept: Kept | None = None
 
     @property
     def metric_name(self) -> str:
@@ -152,6 +156,9 @@ def tell(name: str, lines: Sequence[Line], asked: Asked) -> list[dict[str, Json]
     served = serve(lines, found, asked)
     results = [finish(line, found[line.name], served) for line in lines]
     console.print(table(results))
+    for result in results:
+        if "kept" in result:
+            console.print(forgotten(result["name"], result["kept"]), soft_wrap=True, highlight=False)
     console.print(f"done in {time.time() - started:.0f} s")
     if asked.json:
         print(json.dumps(results[0] | ({"more": results[1:]} if results[1:] else {})), flush=True)
@@ -197,14 +204,15 @@ def compare(line: Line, folders: dict[str, Path], seeds: Sequence[int], asked: A
     before, after, best = score_adapters(data, adapters, source, line.metric_name, line.mode)
     rates = line.full_rates[:1] if asked.smoke else line.full_rates
     rivals = Rivals(data, Path(line.recipe.output_dir) / "baselines" / f"{line.name}.json", here=asked.smoke)
-    head, full = rivals.scores(line.metric_name, line.mode, rates, seeds[: line.full_seeds])
+    head, full = rivals.scores(line.metric_name, line.mode, rates, seeds[: line.full_seeds], line.head_alone)
+    kept = None if line.kept is None else score_kept(data, adapters, line.kept)
     store = open_store(line.recipe.store, line.recipe.tracking.uri)
     entry = put_once(store, adapters[best], line.name, aliases=("champion",))
     parameters = sum(parameter.numel() for parameter in data.base.backbone.parameters())
     return {
         "before": before, "after": after, "head_only": head, "full": full, "test_rows": len(data.rows("test")),
         "trainable": adapters[0].num_parameters, "total": parameters + adapters[0].num_parameters,
-        "adapter_bytes": entry.bytes, "refs": [entry.ref],
+        "adapter_bytes": entry.bytes, "refs": [entry.ref], **({} if kept is None else {"kept": kept}),
     }  # fmt: skip
 
 
@@ -216,7 +224,7 @@ def serve(lines: Sequence[Line], found: dict[str, dict[str, Any]], asked: Asked)
     told = tuple(BaseArgs(model=base.model, dtype=base.dtype) for base in bases.values())
     step("one endpoint over all of them")
     url = run(AppArgs(store=lines[0].recipe.store, bases=told, num_cpus=0.5, port=asked.port), block=False)
-    served = {ref: ask(url, ref, line.ask) for line in lines for ref in found[line.name]["refs"]}
+    served = {ref: answer_of(url, ref, line) for line in lines for ref in found[line.name]["refs"]}
     for ref, answer in served.items():
         console.print(f"{ref}: {json.dumps(answer, ensure_ascii=False)[:400]}", soft_wrap=True, highlight=False)
     if asked.keep:
@@ -227,16 +235,24 @@ def serve(lines: Sequence[Line], found: dict[str, dict[str, Any]], asked: Asked)
     return served
 
 
-def ask(url: str, model: str, value: Json) -> Json:
-    """One input's answer over HTTP."""
-    answer: Json = request(url, model, value)["predictions"][0]
-    return answer
+def answer_of(url: str, model: str, line: Line) -> Json:
+    """The answer to a line's input over HTTP; what is generated comes by OpenAI's routes."""
+    if line.recipe.task.type != "text-generation":
+        return request(url, model, line.ask)["predictions"][0]
+    asked = {"model": model, "temperature": 0, "max_tokens": 48}
+    if isinstance(line.ask, str):
+        return post(f"{url}/v1/completions", asked | {"prompt": line.ask})["choices"][0]
+    return post(f"{url}/v1/chat/completions", asked | {"messages": line.ask})["choices"][0]
 
 
 def request(url: str, model: str, value: Json) -> dict[str, Any]:
     """The endpoint's reply to one input: `{"model", "version", "predictions": [answer]}` and more."""
-    body = json.dumps({"model": model, "inputs": [value]}).encode()
-    with urlopen(Request(f"{url}/v1/predict", body, {"content-type": "application/json"})) as reply:
+    return post(f"{url}/v1/predict", {"model": model, "inputs": [value]})
+
+
+def post(url: str, body: dict[str, Json]) -> dict[str, Any]:
+    """The endpoint's reply to a body."""
+    with urlopen(Request(url, json.dumps(body).encode(), {"content-type": "application/json"})) as reply:
         return json.load(reply)  # type: ignore[no-any-return]
 
 
@@ -261,6 +277,14 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     for result in results:
         shown.add_row(*cells(result))
     return shown
+
+
+def forgotten(name: str, kept: dict[str, Any]) -> str:
+    """What an adapter's base scored on what it knew before, and with it."""
+    from pipelines.lines import spread
+
+    told = f"{kept['before']:.3f} before, {spread(kept['after'])} with the adapter"
+    return f"{name}: {kept['metric']} on {kept['rows']} rows of {kept['words']}: {told}"
 
 
 def changed(recipe: Recipe, **values: Json) -> Recipe:

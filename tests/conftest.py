@@ -19,6 +19,8 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
 }
 
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,6 +50,16 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_ray() -> Iterator[dict[str, str]]:
+    """The environment of a program that starts a cluster which no other program of this machine is to join: Ray joins
+    whatever runs in its folder. The folder's name is short, because of sockets."""
+    folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    yield environment | {"RAY_TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parents[1])}
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

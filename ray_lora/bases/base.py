@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ray_lora.bases import examples, transformers_base
 from ray_lora.bases.built import Built, plain_of
 from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.speech import frames_of
 from ray_lora.errors import AdapterError
 
 
@@ -119,7 +121,9 @@ class Base:
         return examples.draw(self.backbone, self.config, self.processor, sizes, seed)
 
     def batch(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Rows as `examples` gives them, as the backbone's inputs, each [rows, ...]; token ids are padded."""
+        """Rows as `examples` gives them, as the backbone's inputs, each [rows, ...]; tokens and samples are padded."""
+        if "input_values" in rows[0]:
+            return {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
         batch = {}
         if "input_ids" in rows[0]:
             batch = pad([row["input_ids"].tolist() for row in rows], self._tokenizer())
@@ -129,6 +133,19 @@ class Base:
             batch = {f"decoder_{name}": tensor for name, tensor in written.items()}
         others = [name for name in rows[0] if name not in ("input_ids", "attention_mask", "decoder_input_ids")]
         return batch | {name: torch.stack([row[name] for row in rows]) for name in others}
+
+    def output_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Which positions of the backbone's outputs are a row's own and no padding, [rows, positions] of 0 and 1; None
+        where the inputs do not say, or all are.
+
+        Args:
+            inputs: as `batch` gives them.
+        """
+        mask = inputs.get("attention_mask", inputs.get("decoder_attention_mask"))
+        if mask is None or "input_values" not in inputs:
+            return mask
+        frames = [frames_of(count, self.config.conv_kernel, self.config.conv_stride) for count in mask.sum(1).tolist()]
+        return (torch.arange(max(frames)) < torch.tensor(frames)[:, None]).long()
 
     def _tokenizer(self) -> Any:
         """What pads texts: the tokenizer, else what the config says of padding."""

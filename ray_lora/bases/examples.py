@@ -1,4 +1,4 @@
-"""Plausible inputs of a transformers model: random tokens or pixels of the sizes that it takes.
+"""Plausible inputs of a transformers model: random tokens, pixels or samples of the sizes that it takes.
 
 draw(backbone, config, tokenizer, [5, 9])      # [{"input_ids": [5], "attention_mask": [5]}, {... [9]}]
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_lora.bases.speech import samples_of
 from ray_lora.errors import BaseModelError
 
 _PIXELS = 64  # height and width where neither processor nor config says one
@@ -22,7 +23,7 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
     """One row for each size, without the axis of rows.
 
     Raises:
-        BaseModelError: the model takes neither token ids, pixels nor Whisper's spectrograms.
+        BaseModelError: the model takes neither token ids, pixels, samples nor Whisper's spectrograms.
     """
     takes = getattr(backbone, "main_input_name", "input_ids")
     generator = torch.Generator().manual_seed(seed)
@@ -32,10 +33,12 @@ def draw(backbone: nn.Module, config: Any, processor: Any, sizes: Sequence[int],
         return [{"pixel_values": torch.randn(shape, generator=generator)} for _ in sizes]
     if takes == "input_features" and config.model_type == "whisper":
         return _heard(config, sizes, generator)
+    if takes == "input_values" and config.model_type == "wav2vec2":
+        return _sounds(config, sizes, generator)
     if takes != "input_ids":
         raise BaseModelError(
             f"base {config.model_type!r} takes {takes}, of which no examples can be drawn; "
-            "only bases that take input_ids or pixel_values, and Whisper, have them"
+            "only bases that take input_ids or pixel_values, Whisper and Wav2Vec2 have them"
         )
     words, end = _words(config.get_text_config(), processor), _end(config)
     rows = []
@@ -54,6 +57,18 @@ def _heard(config: Any, sizes: Sequence[int], generator: torch.Generator) -> lis
     for size in sizes:
         tokens = torch.randint(int(config.vocab_size), (size,), generator=generator)
         rows.append({"input_features": torch.randn(shape, generator=generator), "decoder_input_ids": tokens})
+    return rows
+
+
+def _sounds(config: Any, sizes: Sequence[int], generator: torch.Generator) -> list[dict[str, Tensor]]:
+    """Samples of as many frames as each size says, and some that make none more."""
+    rows = []
+    for size in sizes:
+        samples = samples_of(size, config.conv_kernel, config.conv_stride) + config.conv_stride[0] - 1
+        row = {"input_values": torch.randn(samples, generator=generator)}
+        if config.feat_extract_norm == "layer":  # a base of the other kind is not told of padding
+            row["attention_mask"] = torch.ones(samples, dtype=torch.long)
+        rows.append(row)
     return rows
 
 

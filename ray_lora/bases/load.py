@@ -76,7 +76,7 @@ def _of_transformers(
     module = backbone.module.requires_grad_(False).eval()
     takes = getattr(module, "main_input_name", "")
     processor = transformers_base.load_processor(
-        path, pictures=takes == "pixel_values", sounds=transformers_base.writes(backbone.config)
+        path, pictures=takes == "pixel_values", sounds=transformers_base.hears(backbone.config)
     )
     limit(processor, module, backbone.config)
     tell_segments(processor, module, backbone.config)

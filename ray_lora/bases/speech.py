@@ -1,13 +1,16 @@
-"""What a base of transformers that writes what sounds say tells of itself: Whisper.
+"""What a base of transformers that hears tells of itself: Whisper, which writes token by token, and Wav2Vec2, which
+says a letter a frame.
 
     tell_speech(processor, config, folder)
-    processor.speech                   # a Speech; None of another base
+    processor.speech                   # a Speech or a Letters; None of another base
 
 It knows configs and processors, no sounds and no tasks.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +51,82 @@ class Speech:
         return self.seconds / self.positions
 
 
-def speech_of(processor: Any, config: Any, folder: Path) -> Speech | None:
-    """What a Whisper's config and generation config say; None of another base, or of one without sounds."""
-    extractor = getattr(processor, "feature_extractor", None)
-    if getattr(config, "model_type", None) != "whisper" or extractor is None:
+@dataclass(frozen=True)
+class Letters:
+    """The numbers of a base that says a letter, or nothing, of each frame (CTC).
+
+    Attributes:
+        rate: samples a second.
+        vocabulary: letters and other tokens; blank: the one that says nothing.
+        kernels, strides: of the convolutions that make frames of samples.
+        masks: whether the base is told which samples of a row are padding. One that is not gives a row other answers
+            in longer company, so that only rows of one length share a pass.
+    """
+
+    rate: int
+    vocabulary: int
+    blank: int
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    masks: bool
+
+    @property
+    def ratio(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.strides)
+
+    def frames(self, samples: int) -> int:
+        """Frames of so many samples."""
+        return frames_of(samples, self.kernels, self.strides)
+
+    @property
+    def least(self) -> int:
+        """Samples of one frame."""
+        return samples_of(1, self.kernels, self.strides)
+
+
+def frames_of(samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Frames that convolutions without padding make of so many samples."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        samples = max(0, (samples - kernel) // stride + 1)
+    return samples
+
+
+def samples_of(frames: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """The fewest samples of which they make so many frames."""
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        frames = (frames - 1) * stride + kernel
+    return frames
+
+
+def speech_of(processor: Any, config: Any, folder: Path) -> Speech | Letters | None:
+    """What a base's config says of what it hears; None of one that hears nothing, or writes nothing."""
+    if getattr(processor, "feature_extractor", None) is None or getattr(processor, "tokenizer", None) is None:
         return None
+    kind = getattr(config, "model_type", None)
+    if kind == "wav2vec2":
+        return _letters(processor, config)
+    return _whisper(processor, config, folder) if kind == "whisper" else None
+
+
+def _letters(processor: Any, config: Any) -> Letters | None:
+    """None of a config whose frames are made otherwise."""
+    if config.add_adapter:
+        return None
+    return Letters(
+        rate=int(processor.feature_extractor.sampling_rate),
+        vocabulary=int(config.vocab_size),
+        blank=int(config.pad_token_id),
+        kernels=tuple(config.conv_kernel),
+        strides=tuple(config.conv_stride),
+        masks=config.feat_extract_norm == "layer",
+    )
+
+
+def _whisper(processor: Any, config: Any, folder: Path) -> Speech:
     from transformers import GenerationConfig
 
+    extractor = processor.feature_extractor
     told: Any = GenerationConfig.from_model_config(config)
     if (folder / "generation_config.json").exists():
         told = GenerationConfig.from_pretrained(folder, local_files_only=True)

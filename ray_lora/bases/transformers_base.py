@@ -34,12 +34,14 @@ _WRONG = (
 # types of two towers, texts and pictures, of whose class for pictures one tower is the backbone: its attribute
 _TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
 _ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
-_SEGMENTS = "AutoModelForSemanticSegmentation"
 _WRITERS = ("whisper",)  # of classes with an encoder that write token by token
+_HEARERS = (*_WRITERS, "wav2vec2")  # of classes that hear and have a tokenizer beside
 _WRITES = "AutoModelForSpeechSeq2Seq"
+_LETTERS = "AutoModelForCTC"
+_COMPARED = {_WRITES: _WRITERS, _LETTERS: ("wav2vec2",), "AutoModelForSemanticSegmentation": _ALL_STAGES}
 
 _LOADING = threading.RLock()
-_OWN_HEADS = frozenset({"AutoModelForCausalLM", _WRITES})  # whose output layer was trained with the base
+_OWN_HEADS = frozenset({"AutoModelForCausalLM", _WRITES, _LETTERS})  # whose output layer was trained with the base
 
 
 def is_gguf(path: Path) -> bool:
@@ -105,7 +107,14 @@ def _telling(model: Any) -> Any:
         model.config.output_hidden_states = True
     if model.config.model_type in _WRITERS:
         model.config.use_cache = False
+    if model.config.model_type == "wav2vec2":  # whose encoder sets padding to zero in what it is given
+        model.encoder.register_forward_pre_hook(_own_states, with_kwargs=True)
     return model
+
+
+def _own_states(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hidden states that may be written to: those of a layer with adapters may not."""
+    return (given[0].clone(), *given[1:]), named
 
 
 def load_processor(path: Path, pictures: bool = False, sounds: bool = False) -> Any:
@@ -114,14 +123,14 @@ def load_processor(path: Path, pictures: bool = False, sounds: bool = False) -> 
 
     Args:
         pictures: the backbone takes pictures, so that a tokenizer beside its image processor is nothing to it.
-        sounds: it takes sounds and writes texts.
+        sounds: it takes sounds.
     """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     if is_gguf(path):
         return _gguf_tokenizer(path)
-    if sounds and _has_processor(path):
-        return AutoProcessor.from_pretrained(path, local_files_only=True)
+    if sounds:
+        return AutoProcessor.from_pretrained(path, local_files_only=True) if _has_processor(path) else None
     if pictures and (path / "preprocessor_config.json").exists():
         return AutoImageProcessor.from_pretrained(path, local_files_only=True)
     if (path / "tokenizer.json").exists() or (path / "tokenizer_config.json").exists():
@@ -197,9 +206,9 @@ def gguf_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names and not tensor.is_meta}
 
 
-def writes(config: Any) -> bool:
-    """Whether it is of a kind with an encoder of sounds that writes token by token."""
-    return getattr(config, "model_type", None) in _WRITERS
+def hears(config: Any) -> bool:
+    """Whether it is of a kind that takes sounds."""
+    return getattr(config, "model_type", None) in _HEARERS
 
 
 def own_outputs(config: Any, architecture: str) -> int | None:
@@ -282,15 +291,11 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
         raise AdapterError(
             f"transformers has no class {spec.architecture!r}; name a class such as AutoModelForSequenceClassification"
         )
-    if spec.architecture == _SEGMENTS and config.model_type not in _ALL_STAGES:
+    compared = _COMPARED.get(spec.architecture)
+    if compared is not None and config.model_type not in compared:
         raise AdapterError(
             f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
-            f"of transformers {', '.join(_ALL_STAGES)} is"
-        )
-    if spec.architecture == _WRITES and config.model_type not in _WRITERS:
-        raise AdapterError(
-            f"{spec.architecture} on {config.model_type!r} was not compared with its plain class and is not supported; "
-            f"of transformers {', '.join(_WRITERS)} is"
+            f"of transformers {', '.join(compared)} is"
         )
     try:
         with torch.device("meta"):

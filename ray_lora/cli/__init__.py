@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ray_lora.cli import adapters, cache, runs, use, versions
+from ray_lora.cli import adapters, cache, runs, use, versions, vllm
 from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
@@ -18,6 +18,7 @@ for command in (runs.train, runs.search, runs.personal, runs.plan, use.evaluate,
     app.command()(command)
 for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab):
     adapters.app.command()(steering)
+adapters.app.command()(vllm.vllm)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(cache.app, name="cache")
 

@@ -24,7 +24,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.decoding import Decoding, Row
 from ray_lora.errors import CapacityError
-from ray_lora.inference.predict import NotFiniteError
+from ray_lora.inference.finite import NotFiniteError
 from ray_lora.inference.prefixes import Prefixes
 from ray_lora.inference.sampling import Choice, Chooser, Sampling
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, take_rows
 from ray_lora.engine.sharing import Lengths
-from ray_lora.errors import AdapterError
+from ray_lora.inference.continued import with_continued
+from ray_lora.inference.finite import NOT_FINITE, NotFiniteError, is_finite
 from ray_lora.inference.windows import Spread, spread_windows
 from ray_lora.inference.written import Writing, written
 from ray_lora.recipe import Json
@@ -26,18 +27,6 @@ _TOKENS = {"cpu": 2048, "cuda": 16384}  # of a pass of joined rows: more leave a
 
 
 Watch = Callable[[Task, Sequence[int], Sequence[Features], Any], None]  # task, and of each row slot, features, outputs
-
-
-NOT_FINITE = (
-    "the adapter's answers are not finite numbers: its weights are out of range for this base and dtype; train it "
-    "again with a lower rate, or fetch it again"
-)
-
-
-class NotFiniteError(AdapterError):
-    """Answers are not finite numbers; `slots` says whose."""
-
-    slots: frozenset[int] = frozenset()
 
 
 def predict(
@@ -121,18 +110,7 @@ def _parts(
                     decoded = task.decode(mine, [features[row] for row in chosen], options[chosen[0]])
                     for row, part in zip(chosen, decoded, strict=True):
                         parts[row] = part
-    return parts
-
-
-def is_finite(answer: Any) -> bool:
-    """Whether every number in an answer, or a part of one, is one."""
-    if isinstance(answer, Tensor):
-        return bool(answer.isfinite().all())
-    if isinstance(answer, float):
-        return math.isfinite(answer)
-    if isinstance(answer, Mapping):
-        return all(map(is_finite, answer.values()))
-    return all(map(is_finite, answer)) if isinstance(answer, (list, tuple)) else True
+    return with_continued(engine, tasks, features, slots, options, parts)
 
 
 def passes(

@@ -42,11 +42,8 @@ class Prompts:
         self._task, self._tokenizer = TextGeneration(TextGenerationSpec(max_length=None), processor), processor
         self.head = self._task.head
         self.longest = min(self._task.longest, most)
-        named = getattr(config, "eos_token_id", None)
-        known = [getattr(processor, "eos_token_id", None), *(named if isinstance(named, list) else [named])]
-        self.ends = frozenset(token for token in known if token is not None)
+        self.ends = self._task.ends | ends_of(config)
         self._dialogues = Dialogues(processor) if getattr(processor, "chat_template", None) else None
-        self._said_last: frozenset[int] | None = None
 
     def of_text(self, text: object) -> list[int]:
         """A text's tokens.
@@ -72,12 +69,7 @@ class Prompts:
     @property
     def message_ends(self) -> frozenset[int]:
         """Tokens that end an answer to messages: the template may have one of its own."""
-        if self._said_last is None:
-            told = self._dialogues.end().strip() if self._dialogues is not None else ""
-            found = self._tokenizer(told, add_special_tokens=False)["input_ids"] if told else []
-            special = set(self._tokenizer.all_special_ids)
-            self._said_last = self.ends | (special.intersection(found) if len(found) == 1 else frozenset())
-        return self._said_last
+        return self.ends if self._dialogues is None else self.ends | self._dialogues.ends
 
     def spoken(self, stop: Sequence[str]) -> Spoken:
         """The text of an answer, as its tokens come."""
@@ -101,3 +93,9 @@ class Prompts:
                 "write less"
             )
         return ids
+
+
+def ends_of(config: Any) -> frozenset[int]:
+    """The tokens that a base's config says end a text."""
+    named = getattr(config, "eos_token_id", None)
+    return frozenset(token for token in (named if isinstance(named, list) else [named]) if token is not None)

@@ -20,9 +20,10 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.identity import place
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError
 from ray_lora.inference.fetched import Fetched
+from ray_lora.inference.finite import NOT_FINITE, is_finite
 from ray_lora.inference.mounts import Mounts
 from ray_lora.inference.pinned import Pinned
-from ray_lora.inference.predict import NOT_FINITE, answers_of, is_finite
+from ray_lora.inference.predict import answers_of
 from ray_lora.inference.stored import named_base
 from ray_lora.inference.table_rows import TableRows
 from ray_lora.recipe import Json

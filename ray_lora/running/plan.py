@@ -112,9 +112,10 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
     free = _free_memory(device)
     max_rows = _MAX_ROWS[device]
-    while max_rows > 1 and _activations(base, built.longest, max_rows) * width > _PASS * free:
+    longest = getattr(built, "positions", built.longest)  # of a task whose sizes are no positions of the backbone
+    while max_rows > 1 and _activations(base, longest, max_rows) * width > _PASS * free:
         max_rows //= 2
-    pass_bytes = _activations(base, built.longest, max_rows) * width
+    pass_bytes = _activations(base, longest, max_rows) * width
     fits = int((free * _SHARE - base_bytes - pass_bytes) // slot_bytes) - 1  # slot 0 takes a row too
     batch = min([recipe.training.per_device_train_batch_size, *choices(recipe, _BATCH)])
     filling = -(-max_rows // batch)  # adapters whose batches fill a pass

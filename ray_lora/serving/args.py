@@ -66,6 +66,7 @@ class AppArgs(Spec):
     max_inputs: int = Field(default=256, ge=1)  # in one request, for all adapters that it names
     max_adapters: int = Field(default=16, ge=1)  # that one request may name
     max_body_bytes: int = Field(default=8 << 20, ge=1)
+    max_sound_bytes: int = Field(default=25 << 20, ge=1)  # of a body of /v1/audio/transcriptions, as OpenAI has it
     max_waiting: int = Field(default=1024, ge=1)  # rows, of all adapters
     max_waiting_per_adapter: int = Field(default=512, ge=1)
     deadline_s: float = Field(default=30, gt=0)  # from arrival to answer, or to the first token of one that is written

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import AdapterError, RayLoraError
-from ray_lora.inference.predict import NotFiniteError
+from ray_lora.inference.finite import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.batcher import Batcher

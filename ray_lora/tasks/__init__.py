@@ -38,8 +38,12 @@ def task_of(spec: TaskSpec) -> type[Task]:
 
 
 def build_task(spec: TaskSpec, processor: Any) -> Task:
-    """The task of a spec on a base with this processor; RecipeError when the two do not fit."""
-    return task_of(spec)(spec, processor)
+    """The task of a spec on a base with this processor, by the class that its `on` chooses, where it has one;
+    RecipeError when the two do not fit."""
+    kind = task_of(spec)
+    on = getattr(kind, "on", None)
+    chosen: type[Task] = kind if on is None else on(processor)
+    return chosen(spec, processor)
 
 
 def scoring_of(task: Task) -> Mapping[str, Json]:

@@ -9,6 +9,7 @@ no tokens and no tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ray_lora.errors import DataError, RecipeError
@@ -58,6 +59,14 @@ class Dialogues:
         """What the template writes after an answer; empty where it writes nothing."""
         _, answer = self.parts([{"role": "user", "content": "a"}, {"role": ANSWERS, "content": "b"}])
         return str(answer).rpartition("b")[2]
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The token that the template ends an answer with, where that is one that is no text."""
+        told = self.end().strip()
+        found = self._tokenizer(told, add_special_tokens=False)["input_ids"] if told else []
+        special = set(self._tokenizer.all_special_ids)
+        return frozenset(special.intersection(found)) if len(found) == 1 else frozenset()
 
     def _ended(self, answer: str) -> str:
         """An answer without the blanks that come after the token that ends it."""

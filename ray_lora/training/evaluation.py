@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ray_lora.engine import AdapterEngine
-from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.inference.finite import NotFiniteError
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, scoring_of
 from ray_lora.training.calibration import Losses, calibrates

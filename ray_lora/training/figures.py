@@ -14,14 +14,19 @@ from ray_lora.training.member import Member
 from ray_lora.training.sheet import write_sheet
 
 FIGURES = "figures"  # in a job's folder
+SAMPLES = "samples.html"
 
 _logger = logging.getLogger(__name__)
 
 
 def write_all(member: Member, folder: Path) -> None:
-    """Draw what a member's task shows of its last answers, and what augmentation made of some of its rows."""
+    """Draw what a member's task shows of its last answers, what it writes, and what augmentation made of some of its
+    rows."""
     if member.answered is not None:
         write_figures(member.task, *member.answered, folder)
+    if member.samples:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAMPLES).write_text(member.samples, encoding="utf-8")
     try:
         write_sheet(member, folder)
     except Exception as error:  # as of figures

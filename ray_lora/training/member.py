@@ -41,6 +41,7 @@ class Member:
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
     temperature: float | None = None  # that its validation rows asked for then
     answered: tuple[list[Json], list[Features]] | None = None  # its answers then, and the validation rows
+    samples: str = ""  # a page of what it writes at its end; empty where it writes nothing
 
     @property
     def epoch(self) -> float:

@@ -27,6 +27,7 @@ from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.augmentation.apply import check_transforms
 from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer, draw_of, draw_of_window, last_layer
 from ray_lora.errors import AdapterError, CapacityError, DataError
+from ray_lora.inference.continued import check_continues
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import TaskSpec
@@ -39,6 +40,7 @@ from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.samples import page, samples_of
 from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
 from ray_lora.training.state import has_state, load_state, save_state
@@ -92,7 +94,8 @@ class Pack:
         Raises:
             RecipeError: its targets or ranks do not fit the base, or its augmentation does not fit its rows.
             DataError: its split has no rows.
-            AdapterError: the checkpoint is of another adapter.
+            AdapterError: the checkpoint is of another adapter, or the base writes no answers, which the task's scores
+                ask for.
             CapacityError: no slot is free, or the name is taken.
         """
         if job.name in self.members:
@@ -113,6 +116,7 @@ class Pack:
         member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
         self.members[job.name] = member
         try:
+            check_continues(self.engine, task)
             if state is not None and has_state(state):
                 member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
             elif begin is None:
@@ -181,6 +185,8 @@ class Pack:
             due = [member for member in members if member not in failed and self._evaluates(member)]
             scores, lost = evaluate(self.engine, due, self.group, self.max_rows)
         failed += lost
+        with self._timed("samples"):
+            self._sample([member for member in members if member not in failed and member.step >= member.total])
         reports = []
         for member in members:
             if member in failed:
@@ -257,6 +263,12 @@ class Pack:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
     # ---------------------------------------------------------------- after a step
+
+    def _sample(self, members: Sequence[Member]) -> None:
+        """Have those that are done write some texts; the first worker does."""
+        if members and self.output is not None and self.group.rank == 0:
+            for name, samples in samples_of(self.engine, members).items():
+                self.members[name].samples = page(samples)
 
     def _evaluates(self, member: Member) -> bool:
         every = member.job.training.eval_steps or member.per_epoch

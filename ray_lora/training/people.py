@@ -17,7 +17,8 @@ from typing import Any
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine
-from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.inference.finite import NotFiniteError
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, Task, scoring_of
 from ray_lora.training.job import Job

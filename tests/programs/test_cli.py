@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from ray_lora.inference.stored import predict_ref
 from ray_lora.recipe import Recipe
 from tests.ray.rows import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("running_ray")
+
 
 @pytest.fixture(scope="module")
 def recipe(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,8 +31,7 @@ def recipe(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def program(*arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ray_lora", *map(str, arguments), "--json"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -45,6 +46,7 @@ def shortened(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("running_ray")
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_example_runs(script: Path, shortened: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60, "an example is short"
@@ -52,13 +54,13 @@ def test_example_runs(script: Path, shortened: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_demo_runs(furnished: Path) -> None:
-    assert "domains@1" in run([sys.executable, "-m", "pipelines.sentiment", "--smoke"], furnished)
+def test_the_demo_runs(furnished: Path, own_ray: dict[str, str]) -> None:
+    """Where no Ray runs."""
+    assert "domains@1" in run([sys.executable, "-m", "pipelines.sentiment", "--smoke"], furnished, own_ray)
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = str(ROOT)
+def run(command: list[str], folder: Path, environment: Mapping[str, str] = os.environ) -> str:
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

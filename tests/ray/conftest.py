@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,16 +25,6 @@ def fresh_cluster(cluster: None) -> None:
     """A cluster whose metrics and logs hold nothing of other modules; it stays for those that follow."""
     _stop()
     _start()
-
-
-@pytest.fixture
-def own_ray() -> Iterator[dict[str, str]]:
-    """The environment of a program that starts a cluster which no other program of this machine is to join: Ray joins
-    whatever runs in its folder. The folder's name is short, because of sockets."""
-    folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    yield environment | {"RAY_TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parents[2])}
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start() -> None:

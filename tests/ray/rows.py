@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import load_base
@@ -60,6 +64,20 @@ def tiny_recipe(base: Path, folder: Path, **overrides: Any) -> Recipe:
         }
     )
     return recipe.override({key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def table(path: Path) -> pa.Table:
+    return pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
+
+
+def in_files(rows: pa.Table, folder: Path, files: int) -> str:
+    """The rows in so many files, of which each has row groups of other sizes."""
+    folder.mkdir(parents=True)
+    ends = [rows.num_rows * number // files for number in range(files + 1)]
+    for number, (begin, end) in enumerate(itertools.pairwise(ends)):
+        part = rows.slice(begin, end - begin)
+        pq.write_table(part, folder / f"part-{number:03}.parquet", row_group_size=1 + number % 5)
+    return str(folder)
 
 
 def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:

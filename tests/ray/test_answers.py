@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,59 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import ray
 import ray.data
 
 from ray_lora import LoraPredictor
 from ray_lora.errors import DataError, RayLoraError, RecipeError
-from ray_lora.inference.pinned import pin
-from ray_lora.inference.tables import TableAnswers
 from ray_lora.running.answer_plan import Asked
 from ray_lora.running.answers import answer_files
 from ray_lora.store import open_store
-from tests.unit.serving_world import WORDS, card, make_adapter, make_base
+from tests.ray.answered import FILES, GROUP, ROWS, check, make_world, right_answers
+from tests.unit.serving_world import WORDS
 
-NAMES = [f"c{number}" for number in range(5)]
-FILES, ROWS, GROUP = 3, 120, 30
 SMALL = 10  # rows of a piece of the run that is killed, so that it does not end before
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`root` with base/, store/ of five classifiers, rows/ of three files of four row groups, and right.json."""
-    root = tmp_path_factory.mktemp("answers")
-    base = make_base(root / "base")
-    for number, name in enumerate(NAMES):
-        card(make_adapter(base, root / "store" / name, seed=number, rank=4), base, ["no", "yes"])
-    drawn = random.Random(0)
-    (root / "rows").mkdir()
-    for file in range(FILES):
-        rows = [
-            {"id": file * ROWS + row, "text": " ".join(drawn.choices(WORDS, k=6)), "customer": drawn.choice(NAMES)}
-            for row in range(ROWS)
-        ]
-        rows[7]["text"], rows[9]["customer"] = " ", "nobody"
-        table = pa.Table.from_pylist(rows)
-        pa.parquet.write_table(table, root / "rows" / f"{file}.parquet", row_group_size=GROUP)
-    return root
+    return make_world(tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture(scope="module")
 def right(world: Path) -> list[dict[str, Any]]:
-    """All rows with their answers, from one process."""
-    table = pa.concat_tables([pa.parquet.read_table(path) for path in sorted((world / "rows").iterdir())])
-    refs = table.column("customer").to_pylist()
-    store = open_store(str(world / "store"))
-    tables = TableAnswers(store, pin(store, [*NAMES, "nobody"]), dtype="float32")
-    answers = tables.answer(table, refs)
-    tables.close()
-    return [
-        row | {"prediction": answer.prediction, "error": answer.error}
-        for row, answer in zip(table.to_pylist(), answers, strict=True)
-    ]
+    return right_answers(world)
 
 
 def asked(world: Path, output: Path, **more: Any) -> Asked:
@@ -77,20 +46,6 @@ def asked(world: Path, output: Path, **more: Any) -> Asked:
 
 def run(wanted: Asked, **more: Any) -> dict[str, Any]:
     return answer_files(wanted, **({"most_rows": GROUP, "dtype": "float32", "quiet": True} | more))
-
-
-def check(output: Path, right: list[dict[str, Any]]) -> None:
-    """Every row is there once, in its order, with its answer."""
-    found = pa.parquet.read_table(output).to_pylist()
-    assert [row["id"] for row in found] == [row["id"] for row in right]
-    for row, wanted in zip(found, right, strict=True):
-        assert (row["text"], str(row["error"])[:30]) == (wanted["text"], str(wanted["error"])[:30])  # no store's place
-        if wanted["error"] is None:
-            assert row["prediction"]["label"] == wanted["prediction"]["label"]
-            assert row["prediction"]["score"] == pytest.approx(wanted["prediction"]["score"], abs=1e-5)
-            assert (row["adapter"], row["version"]) == (row["customer"], 1)
-        else:
-            assert row["prediction"] is None
 
 
 def workers() -> list[psutil.Process]:
@@ -239,16 +194,3 @@ def test_map_batches_answers(world: Path, right: list[dict[str, Any]]) -> None:
     assert [row["error"] for row in found] == [row["error"] for row in right]
     for row, wanted in zip(found, right, strict=True):
         assert (row["prediction"] or {}).get("label") == (wanted["prediction"] or {}).get("label")
-
-
-def test_nodes_that_die_cost_nothing(
-    world: Path, right: list[dict[str, Any]], tmp_path: Path, own_ray: dict[str, str]
-) -> None:
-    for name in ("rows", "store"):
-        (tmp_path / name).symlink_to(world / name)
-    program = [sys.executable, "-m", "tests.ray.nodes_that_answer", str(tmp_path)]
-    done = subprocess.run(program, env=own_ray, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["killed"], told["rows"], told["errors"]) == (2, 360, 6)
-    check(tmp_path / "out", right)

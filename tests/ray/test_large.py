@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,14 +18,14 @@ from ray_lora.data.encoder import Encoder
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import cut, digest
 from ray_lora.data.remembered import forget
-from ray_lora.data.row_cache import BOUND, FOLDER, RowCache
+from ray_lora.data.row_cache import BOUND, RowCache
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe
 from ray_lora.running import large, sources
 from ray_lora.running.encoding import kept
 from ray_lora.running.sources import Source, inspect, prepare
 from ray_lora.running.trainer import LoraTrainer
-from tests.ray.rows import alone, tiny_recipe
+from tests.ray.rows import alone, in_files, table, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("cluster", "all_is_large")
 
@@ -42,20 +38,6 @@ def all_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGE_ROWS", 1)
     RowCache().clear()
     forget()
-
-
-def table(path: Path) -> pa.Table:
-    return pa.Table.from_pylist([json.loads(line) for line in path.read_text().splitlines()])
-
-
-def in_files(rows: pa.Table, folder: Path, files: int) -> str:
-    """The rows in so many files, of which each has row groups of other sizes."""
-    folder.mkdir(parents=True)
-    ends = [rows.num_rows * number // files for number in range(files + 1)]
-    for number, (begin, end) in enumerate(itertools.pairwise(ends)):
-        part = rows.slice(begin, end - begin)
-        pq.write_table(part, folder / f"part-{number:03}.parquet", row_group_size=1 + number % 5)
-    return str(folder)
 
 
 def fitted(recipe: Recipe, workers: int = 1, **more: object) -> Adapter:
@@ -147,24 +129,6 @@ def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp
     (tmp_path / "rows/part-001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"part-001\.parquet' is broken"):
         prepared(recipe.override({"data.train": folder}))
-
-
-def test_nodes_die_while_they_read_and_encode(tiny_bert_folder: Path, tmp_path: Path, own_ray: dict[str, str]) -> None:
-    """Four nodes with a disk each: one dies while files are read, one while they are encoded, one before workers want
-    what it had."""
-    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=1)
-    expected = alone(recipe, tmp_path / "alone")[1]
-    folder = in_files(table(tmp_path / "train.jsonl"), tmp_path / "rows", 24)
-    (tmp_path / "recipe.json").write_text(recipe.override({"data.train": folder}).model_dump_json())
-    environment = own_ray | {FOLDER: str(tmp_path / "kept")}
-    program = [sys.executable, "-m", "tests.ray.four_nodes", str(tmp_path)]
-    done = subprocess.run(program, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["killed"] == ["reading", "encoding", "kept"]
-    found = Adapter.load(Path(told["adapter"]))
-    for name, tensor in expected.tensors.items():
-        assert (found.tensors[name] - tensor).abs().max() < 1e-4, name
 
 
 def test_a_run_that_needs_more_than_the_cache_may_take(

@@ -27,21 +27,21 @@ from ray_lora.training.history import read_history
 from tests.ray.own import TYPE
 from tests.ray.rows import alone, history, tiny_recipe
 
-GRID = {"lora.r": {"grid_search": [1, 4, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}
+GRID = {"lora.r": {"grid_search": [1, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}
 
 
 @pytest.mark.usefixtures("cluster")
 def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_path: Path) -> None:
-    """Six trials on two slots: each waits for a slot, and one of them diverges without harming the others."""
+    """Four trials on two slots: two wait for a slot, and one of them diverges without harming the others."""
     recipe = tiny_recipe(tiny_bert_folder, tmp_path, name="grid", scaling__slots=2, scaling__packs=1)
     space = {
-        "lora.r": tune.grid_search([1, 4, 16]),
+        "lora.r": tune.grid_search([1, 16]),
         "training.learning_rate": tune.grid_search([1e-2, 1e-3]),
         "training.per_device_train_batch_size": tune.choice([8]),
     }
     tuner = LoraTuner(recipe, param_space=space, quiet=True)
     grid = tuner.fit()
-    assert len(grid) == 6
+    assert len(grid) == 4
     assert not grid.errors
     logged = history(tmp_path / "runs/grid")
     for trial in tuner.summary.trials:
@@ -61,20 +61,20 @@ def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_
 @pytest.mark.usefixtures("cluster")
 def test_asha_stops_trials_and_their_slots_go_on(tiny_bert_folder: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(
-        tiny_bert_folder, tmp_path, name="asha", scaling__slots=3, scaling__packs=1, training__eval_steps=2
+        tiny_bert_folder, tmp_path, name="asha", scaling__slots=2, scaling__packs=1, training__eval_steps=2
     )
     scheduler = tune.schedulers.ASHAScheduler(
         time_attr="training_iteration", grace_period=1, reduction_factor=2, max_t=99
     )
     space = {
-        "training.learning_rate": tune.grid_search([1e-2, 3e-3, 1e-5, 1e-6, 1e-7, float("1e18")]),
+        "training.learning_rate": tune.grid_search([1e-2, 1e-5, 1e-6, float("1e18")]),
         "training.max_grad_norm": tune.choice([0.0]),
     }
     config = tune.TuneConfig(scheduler=scheduler, metric="accuracy", mode="max")
     tuner = LoraTuner(recipe, param_space=space, tune_config=config, quiet=True)
     grid = tuner.fit()
     states = {trial.config["training.learning_rate"]: trial.status for trial in tuner.summary.trials}
-    assert len(states) == 6
+    assert len(states) == 4
     assert "stopped" in states.values()
     assert "finished" in states.values()
     assert states[1e18] in ("failed", "stopped")  # it diverges, alone
@@ -111,7 +111,7 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(answer["trials"]) == 6
+    assert len(answer["trials"]) == 4
     assert all(trial["status"] == "finished" for trial in answer["trials"])
     for name, sha256 in finished.items():
         assert Adapter.load(run / "jobs" / name / "adapter").sha256 == sha256
@@ -123,7 +123,7 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     experiment = client.get_experiment_by_name("killed")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == 1 + 6
+    assert len(runs) == 1 + 4
     assert all(found.info.status == "FINISHED" for found in runs)
 
 

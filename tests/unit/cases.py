@@ -205,6 +205,15 @@ def speech_case(folder: Path) -> Case:
     )
 
 
+def letters_case(folder: Path) -> Case:
+    """On a folder of Wav2Vec2's."""
+    return replace(
+        speech_case(folder),
+        perfect=lambda row: {"text": row["text"].upper()},
+        targets=("q_proj", "v_proj", "out_proj", "intermediate_dense"),
+    )
+
+
 def segformer_case(folder: Path) -> Case:
     """On a folder of SegFormer's, whose decode head is the adapter's own."""
     return replace(
@@ -352,6 +361,16 @@ def prompt_case(folder: Path) -> Case:
         ],
         close=1e-5,
     )
+
+
+def answered_case(folder: Path) -> Case:
+    """Prompts whose answers scores have written and compare whole."""
+    case = prompt_case(folder)
+
+    def perfect(row: Row) -> Json:
+        return {**case.perfect(row), "text": row["completion"], "ended": True}
+
+    return replace(case, spec=TextGenerationSpec(max_length=24, answer_tokens=6), perfect=perfect)
 
 
 def all_tokens_case(folder: Path) -> Case:

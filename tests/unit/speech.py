@@ -1,8 +1,10 @@
-"""A tiny Whisper with random weights, a window of a second or some and a letter a token; and sounds that it hears."""
+"""A tiny Whisper with random weights, a window of a second or some and a letter a token; a tiny Wav2Vec2; and sounds
+that they hear."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -98,6 +100,45 @@ def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = (), s
     return folder
 
 
+def save_wav2vec2(folder: Path, norm: str = "layer", seed: int = 0) -> Path:
+    """A folder as `save_pretrained` writes Wav2Vec2 for CTC: capital letters, an apostrophe, 100 frames a second.
+
+    Args:
+        norm: of its convolutions: "layer", or "group", with which a row's answer depends on what it is padded to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    signs = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
+    (folder / "vocab.json").write_text(json.dumps({sign: number for number, sign in enumerate(signs)}))
+    config = transformers.Wav2Vec2Config(
+        vocab_size=len(signs),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        conv_dim=(16, 16, 16),
+        conv_kernel=(10, 3, 4),
+        conv_stride=(5, 4, 8),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        conv_bias=norm == "layer",
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.Wav2Vec2ForCTC(config).eval()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.data.normal_(0, 2 * parameter[0].numel() ** -0.5)
+            elif "bias" in name:
+                parameter.data.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(folder)
+    return folder
+
+
 def wav(samples: Any, rate: int = RATE) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
@@ -127,7 +168,9 @@ def best_answer(row: Row) -> Json:
 
 @lru_cache(maxsize=8)
 def _plain(folder: Path) -> Any:
-    return transformers.WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    letters = transformers.AutoConfig.from_pretrained(folder).model_type == "wav2vec2"
+    kind: Any = transformers.Wav2Vec2ForCTC if letters else transformers.WhisperForConditionalGeneration
+    return kind.from_pretrained(folder, attn_implementation="eager")
 
 
 def plain(folder: Path) -> Any:

@@ -52,8 +52,8 @@ def told(base: Path, rows: Path, task: dict[str, object]) -> Data:
 
 def test_every_weight_learns_what_the_bare_base_does_not_know(words: Data) -> None:
     assert score_bare(words)["f1"] < 0.6
-    assert score_full(words, 3e-3, 0, "test")["f1"] > 0.95
-    assert score_full(words, 3e-3, 0, "test") == score_full(words, 3e-3, 0, "test")
+    assert score_full(words, 3e-3, 0, ["test"])["test"]["f1"] > 0.95
+    assert score_full(words, 3e-3, 0, ["test"]) == score_full(words, 3e-3, 0, ["test"])
     assert score_head(words)["f1"] > 0.95, "a word's own state tells it"
 
 

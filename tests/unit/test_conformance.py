@@ -15,10 +15,12 @@ from tests.unit import detection, histories, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
     all_tokens_case,
+    answered_case,
     detection_case,
     dialogue_case,
     image_case,
     inspected_case,
+    letters_case,
     lite_case,
     multi_label_case,
     paired_case,
@@ -46,10 +48,13 @@ VARIANTS = (
     "texts alone",
     "dialogues",
     "prompts learned too",
+    "answers compared whole",
     "masks by SegFormer",
     "a label of interest",
     "EfficientNet",
     "objects by queries",
+    "letters of sounds",
+    "letters of sounds of one length",
 )
 CHAT = (
     "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
@@ -84,12 +89,17 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "texts alone": texts_alone_case(models["gpt2"]),
         "dialogues": dialogue_case(models["qwen2"]),
         "prompts learned too": all_tokens_case(models["gemma2"]),
+        "answers compared whole": answered_case(models["llama"]),
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
         "automatic-speech-recognition": speech_case(speech.save_whisper(tmp_path_factory.mktemp("bases") / "whisper")),
+        "letters of sounds": letters_case(speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "wav2vec2")),
+        "letters of sounds of one length": letters_case(
+            speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "grouped", norm="group")
+        ),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 

@@ -25,7 +25,8 @@ from ray_lora.bases.segmenters import Frame
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, DataError, RecipeError
 from ray_lora.inference.answer_columns import AnswerColumns
-from ray_lora.inference.predict import is_finite, predict
+from ray_lora.inference.finite import is_finite
+from ray_lora.inference.predict import predict
 from ray_lora.inference.tables import Answer
 from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec
 from ray_lora.tasks import plain_spec

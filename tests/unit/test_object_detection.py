@@ -23,7 +23,8 @@ from ray_lora.bases.yolox import Letterbox
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.answer_columns import AnswerColumns
-from ray_lora.inference.predict import NotFiniteError, is_finite, predict
+from ray_lora.inference.finite import NotFiniteError, is_finite
+from ray_lora.inference.predict import predict
 from ray_lora.inference.tables import Answer
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.tasks import plain_spec

@@ -21,7 +21,7 @@ from ray_lora.store import Store, open_store
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities, spoil
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good"]
-ADAPTERS, SPARE, REQUESTS, CLIENTS = 100, 20, 10_000, 48
+ADAPTERS, SPARE, REQUESTS, CLIENTS = 100, 20, 5_000, 48
 
 
 @pytest.fixture(scope="module")

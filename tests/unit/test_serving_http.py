@@ -244,8 +244,9 @@ def test_a_body_of_undeclared_length_is_limited_too(world: Path) -> None:
 
     async def main(client: Client) -> None:
         wrong(await client.post("/v1/predict", content=chunks()), 413, "60000")
+        wrong(await client.post("/v1/audio/transcriptions", content=chunks()), 413, "80000")
 
-    on(world, main, max_body_bytes=60_000)
+    on(world, main, max_body_bytes=60_000, max_sound_bytes=80_000)
 
 
 def test_the_header_names_an_adapter_too(world: Path) -> None:

@@ -20,7 +20,8 @@ from ray_lora.bases.load import load_base
 from ray_lora.data.check import on_base, wrong_rows
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import AdapterError, DataError, RecipeError
-from ray_lora.inference.predict import NotFiniteError, predict
+from ray_lora.inference.finite import NotFiniteError
+from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec
 from ray_lora.store import open_store
 from ray_lora.tasks import Features, Task, build_task
@@ -264,7 +265,7 @@ def test_what_is_too_long_to_learn_from_is_named(folder: Path) -> None:
 
 
 def test_other_classes_that_write_are_refused_by_name(folder: Path, tmp_path: Path, tiny_bert_folder: Path) -> None:
-    with pytest.raises(RecipeError, match="needs a Whisper with its tokenizer and feature extractor"):
+    with pytest.raises(RecipeError, match="needs a Whisper or a Wav2Vec2 with its tokenizer and feature extractor"):
         task_on(tiny_bert_folder)
     config = transformers.Speech2TextConfig(
         vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,

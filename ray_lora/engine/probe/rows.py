@@ -75,8 +75,7 @@ class Rows:
 
     def answers(self, rows: Sequence[dict[str, Tensor]], outputs: Any) -> Answers:
         """Each row's part of every output, its padding cut off."""
-        batch = self.base.batch(rows)
-        mask = batch.get("attention_mask", batch.get("decoder_attention_mask"))
+        mask = self.base.output_mask(self.base.batch(rows))
         found: Answers = []
         for row in range(len(rows)):
             kept = None if mask is None else mask[row].bool().to(self.base.device)

@@ -30,7 +30,7 @@ from ray_lora.serving.http.relay import ElsewhereError, asked_of, pass_on, respo
 from ray_lora.serving.http.request_id import RequestId
 from ray_lora.serving.http.sent_rows import add_forgetting, add_rows
 from ray_lora.serving.http.several import answer_each
-from ray_lora.serving.http.speech import add_speech
+from ray_lora.serving.http.speech import TRANSCRIPTIONS, add_speech
 from ray_lora.serving.names import BASE
 from ray_lora.store import Entry
 from ray_lora.store.refs import CHAMPION, check_name
@@ -44,7 +44,9 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
     faults.install(app)
     app.add_middleware(FileBodies, most=endpoint.args.max_inputs)
-    app.add_middleware(BodyLimit, largest=endpoint.args.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, largest=endpoint.args.max_body_bytes, larger={TRANSCRIPTIONS: endpoint.args.max_sound_bytes}
+    )
     app.add_middleware(RequestId, echo=echo_ids)
 
     async def elsewhere(request: Request, error: Exception) -> Response:

@@ -26,6 +26,7 @@ from ray_lora.serving.http.faults import fault
 from ray_lora.tasks import task_of
 from ray_lora.tasks.sounds import seconds_of
 
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _GRANULARITIES = ("timestamp_granularities", "timestamp_granularities[]")
@@ -167,7 +168,7 @@ def answered(kind: Format, answer: Json, language: str | None, sound: bytes) -> 
 def add_speech(app: FastAPI, endpoint: Endpoint) -> None:
     """Add `POST /v1/audio/transcriptions`."""
 
-    @app.post("/v1/audio/transcriptions", openapi_extra=FORM)
+    @app.post(TRANSCRIPTIONS, openapi_extra=FORM)
     async def transcriptions(request: Request) -> Response:
         endpoint.keys.of(request.headers)
         kind = request.headers.get("content-type", "")

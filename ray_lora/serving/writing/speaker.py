@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ray_lora.errors import AdapterError, DataError
 from ray_lora.inference.decoder import Reason
-from ray_lora.inference.predict import NotFiniteError
+from ray_lora.inference.finite import NotFiniteError
 from ray_lora.inference.prompts import Prompts
 from ray_lora.inference.sampling import Choice as Token
 from ray_lora.inference.sampling import Sampling

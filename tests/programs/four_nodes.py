@@ -1,6 +1,6 @@
 """A program: a training on four nodes of which three die, with what they have encoded, before the first step.
 
-python -m tests.ray.four_nodes FOLDER        # with recipe.json; prints {"killed": [...], "adapter": ...}
+python -m tests.programs.four_nodes FOLDER        # with recipe.json; prints {"killed": [...], "adapter": ...}
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A program: files of rows answered on four nodes, of which two die while their actors answer.
 
-python -m tests.ray.nodes_that_answer FOLDER       # with rows/ and store/; prints {"killed": 2, "rows": ...}
+python -m tests.programs.nodes_that_answer FOLDER       # with rows/ and store/; prints {"killed": 2, "rows": ...}
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 
 from ray_lora.running.answer_plan import Asked
 from ray_lora.running.answers import answer_files
-from tests.ray.four_nodes import Nodes
+from tests.programs.four_nodes import Nodes
 
 
 def main(folder: Path) -> None:
