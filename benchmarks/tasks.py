@@ -32,7 +32,7 @@ from pipelines.lines import HEADERS, cells, markdown
 
 PIPELINES = (
     "sentiment", "entities", "questions", "digits", "pictures", "inspection", "detection", "segmentation",
-    "recommendation", "generation", "speech",
+    "recommendation", "generation", "speech", "personal",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

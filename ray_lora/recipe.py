@@ -158,6 +158,8 @@ class PersonalSpec(Spec):
     num_train_epochs: int = Field(default=4, ge=1)  # of a person; a group has training's
     learning_rate: float | None = Field(default=None, gt=0)  # of a person; null: training's
     per_device_train_batch_size: int | None = Field(default=None, ge=1)  # of a person; null: training's
+    # versions of a person's adapter that stay, the newest, beside those that something points to; null: all
+    keep: int | None = Field(default=None, ge=1, exclude_if=lambda told: told is None)
 
 
 class ScalingSpec(Spec):

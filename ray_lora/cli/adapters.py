@@ -138,6 +138,23 @@ def rm(
         say({"removed": removed}, f"{removed} is removed")
 
 
+@app.command()
+def expire(
+    name: Annotated[str | None, typer.Argument(help="Only this one's versions.", show_default=False)] = None,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions of each name that stay, the newest.")] = 3,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove old versions of every adapter, single persons' too; what an alias, a split or a shadow needs stays."""
+    with answering(as_json) as say:
+        from ray_lora.store.expire import expire
+
+        removed = expire(_open(store, tracking_uri), keep, name)
+        shown = ", ".join(removed[:8]) + (" and more" if len(removed) > 8 else "")
+        say({"removed": removed}, f"{len(removed)} versions are removed" + (f": {shown}" if removed else ""))
+
+
 def _open(store: str, tracking_uri: str | None) -> Any:
     from ray_lora.store import open_store
 

@@ -49,13 +49,30 @@ def personal(
     follow: Annotated[
         str | None, typer.Option("--follow", help="The folder of `serve rows=...`: rows train as they come.")
     ] = None,
+    forget: Annotated[
+        str | None, typer.Option("--forget", metavar="KEY", help="Delete this person: all versions and all traces.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="With --forget: that is to let go at once of what it holds."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an adapter for each person of the recipe's table and put them into its store."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
-        if update is not None and follow is not None:
-            raise RecipeError("--update takes rows once, --follow as they come; give one of them")
+        if sum(option is not None for option in (update, follow, forget)) > 1:
+            raise RecipeError("--update takes rows once, --follow as they come, --forget deletes; give one of them")
+        if endpoint is not None and forget is None:
+            raise RecipeError("--endpoint goes with --forget KEY; give that too")
+        if forget is not None:
+            from ray_lora.running.people_forget import forget_person
+
+            found = forget_person(read, forget, endpoint)
+            columns = ["where", "removed", "stays"]
+            rows = [[place[column] for column in columns] for place in found["places"]]
+            say(found, f"{found['name']} is deleted", table(columns, rows))
+            return
         if update is not None:
             from ray_lora.running.people_updates import update_personal
 

@@ -12,7 +12,7 @@ came. Everything that was added is kept in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,10 @@ import pyarrow as pa
 from ray_lora.data.people import find_people
 from ray_lora.data.read import canonical
 from ray_lora.data.rows import read_rows
+from ray_lora.data.sent_files import GROUP, PERSON
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, PersonalSpec
 from ray_lora.tasks import Column
-
-PERSON, GROUP = "person", "group"  # what is said beside a row's own columns
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,17 @@ class History:
         self._parts: list[_Part] = []
         self.groups: dict[str, str | None] = {}
 
-    def add(self, given: str | Sequence[str]) -> list[str]:
+    def add(self, given: str | Sequence[str], leave_out: Callable[[str], bool] = lambda _: False) -> list[str]:
         """Add the rows of files that have the recipe's columns; whose they are.
+
+        Args:
+            leave_out: whether a key is one whose rows there are nobody's any more.
 
         Raises:
             DataError: a file, a column or a row is wrong, or somebody was in another group so far.
         """
         spec = self._spec if not self._parts else self._spec.model_copy(update={"order": None})
-        people = find_people(given, spec)
+        people = [person for person in find_people(given, spec) if not leave_out(person.key)]
         read = read_rows(given, self._data, self._columns)
         whose = {person.key: person.rows.tolist() for person in people}
         return self._keep(read.tables, whose, {person.key: person.group for person in people}, read.given)

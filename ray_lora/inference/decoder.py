@@ -109,6 +109,13 @@ class Decoder:
         """Tokens of `capacity` that no row has taken."""
         return self.capacity - sum(answer.prompt + answer.most for answer in self._answers.values())
 
+    def forget(self, owners: Collection[str]) -> int:
+        """Keep no prompts of some owners; how many were kept. Answers in the making go on, and keep nothing."""
+        for answer in self._answers.values():
+            if answer.owner in owners:
+                answer.owner = None
+        return self.prefixes.forget(owners)
+
     def needs(self, prompt: int, sampling: Sampling) -> int:
         """Tokens that the answers to a prompt of so many tokens take.
 

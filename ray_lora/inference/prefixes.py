@@ -12,7 +12,7 @@ tokens and tensors; no rows, no adapters.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ray_lora.engine.kv_cache import Pair
 
@@ -61,6 +61,13 @@ class Prefixes:
         self.bytes += size
         while self.bytes > self.most:
             self._let_go(next(iter(self._kept)))
+
+    def forget(self, owners: Collection[str]) -> int:
+        """Let go of what is kept for some owners; how many prompts that were."""
+        mine = [key for key in self._kept if key[0] in owners]
+        for key in mine:
+            self._let_go(key)
+        return len(mine)
 
     def holds(self, owner: str, ids: Sequence[int]) -> bool:
         """Whether all of a prompt is kept, or it is not worth it."""

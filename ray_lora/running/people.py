@@ -24,11 +24,13 @@ from ray_lora.data.people import Person, find_people
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import Json, Recipe, TrainingSpec
 from ray_lora.running.claims import claimed
+from ray_lora.running.forgotten import TRAIN, Forgotten
 from ray_lora.running.packs import Prepared, check
 from ray_lora.running.people_pool import SLOTS, PeoplePool
 from ray_lora.running.people_worker import Began
 from ray_lora.running.rows_progress import RowsProgress
 from ray_lora.store import Store, open_store
+from ray_lora.store.expire import expire
 from ray_lora.store.people import check_parent, group_name, person_name
 from ray_lora.tasks import task_of
 from ray_lora.tracking import Tracker
@@ -74,7 +76,7 @@ class PersonalTrainer:
             RayLoraError: something is wrong with the recipe or its rows; raised before any worker starts.
         """
         recipe, started = self.recipe, time.perf_counter()
-        people = find_people(recipe.data.train or (), recipe.personal)
+        everyone = find_people(recipe.data.train or (), recipe.personal)
         store = open_store(recipe.store, recipe.tracking.uri)
         parent = None
         if recipe.personal.parent is not None:
@@ -83,8 +85,11 @@ class PersonalTrainer:
             recipe = as_parent(recipe, adapter, recipe.personal.parent)
         prepared = check({recipe.name: recipe}, most_slots=SLOTS, quiet=self.quiet)
         with claimed(recipe, "personal", self.recipe.model_dump_json()) as output:
+            forgotten = Forgotten(output)
+            forgotten.check()
+            gone = forgotten.among([TRAIN])
             run = _Run(recipe, prepared, store, output, self.quiet)
-            return run.all(people, parent, started)
+            return run.all([person for person in everyone if not gone(person.key)], parent, started)
 
 
 def as_parent(recipe: Recipe, parent: Adapter, ref: str) -> Recipe:
@@ -166,21 +171,24 @@ class _Run:
         self, pool: PeoplePool, stage: str, shares: Sequence[Share], names: Mapping[str, str], training: TrainingSpec
     ) -> list[dict[str, Any]]:
         """A line for each share; those of blocks that an earlier run has done are read."""
-        ordered = sorted(shares, key=lambda share: (-len(share.rows), share.name))  # of like length, together
+        kept = sorted(self.output.glob(f"{stage}-*.jsonl"))
+        lines = [line for file in kept for line in _read(file)]
+        known, first = {line["name"] for line in lines}, 1 + max((_number(file) for file in kept), default=-1)
+        left = [share for share in shares if share.name not in known]
+        ordered = sorted(left, key=lambda share: (-len(share.rows), share.name))  # of like length, together
         blocks = [ordered[at : at + _BLOCK] for at in range(0, len(ordered), _BLOCK)]
-        files = [self.output / f"{stage}-{number:06}.jsonl" for number in range(len(blocks))]
-        lines = [line for file in files if file.exists() for line in _read(file)]
-        total = sum(len(share.rows) for share in ordered)
         before = sum(line["rows"] for line in lines)
+        total = before + sum(len(share.rows) for share in ordered)
         progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet)
-        todo = [(file, block) for file, block in zip(files, blocks, strict=True) if not file.exists()]
         done = before
-        for number, found in pool.train([block for _, block in todo], names, training):
-            file = todo[number][0]
+        for number, found in pool.train(blocks, names, training):
+            file = self.output / f"{stage}-{first + number:06}.jsonl"
             fresh = file.with_suffix(".tmp")
             fresh.write_text("".join(json.dumps(line) + "\n" for line in found))
             fresh.replace(file)
             lines += found
+            if stage == "people":
+                keep_newest(self.store, self.recipe, found)
             done += sum(line["rows"] for line in found)
             own = sum(line["adapter"] is not None for line in lines)
             progress.show(done, more=f"; {own:,} of {len(lines):,} gain", last=done == total)
@@ -253,6 +261,18 @@ def summarise(table: Sequence[Mapping[str, Json]], metric: str) -> dict[str, Jso
             before, after = np.mean(np.asarray(pairs, float), axis=0).tolist()
             found |= {f"{what} before": before, f"{what} after": after}
     return found
+
+
+def keep_newest(store: Store, recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Have those whose lines name a new version no more than `personal.keep` of them."""
+    if recipe.personal.keep is not None:
+        for line in lines:
+            if line["adapter"] is not None:
+                expire(store, recipe.personal.keep, str(line["adapter"]).partition("@")[0])
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

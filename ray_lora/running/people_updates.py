@@ -27,9 +27,10 @@ from ray_lora.data.history import History
 from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
+from ray_lora.running.forgotten import TRAIN, Forgotten
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.packs import Prepared
-from ray_lora.running.people import as_parent, line_of, personal_training, share_of
+from ray_lora.running.people import as_parent, keep_newest, line_of, personal_training, share_of
 from ray_lora.running.people_pool import SLOTS, PeoplePool
 from ray_lora.running.plan import make_plan
 from ray_lora.running.sources import Source
@@ -71,9 +72,11 @@ class PersonalUpdates:
         self._log, self._table = self.output / "updates.jsonl", self.output / "people.csv"
         if not self._table.exists():
             raise RecipeError(f"{str(self.output)!r} has no people yet; run the same command without --update first")
+        self._forgotten = Forgotten(self.output)
+        self._forgotten.check()
         self._task = task_of(recipe.task)
         self.history = History(recipe.data, self._task.columns, recipe.personal)
-        self.history.add(recipe.data.train or ())
+        self.history.add(recipe.data.train or (), self._forgotten.among([TRAIN]))
         self._prepared = self._prepare()
         for known in self._taken():
             self._add_known(known)
@@ -159,6 +162,7 @@ class PersonalUpdates:
             blocks = [shares[at : at + SLOTS] for at in range(0, len(shares), SLOTS)]
             for _, lines in self._pool.train(blocks, names, personal_training(recipe), table):
                 found |= {line["name"]: line for line in lines}
+                keep_newest(self.store, recipe, lines)
         return [
             {"person": person, "group": self.history.groups[person], "rows": len(mine[person])}
             | line_of(found.get(person), answers[person], metric)
@@ -203,7 +207,7 @@ class PersonalUpdates:
         if gone:
             raise DataError(f"{gone[0]} was taken before and is gone; put it back, or give the run another name=...")
         if line["kind"] == "files":
-            self.history.add(line["files"])
+            self.history.add(line["files"], self._forgotten.among(line["files"]))
         elif line["kind"] == "sent":
             self.history.add_sent([Path(file) for file in line["files"]])
 

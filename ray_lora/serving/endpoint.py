@@ -189,6 +189,14 @@ class Endpoint:
             if resident.entry.name == gone:
                 self.cache.drop(resident.entry)
 
+    async def forget(self, name: str) -> dict[str, Json]:
+        """Hold nothing of a name that the store does not have any more; how much of it there was."""
+        contents = self.registry.forget(name)
+        adapters = self.cache.forget(name)
+        prompts = await self.speaker.writer.forget(contents | adapters)
+        answers = await self.results.forget(name)
+        return {"adapters": len(adapters), "prompts": prompts, "answers": answers}
+
     async def status(self) -> dict[str, Json]:
         """What is in the slots, what waits, and counters since the start."""
         residents = [

@@ -12,7 +12,7 @@ from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json
 from ray_lora.serving.http.relay import Asked, Head, Told
 
-COMMANDS = ("describe", "prewarm", "renew", "status")
+COMMANDS = ("describe", "prewarm", "renew", "forget", "status")
 
 
 class Peers(Protocol):
@@ -44,6 +44,8 @@ class Replica(Protocol):
     async def prewarm(self, ref: str, pinned: bool = False) -> None: ...
 
     async def renew(self, gone: str | None = None) -> None: ...
+
+    async def forget(self, name: str) -> dict[str, Json]: ...
 
     async def status(self) -> dict[str, Json]: ...
 

@@ -100,6 +100,14 @@ class Registry:
             return False
         return True
 
+    async def still_holds(self, name: str) -> bool:
+        """As `holds`, asked of the store now.
+
+        Raises:
+            StoreAwayError: it does not answer.
+        """
+        return bool(await self._in_thread(lambda: self.store.list(name)))
+
     async def versions(self, name: str) -> list[Entry]:
         """The entries of one name."""
         if is_person(name):
@@ -124,6 +132,15 @@ class Registry:
         self._asked.clear()
         if self._listed is not None:
             self._listed = (self._listed[0], float("-inf"))
+
+    def forget(self, name: str) -> set[str]:
+        """Know nothing of a name, also while the store is away; the contents that it was known to have."""
+        mine = {ref for ref in self._known if ref.partition("@")[0] == name}
+        known = [self._known.pop(ref)[0] for ref in mine]
+        self._exact = OrderedDict((key, ref) for key, ref in self._exact.items() if key[0] != name)
+        if self._listed is not None:
+            self._listed = ([entry for entry in self._listed[0] if entry.name != name], float("-inf"))
+        return {entry.sha256 for entry in known if isinstance(entry, Entry)}
 
     def close(self) -> None:
         """Stop the threads."""

@@ -19,6 +19,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from ray_lora.errors import AdapterError, RecipeError
+from ray_lora.store.described import versions_of
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, claimed, matters
 from ray_lora.store.line import public
 from ray_lora.store.refs import is_name, is_person, version_of
@@ -103,6 +104,22 @@ class BucketFiles:
         """See `Files.delete`."""
         for part in (CONFIG, *PARTS, PICKLED):
             self._forget(self._at(name, prefix + part))
+
+    def crowded(self, most: int) -> list[str]:
+        """See `Files.crowded`. One listing of the whole bucket path."""
+        return sorted(name for name, listing in self.scan_all().items() if len(versions_of(listing)) > most)
+
+    def forget(self, name: str) -> None:
+        """See `Files.forget`. Configs first, so that each version vanishes whole."""
+        listed = [info.path for info in self._list(name) if info.type == FileType.File]
+        for path in sorted(listed, key=lambda path: not path.endswith(f"/{CONFIG}")):
+            self._forget(path)
+        try:
+            self._fs.delete_dir(self._at(name, ""))
+        except FileNotFoundError:  # a bucket has no folders
+            pass
+        except OSError as error:
+            raise StoreAwayError(f"{self._at(name, '')!r} cannot be taken away: {error}") from None
 
     def local(self, name: str, prefix: str) -> None:
         """See `Files.local`."""

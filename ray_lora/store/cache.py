@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,17 @@ def local_copy(sha256: str | None, fetch: Callable[[Path], None]) -> tuple[Path,
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def forget_copies(contents: Collection[str]) -> int:
+    """Remove this machine's copies of contents; how many there were. Whoever else needs one fetches it again."""
+    count = 0
+    for sha256 in filter(is_sha256, contents):
+        folder = cache_root() / "adapters" / sha256
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            count += 1
+    return count
+
+
 def _usable(folder: Path, sha256: str) -> Adapter | None:
     try:
         return checked(folder, sha256) if folder.is_dir() else None
@@ -124,6 +135,10 @@ class Fetched:
         except OSError:  # a full disk costs another fetch
             return
 
+    def forget(self, name: str) -> None:
+        """Know nothing of a name any more."""
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+
     def _file(self, name: str, prefix: str) -> Path:
         return self._folder / name / f"{prefix.rstrip('/') or 'plain'}.json"
 
@@ -152,3 +167,8 @@ class ReadAhead:
         with self._lock:
             held, _ = self._held.pop((name, version), (None, 0))
         return held if held is not None and held.sha256 == sha256 else None
+
+    def drop(self, name: str, version: int) -> None:
+        """Hold it no longer."""
+        with self._lock:
+            self._held.pop((name, version), None)

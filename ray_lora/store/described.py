@@ -76,6 +76,11 @@ class Described:
         self._known[name, version] = (stats_of(listing, prefix), entry)
         return entry
 
+    def forget(self, name: str) -> None:
+        """Hold nothing of a name."""
+        for key in [key for key in self._known if key[0] == name]:
+            self._known.pop(key, None)
+
     def json(self, name: str, path: str, listing: Listing) -> dict[str, Any]:
         """The object in a small file of a name.
 

@@ -78,6 +78,15 @@ class Files(Protocol):
         """Take away the adapter files at "" or "2/", its config first."""
         ...
 
+    def crowded(self, most: int) -> list[str]:
+        """The names with more than so many numbered versions; no version's own files are looked at where that takes
+        longer."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Take away all that a name has, and what an earlier call that was cut short left of it."""
+        ...
+
     def local(self, name: str, prefix: str) -> Path | None:
         """The folder itself where it lies on this machine, else None."""
         ...

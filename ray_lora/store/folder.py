@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
-from ray_lora.store.cache import Fetched, checked, local_copy
+from ray_lora.store.cache import Fetched, checked, forget_copies, local_copy
 from ray_lora.store.described import Described, Stats, VanishedError, versions_of
 from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
 from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
-from ray_lora.store.store import BeingWrittenError, Entry
+from ray_lora.store.store import BeingWrittenError, Cleared, Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
 from ray_lora.store.verified import Verified
 
@@ -147,6 +147,41 @@ class FolderStore:
         self._files.delete(name, versions_of(listing)[version])
         self._verified.forget(name, version)
         return f"{name}@{version}"
+
+    def crowded(self, most: int) -> Sequence[str]:
+        """See `Store.crowded`."""
+        return self._files.crowded(most)
+
+    def forget(self, name: str) -> Sequence[Cleared]:
+        """See `Store.forget`."""
+        check_name(name)
+        listing = {} if self._files.local(name, "") is not None else self._files.scan(name)
+        contents, count = self._contents(name, listing), self._count(name)
+        copies = forget_copies(contents)
+        self._files.forget(name)
+        copies += forget_copies(contents)  # one that was fetched meanwhile
+        self._verified.forget_name(name)
+        self._described.forget(name)
+        self._fetched.forget(name)
+        stays = "" if self._files.local(name, "") is not None else "earlier states, where the bucket keeps them"
+        done = [Cleared(f"store {self.uri}", f"{name}, {count} versions" if count else "", stays)]
+        return done + ([Cleared("copies on this machine", f"{copies} adapters")] if copies else [])
+
+    def _count(self, name: str) -> int:
+        try:
+            return len(versions_of(self._files.scan(name)))
+        except AdapterError:  # a link that leads out of the store
+            return 0
+
+    def _contents(self, name: str, listing: Listing) -> set[str]:
+        """The hashes of a name's versions, as their cards claim."""
+        found = set()
+        for version in versions_of(listing):
+            try:
+                found.add(self._described.entry(name, version, listing).sha256)
+            except AdapterError:  # torn: nothing of it was kept here
+                continue
+        return found
 
     def point(self, name: str, change: Change) -> Pointers:
         """See `Store.point`."""

@@ -65,6 +65,10 @@ class Notes:
         except OSError as error:
             _logger.warning("the cache %s cannot be written: %s", self._folder, error)
 
+    def forget(self, name: str) -> None:
+        """Know nothing of a name any more."""
+        (self._folder / f"{name}.json").unlink(missing_ok=True)
+
     def recall(self) -> dict[str, Known]:
         """All names written down."""
         found = {}

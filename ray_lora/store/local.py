@@ -119,6 +119,33 @@ class LocalFiles:
             for part in (CONFIG, *PARTS, PICKLED):
                 (folder / part).unlink(missing_ok=True)
 
+    def crowded(self, most: int) -> list[str]:
+        """See `Files.crowded`. One look into each name's folder."""
+        found = []
+        for name in self.names():
+            try:
+                entries = self._entries(self.root / name, f"{name!r}", check=False)
+            except AdapterError as error:
+                _logger.warning("left out: %s", error)
+                continue
+            if sum(version_of(entry.name) is not None for entry in entries) > most:
+                found.append(name)
+        return sorted(found)
+
+    def forget(self, name: str) -> None:
+        """See `Files.forget`. One `rename` takes it from readers; a link goes, not what it leads to."""
+        home, gone = self.root / name, self.root / f".gone-{name}"
+        try:
+            if home.is_symlink():
+                home.unlink()
+            if gone.exists():
+                shutil.rmtree(gone)
+            if home.exists():
+                home.rename(gone)
+                shutil.rmtree(gone)
+        except OSError as error:
+            raise AdapterError(f"{name!r} cannot be taken out of the store {str(self.root)!r}: {error}") from None
+
     def local(self, name: str, prefix: str) -> Path:
         """See `Files.local`."""
         return self.root / name / prefix

@@ -9,14 +9,21 @@ import logging
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from ray_lora.store.line import experiment_id, require, sqlite_file, user
+from ray_lora.store.line import experiment_id, public, require, sqlite_file, user
+from ray_lora.store.store import Cleared
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_FORGOTTEN = "forgotten"  # what runs and experiments are called whose names said whose they are
 
 _SETTINGS = {  # of MLflow's client in this process, unless they are set already
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who calls knows better than seven tries over four minutes
@@ -77,3 +84,69 @@ def own_run(client: MlflowClient, name: str) -> str:
     run = client.create_run(experiment_id(client, name), run_name=f"put {name}", tags={"mlflow.user": user()})
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
+
+
+def forget_model(client: MlflowClient, name: str) -> None:
+    """Delete a registered model with its versions and aliases, if there is one."""
+    try:
+        client.delete_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+            raise
+
+
+def forget_experiment(client: MlflowClient, name: str) -> list[Cleared]:
+    """Delete the experiment of this name, if there is one, with its runs and their artifacts.
+
+    MLflow keeps the rows of what is deleted; they are renamed before, and lose their artifacts.
+    """
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return []
+    number, where = str(experiment.experiment_id), f"runs of mlflow at {public(client.tracking_uri)}"
+    if experiment.lifecycle_stage != "active":
+        client.restore_experiment(number)
+    runs = list(_runs(client, number, ViewType.ALL))
+    refused = 0
+    for run in runs:
+        try:
+            get_artifact_repository(str(run.info.artifact_uri), tracking_uri=client.tracking_uri).delete_artifacts()
+        except FileNotFoundError:  # it has none, or none any more
+            pass
+        except (NotImplementedError, MlflowException, OSError):  # a place that MLflow cannot delete from
+            refused += 1
+        if run.info.lifecycle_stage != "active":
+            client.restore_run(run.info.run_id)
+        client.update_run(run.info.run_id, name=_FORGOTTEN)
+        client.delete_run(run.info.run_id)
+    if location := local_folder(str(experiment.artifact_location)):
+        for path in sorted((held for held in location.rglob("*") if held.is_dir()), reverse=True):
+            with suppress(OSError):  # it has something in it
+                path.rmdir()
+        with suppress(OSError):
+            location.rmdir()
+    client.rename_experiment(number, f"{_FORGOTTEN}-{number}")
+    client.delete_experiment(number)
+    stays = [f"rows of deleted runs, until `mlflow gc --experiment-ids {number}`"]
+    if refused:
+        stays.append(f"artifacts of {refused} runs in {experiment.artifact_location}, which MLflow cannot delete")
+    return [Cleared(where, f"experiment {name}, {len(runs)} runs", "; ".join(stays))]
+
+
+def _runs(client: MlflowClient, experiment: str, view: int) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment], run_view_type=view, max_results=1000, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of this machine that an address of artifacts is, if it is one."""
+    parts = urlsplit(location)
+    return Path(url2pathname(parts.path)) if parts.scheme in ("", "file") else None

@@ -9,38 +9,44 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
-from ray_lora.store.cache import local_copy
+from ray_lora.store.cache import forget_copies, local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
-from ray_lora.store.known import TAG, TRAFFIC, Known, Notes, entry_of, tags_of, unpack
+from ray_lora.store.known import TRAFFIC, Known, Notes, entry_of, tags_of
 from ray_lora.store.line import Line, address, answering, public, require
-from ray_lora.store.mlflow_client import connect, ensure_model, own_run, own_setting, write_mlmodel
+from ray_lora.store.mlflow_client import (
+    connect,
+    ensure_model,
+    forget_experiment,
+    forget_model,
+    own_run,
+    own_setting,
+    write_mlmodel,
+)
 from ray_lora.store.refs import (
     CHAMPION,
     check_alias,
     check_name,
     choose,
-    is_name,
     is_person,
     only_version,
     parse_ref,
     unknown,
 )
+from ray_lora.store.registered import PAGE, known_of, read_entries
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
-from ray_lora.store.store import Entry, StoreAwayError
-from ray_lora.store.traffic import Traffic, parse_traffic
+from ray_lora.store.store import Cleared, Entry, StoreAwayError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
 
     from ray_lora.adapters.adapter import Adapter
-
-_PAGE = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -124,10 +130,12 @@ class MlflowStore:
         """See `Store.list`."""
         try:
             self._connected()
-            before, self._known = self._known, self._line.ask(self._read_all)
-            for name, known in self._known.items():
-                if before.get(name) != known:
-                    self._notes.keep(name, known)
+            found = self._line.ask(self._read_all if name is None else lambda: self._read_one(name))
+            others = {} if name is None else {held: known for held, known in self._known.items() if held != name}
+            before, self._known = self._known, others | found
+            for held, known in found.items():
+                if before.get(held) != known:
+                    self._notes.keep(held, known)
         except StoreAwayError as error:
             self._line.say_away(error)
             self._known = {**self._notes.recall(), **self._known}
@@ -159,6 +167,29 @@ class MlflowStore:
         with answering(self.tracking_uri):
             client.delete_model_version(name, str(version))
         return f"{name}@{version}"
+
+    def crowded(self, most: int) -> Sequence[str]:
+        """See `Store.crowded`. One look at the whole registry."""
+        counts = Counter(entry.name for entry in self.list())
+        return sorted(name for name, count in counts.items() if count > most)
+
+    def forget(self, name: str) -> Sequence[Cleared]:
+        """See `Store.forget`. The experiment that its versions' runs are in is the name's own, and goes with them."""
+        check_name(name)
+        client = self._connected()
+        known = self._line.ask(lambda: self._read(name))
+        contents = {entry.sha256 for entry in known.versions.values()}
+        where = f"mlflow at {public(self.tracking_uri)}"
+        with answering(self.tracking_uri):
+            forget_model(client, name)
+            runs = forget_experiment(client, name)
+        self._known.pop(name, None)
+        self._aside = {key: why for key, why in self._aside.items() if key[0] != name}
+        self._notes.forget(name)
+        copies = forget_copies(contents)
+        count = len(known.versions)
+        done = [Cleared(f"registry of {where}", f"{name}, {count} versions" if count else ""), *runs]
+        return done + ([Cleared("copies on this machine", f"{copies} adapters")] if copies else [])
 
     def point(self, name: str, change: Change) -> Pointers:
         """See `Store.point`. The registry has no locks: of two changes at once the last one wins."""
@@ -212,22 +243,31 @@ class MlflowStore:
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 return Known({}, {})
             raise
-        versions = _entries(client, f"name = '{name}'").get(name, {})
-        return _known(model, versions)
+        versions = read_entries(client, f"name = '{name}'").get(name, {})
+        return known_of(model, versions)
+
+    def _read_one(self, name: str) -> dict[str, Known]:
+        """A name, if the registry has it."""
+        try:
+            known = self._read(name)
+        except AdapterError as error:
+            _logger.warning("left out: %s", error)
+            return {}
+        return {name: known} if known.versions else {}
 
     def _read_all(self) -> dict[str, Known]:
         client = self._connected()
         models: dict[str, RegisteredModel] = {}
         token = None
         while True:
-            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+            page = client.search_registered_models(max_results=PAGE, page_token=token)
             models |= {model.name: model for model in page}
             if not (token := page.token):
                 break
         found = {}
-        for name, versions in _entries(client, "").items():
+        for name, versions in read_entries(client, "").items():
             try:
-                found[name] = _known(models[name], versions)
+                found[name] = known_of(models[name], versions)
             except (AdapterError, KeyError) as error:
                 _logger.warning("left out: %s", error)
         return found
@@ -251,29 +291,3 @@ class MlflowStore:
                     artifacts.download_artifacts(part, str(into))
         except Exception as error:
             raise StoreAwayError(f"{entry.ref} cannot be fetched from {source}: {error}") from None
-
-
-def _known(model: RegisteredModel, versions: dict[int, Entry]) -> Known:
-    """What a registered model says; AdapterError when its tag for traffic is spoilt."""
-    aliases = {alias: int(version) for alias, version in model.aliases.items()}
-    tag = model.tags.get(TRAFFIC)
-    return Known(versions, aliases, parse_traffic(tag, f"{model.name}: tag {TRAFFIC!r}") if tag else Traffic())
-
-
-def _entries(client: MlflowClient, where: str) -> dict[str, dict[int, Entry]]:
-    """The adapters among the registry's versions."""
-    found: dict[str, dict[int, Entry]] = {}
-    condition = f"{where} and tags.`{TAG}` LIKE '%'" if where else f"tags.`{TAG}` LIKE '%'"
-    token = None
-    while True:
-        page = client.search_model_versions(condition, max_results=_PAGE, page_token=token)
-        for version in page:
-            number = int(version.version)
-            try:
-                if not is_name(version.name):
-                    raise AdapterError(f"{version.name!r} cannot name an adapter")
-                found.setdefault(version.name, {})[number] = unpack(version.name, number, version.tags[TAG])
-            except (AdapterError, KeyError) as error:
-                _logger.warning("left out: %s", error)
-        if not (token := page.token):
-            return found

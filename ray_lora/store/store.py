@@ -46,6 +46,19 @@ class Entry:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True)
+class Cleared:
+    """What a deletion did in one place.
+
+    Attributes:
+        where: the place. removed: what was taken away there, "" for nothing. stays: what could not be, and how it goes.
+    """
+
+    where: str
+    removed: str
+    stays: str = ""
+
+
 class Store(Protocol):
     """Where adapters live. Versions are immutable and their numbers are never used again; aliases move.
 
@@ -107,4 +120,17 @@ class Store(Protocol):
     def remove(self, ref: str) -> str:
         """Forget one version and the aliases on it, broken or not; returns it as name@3. A bare name is refused while
         it has several versions."""
+        ...
+
+    def crowded(self, most: int) -> Sequence[str]:
+        """The names that have more than so many versions; nothing is read of any of them."""
+        ...
+
+    def forget(self, name: str) -> Sequence[Cleared]:
+        """Take a name away with all its versions, whatever points to them, and this machine's copies of them: what was
+        done in each place.
+
+        A name that is not there is no error, so that the same call finishes one that was cut short. Versions of whoever
+        is called so later begin at 1 where a place keeps no number without the name.
+        """
         ...

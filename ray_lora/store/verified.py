@@ -125,6 +125,12 @@ class Verified:
         else:
             self._known = {key: known for key, known in self._known.items() if isinstance(known.what, Entry)}
 
+    def forget_name(self, name: str) -> None:
+        """Hold nothing of a name."""
+        for version in [version for held, version in self._known if held == name]:
+            self._known.pop((name, version), None)
+            self.ahead.drop(name, version)
+
     def _look(self, name: str, version: int, listing: Listing) -> Entry | AdapterError:
         prefix = versions_of(listing)[version]
         stats, left = stats_of(listing, prefix), self._left(name, version, listing)

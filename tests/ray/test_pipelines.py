@@ -29,9 +29,9 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 }
 
 
-# Those that train on photographs, speech or a language model take minutes even of few steps: `make demo-all` runs
+# Those that train photographs, speech, a language model or people take minutes even of few steps: `make demo-all` runs
 # them. What `sentiment` does beside is the demo (tests/programs/).
-SLOW = ("sentiment", "pictures", "inspection", "detection", "segmentation", "generation", "speech")
+SLOW = ("sentiment", "pictures", "inspection", "detection", "segmentation", "generation", "speech", "personal")
 QUICK = [name for name in PIPELINES if name not in SLOW]
 
 

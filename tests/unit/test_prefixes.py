@@ -104,6 +104,9 @@ def test_memory_is_bounded_and_what_was_used_longest_ago_goes_first() -> None:
     assert (prefixes.bytes, prefixes.longest("d", range(60))) == (8 * 45, None)
     assert prefixes.holds("c", range(24))
     assert not prefixes.holds("d", range(24))
+    assert prefixes.forget({"c"}) == 1
+    assert (prefixes.bytes, prefixes.longest("c", range(30))) == (8 * 20, None)
+    assert prefixes.longest("a", range(30)) is not None
 
 
 def test_nothing_is_kept_where_there_is_no_room(world: Path, engine: AdapterEngine) -> None:

@@ -37,6 +37,7 @@ ROUTES = [
     ("POST", "/v1/refresh"),
     ("POST", "/v1/feedback"),
     ("POST", "/v1/rows"),
+    ("POST", "/v1/forget"),
 ]
 NAMES = ["two", "two@1", "two@champion", "torn", "wide", "base", "nothing"]
 

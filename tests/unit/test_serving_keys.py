@@ -120,6 +120,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key(world: Path) -> None:
                         "/v1/completions": {"model": "tweets", "prompt": "a"},
                         "/v1/chat/completions": {"model": "tweets", "messages": [{"role": "user", "content": "a"}]},
                         "/v1/rows": {"model": "tweets", "person": "a", "rows": [{}]},
+                        "/v1/forget": {"model": "tweets", "person": "a"},
                     }
                     body = own.get(path, body)
                     response = await client.request(method, path, json=None if method == "get" else body)

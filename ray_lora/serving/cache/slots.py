@@ -122,7 +122,17 @@ class AdapterCache(Generic[L]):
 
     def drop(self, entry: Entry) -> bool:
         """Forget the adapter: out of RAM now, out of its slot when its last lease ends. False: it was not here."""
-        key = entry.sha256
+        return self._drop(entry.sha256)
+
+    def forget(self, name: str) -> set[str]:
+        """Drop what was read for a name; the contents."""
+        mine = {key for key, resident in self._resident.items() if resident.entry.name == name}
+        mine.update(self._ram.of(name))
+        for key in mine:
+            self._drop(key)
+        return mine
+
+    def _drop(self, key: str) -> bool:
         known = self._ram.drop(key)
         self._failures.forget(key)
         resident = self._resident.get(key)
@@ -260,7 +270,7 @@ class AdapterCache(Generic[L]):
     async def _read(self, entry: Entry) -> None:
         key = entry.sha256
         try:
-            self._ram[key] = await self._load(entry)
+            self._ram.hold(key, await self._load(entry), entry.name)
             self._count("loads", entry)
             self._ram.trim(keep=self._lines)
         except Exception as error:

@@ -1,7 +1,7 @@
 """What an adapter cache remembers beside its slots: adapters in RAM within a byte budget, and what failed a moment ago.
 
 ram = RamTier(budget=1 << 30)
-ram["sha256"] = loaded
+ram.hold("sha256", loaded, "tweets")
 ram.trim(keep={"sha256"})
 """
 
@@ -29,6 +29,7 @@ class RamTier(Generic[L]):
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._held: OrderedDict[str, L] = OrderedDict()
+        self._read_for: dict[str, str] = {}  # the name of which each was read
 
     @property
     def used(self) -> int:
@@ -38,8 +39,14 @@ class RamTier(Generic[L]):
     def __contains__(self, key: str) -> bool:
         return key in self._held
 
-    def __setitem__(self, key: str, loaded: L) -> None:
+    def hold(self, key: str, loaded: L, name: str) -> None:
+        """Keep an adapter that was read for a name."""
         self._held[key] = loaded
+        self._read_for[key] = name
+
+    def of(self, name: str) -> list[str]:
+        """The adapters that were read for a name."""
+        return [key for key, held in self._read_for.items() if held == name]
 
     def use(self, key: str) -> L:
         """The adapter, which is now the most recently used."""
@@ -48,6 +55,7 @@ class RamTier(Generic[L]):
 
     def drop(self, key: str) -> bool:
         """Forget an adapter; False: it was not here."""
+        self._read_for.pop(key, None)
         return self._held.pop(key, None) is not None
 
     def trim(self, keep: Container[str]) -> None:
@@ -56,7 +64,8 @@ class RamTier(Generic[L]):
         for key in [key for key in self._held if key not in keep]:
             if used <= self.budget:
                 return
-            used -= self._held.pop(key).bytes
+            used -= self._held[key].bytes
+            self.drop(key)
 
 
 class Failures:

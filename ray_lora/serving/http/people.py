@@ -30,9 +30,9 @@ async def served_by(
     key = endpoint.keys.of(request.headers)
     named: list[tuple[ServedBy, str]] = []
     if person is not None:
-        named.append(("person", person_name(ref, _some("person", person))))
+        named.append(("person", person_name(ref, some("person", person))))
     if group is not None:
-        named.append(("group", group_name(ref, _some("group", group))))
+        named.append(("group", group_name(ref, some("group", group))))
     for _, name in named:
         key.check_adapter(name)
     for kind, name in named:
@@ -41,7 +41,8 @@ async def served_by(
     return ref, "parent"
 
 
-def _some(what: str, key: str) -> str:
+def some(what: str, key: str) -> str:
+    """The key of a person or a group; DataError where it can be none."""
     if not key.strip() or len(key) > 512:
         raise DataError(f"{what} has {len(key)} characters; give a key of 1 to 512 that is not blank")
     return key

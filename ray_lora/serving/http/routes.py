@@ -28,7 +28,7 @@ from ray_lora.serving.http.people import served_by
 from ray_lora.serving.http.pouring import WhileThere
 from ray_lora.serving.http.relay import ElsewhereError, asked_of, pass_on, response_of, wants_parts
 from ray_lora.serving.http.request_id import RequestId
-from ray_lora.serving.http.sent_rows import add_rows
+from ray_lora.serving.http.sent_rows import add_forgetting, add_rows
 from ray_lora.serving.http.several import answer_each
 from ray_lora.serving.http.speech import TRANSCRIPTIONS, add_speech
 from ray_lora.serving.names import BASE
@@ -72,6 +72,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     add_speech(app, endpoint)
     _add_feedback(app, endpoint)
     add_rows(app, endpoint)
+    add_forgetting(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)

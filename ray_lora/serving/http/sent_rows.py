@@ -21,15 +21,17 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, StrictStr
 
 from ray_lora.data.check import raise_wrong, wrong_rows
-from ray_lora.data.history import GROUP, PERSON
 from ray_lora.data.read import canonical
+from ray_lora.data.sent_files import GROUP, PERSON, forget_rows
 from ray_lora.errors import CapacityError, DataError
 from ray_lora.recipe import DataSpec, Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import ref_of
-from ray_lora.serving.http.people import ServedBy, served_by
+from ray_lora.serving.http.people import ServedBy, served_by, some
 from ray_lora.serving.http.schemas import Strict
 from ray_lora.store import Entry
+from ray_lora.store.people import person_name
+from ray_lora.store.refs import check_name
 from ray_lora.tasks import task_of
 
 _WHERE = "rows"  # what messages call the request's rows
@@ -69,6 +71,44 @@ def add_rows(app: FastAPI, endpoint: Endpoint) -> None:
         folder = Path(endpoint.args.rows) / name
         await asyncio.to_thread(keep, folder, [row | whose for row in body.rows])
         return RowsResponse(kept=len(body.rows), served_by=served)
+
+
+class ForgetRequest(Strict):
+    """Whose adapter is gone from the store."""
+
+    model: StrictStr
+    person: StrictStr
+
+
+class ForgetResponse(BaseModel):
+    """What all replicas let go of: adapters in memory, prompts kept, answers counted, rows kept in `rows=`."""
+
+    name: str
+    replicas: int
+    adapters: int
+    prompts: int
+    answers: int
+    rows: int
+
+
+def add_forgetting(app: FastAPI, endpoint: Endpoint) -> None:
+    """Add the route by which a deletion is told."""
+
+    @app.post("/v1/forget", response_model=ForgetResponse)
+    async def forget(body: ForgetRequest, request: Request) -> ForgetResponse:
+        """Hold nothing of a person whose adapter the store does not have any more."""
+        endpoint.keys.of(request.headers).check_admin()
+        check_name(body.model)
+        name = person_name(body.model, some("person", body.person))
+        if await endpoint.registry.still_holds(name):
+            raise DataError(f"the store still has {name!r}; ray-lora personal RECIPE --forget KEY takes it away first")
+        told = await endpoint.names.peers.tell(None, "forget", name)
+        rows = 0
+        if endpoint.args.rows is not None:
+            folder = Path(endpoint.args.rows) / body.model
+            rows, _ = await asyncio.to_thread(forget_rows, folder, body.person)
+        sums = {what: sum(one[what] for one in told) for what in ("adapters", "prompts", "answers")}
+        return ForgetResponse(name=name, replicas=len(told), rows=rows, **sums)
 
 
 def check(entry: Entry, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ No inputs and no answers are kept. Knows no HTTP, no engine and no MLflow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -91,6 +92,15 @@ class Results:
             )
         return arm
 
+    async def forget(self, name: str) -> int:
+        """Keep no counts, feedback or ids of a name, of any replica that shares the folder; of how many answers this
+        one knew."""
+        mine = [arm for arm in self._tallies if arm.name == name]
+        count = sum(self._tallies.pop(arm).requests for arm in mine)
+        self._ids = OrderedDict((told, arm) for told, arm in self._ids.items() if arm.name != name)
+        await asyncio.to_thread(self._try, lambda: forget_lines(self.folder, name))
+        return count
+
     async def close(self) -> None:
         """Write what is not written yet."""
         if self._saving is not None:
@@ -164,7 +174,7 @@ class Results:
                     return Arm(parts[1], int(parts[2]), parts[3], parts[4])  # type: ignore[arg-type]  # checked
         return None
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[], object]) -> None:
         """Results that cannot be written never hurt an answer."""
         try:
             write()
@@ -179,3 +189,30 @@ def _tidy(folder: Path) -> None:
     for path in folder.glob("*.ids*"):
         if time.time() - path.stat().st_mtime > _STALE_S:
             path.unlink(missing_ok=True)
+
+
+def forget_lines(folder: Path, name: str) -> int:
+    """Overwrite the lines of a folder's files that are of a name with empty ones; how many there were.
+
+    Where they lie: replicas go on appending to the same files, and readers pass over empty lines.
+    """
+    count = 0
+    for path in (*folder.glob("*.jsonl"), *folder.glob("*.ids*")):
+        with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:  # taken away meanwhile
+            at = 0
+            for line in file.read().splitlines(keepends=True):
+                if _is_of(line, name):
+                    file.seek(at)
+                    file.write(b"\n" * len(line))
+                    count += 1
+                at += len(line)
+    return count
+
+
+def _is_of(line: bytes, name: str) -> bool:
+    if line.startswith(b"{"):
+        try:
+            return bool(json.loads(line)["name"] == name)
+        except (ValueError, KeyError, TypeError):  # torn
+            return False
+    return line.split(b"\t")[1:2] == [name.encode()]

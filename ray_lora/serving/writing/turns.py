@@ -49,6 +49,8 @@ class Steps(Protocol):
 
     def step(self, only: Collection[int] | None = None) -> Mapping[int, Written]: ...
 
+    def forget(self, owners: Collection[str]) -> int: ...
+
 
 @dataclass
 class Turn:
@@ -97,6 +99,10 @@ class Turns:
         for number, row in zip(part.numbers, part.rows, strict=False):
             if number in numbers:
                 self._forget(row)
+
+    def forget(self, owners: Collection[str]) -> int:
+        """Keep nothing of the prompts of some contents; of how many something was kept."""
+        return 0 if self._steps is None else self._steps.forget(owners)
 
     def _join(self, steps: Steps, candidates: Sequence[Part], turn: Turn) -> None:
         blocked: set[str] = set()

@@ -102,6 +102,10 @@ class Writer:
         while self._worker is not None and not self._worker.done():
             await asyncio.wait([self._worker])
 
+    async def forget(self, owners: Collection[str]) -> int:
+        """Keep nothing of the prompts of some contents; of how many something was kept."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._turns.forget, owners)
+
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
         if self._worker is not None:

@@ -1,0 +1,52 @@
+"""Files of rows that an endpoint kept for people's adapters: JSON lines in a folder, a file a request.
+
+    folder/00001764-9f0c.jsonl    {"text": "a bad day", "label": "positive", "person": "shop 4", "group": "a"}
+
+It knows whose a row is; not what it means, who wrote it or who learnt from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+PERSON, GROUP = "person", "group"  # what is said beside a row's own columns
+
+
+def forget_rows(folder: Path, person: str) -> tuple[int, int]:
+    """Take a person's rows out of all files of a folder, and files away that hold no others; rows and files that were
+    changed. Other people's lines stay byte for byte."""
+    rows = files = 0
+    for path in sorted(folder.glob("*.jsonl")):
+        mine = count_rows(path, person)
+        if mine:
+            rows, files = rows + mine, files + 1
+            others = b"".join(line for line in _lines(path) if not _is_of(line, person))
+            if others:
+                fresh = path.with_name(f".{path.stem}")
+                fresh.write_bytes(others)
+                fresh.replace(path)
+            else:
+                path.unlink(missing_ok=True)
+    return rows, files
+
+
+def count_rows(path: Path, person: str) -> int:
+    """How many rows of a file are a person's; of one that is gone none."""
+    return sum(_is_of(line, person) for line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        yield from path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+
+
+def _is_of(line: bytes, person: str) -> bool:
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and told.get(PERSON) == person
