@@ -8,8 +8,8 @@ says which are wanted now; the table shows all that are known.
 `before` is what the source's adapter (or the bare base) scores on the target's held-out rows; `adapter`, `head only`
 and `full` learnt from the target's training rows, mean ± standard deviation over seeds; `seconds` are the wall-clock of
 the one training call in which all adapters of a pipeline on that base trained, those for the sources included. Adapters
-train and answer on the base in its recipe's dtype (bfloat16 where the processor multiplies it natively), every weight
-trains in float32; a decoder's weights are trained by one seed, at one rate.
+train and answer on the base in its recipe's dtype (bfloat16 where the processor multiplies it natively); every weight
+trains in float32, its products in that dtype too; a decoder's weights are trained by one seed, at one rate.
 """
 
 from __future__ import annotations

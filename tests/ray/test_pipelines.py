@@ -29,7 +29,7 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 }
 
 
-# Those that train photographs, speech, a language model or people take minutes even of few steps: `make demo-all` runs
+# Photographs, speech, a language model and people take minutes even of few steps: `make demo-all` runs
 # them. What `sentiment` does beside is the demo (tests/programs/).
 SLOW = ("sentiment", "pictures", "inspection", "detection", "segmentation", "generation", "speech", "personal")
 QUICK = [name for name in PIPELINES if name not in SLOW]
