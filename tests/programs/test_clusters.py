@@ -285,11 +285,11 @@ class Alone:
 
     def replica(self) -> tuple[psutil.Process, int]:
         """The replica and its port."""
-        [found] = [
-            child
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if child.name().startswith("ray::ServeRepli")
-        ]
+        found = None
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # others come and go meanwhile
+                found = child if child.name().startswith("ray::ServeRepli") else found
+        assert found is not None
         ports = {line.laddr.port for line in found.net_connections() if line.status == psutil.CONN_LISTEN}
         [port] = ports & set(range(20000, 30000))
         return found, port
@@ -302,11 +302,10 @@ class Alone:
     def look_at(self, port: int) -> None:
         """Let HAProxy look for its replica here, as when the replica has died and another's has its port now."""
         [name] = [name for name in self.requests() if name.startswith("SERVE_REPLICA")]
-        [haproxy] = [
-            child.cmdline()
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if child.name() == "haproxy" and "-sf" in child.cmdline()
-        ]
+        haproxy: list[str] = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                haproxy = child.cmdline() if child.name() == "haproxy" and "-sf" in child.cmdline() else haproxy
         with socket.socket(socket.AF_UNIX) as line:
             line.connect(str(Path(haproxy[haproxy.index("-f") + 1]).with_name("admin.sock")))
             line.sendall(f"set server http-ray_lora/{name} addr 127.0.0.1 port {port}\n".encode())

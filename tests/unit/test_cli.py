@@ -423,7 +423,10 @@ def test_wrong_files_are_named(
 def test_new_rows_of_people_need_people(run: Run, recipe: Path, tmp_path: Path) -> None:
     told = ("personal", recipe, f"output_dir={tmp_path / 'runs'}", f"store={tmp_path / 'store'}", "personal.key=text")
     code, _, said = run(*told, "--update", "a.jsonl", "--follow", "rows")
-    assert (code, said) == (2, "ray-lora: --update takes rows once, --follow as they come; give one of them\n")
+    assert (code, said) == (
+        2,
+        "ray-lora: --update takes rows once, --follow as they come, --forget deletes; give one of them\n",
+    )
     code, _, said = run(*told, "--update", "a.jsonl")
     assert code == 2
     assert "has no people yet; run the same command without --update first" in said
