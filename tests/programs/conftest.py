@@ -19,7 +19,7 @@ import pytest
 def running_ray() -> Iterator[Path]:
     """Ray in a folder of its own, which whatever is started in this file joins; the folder."""
     folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # short, because of sockets
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=8", "--port=0"]
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=0"]
     command += ["--include-dashboard=false", "--object-store-memory=200000000", "--disable-usage-stats"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))

