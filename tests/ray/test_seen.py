@@ -13,9 +13,15 @@ import pytest
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, run
+from ray_lora.serving.metrics import meter
 from ray_lora.serving.metrics.meter import METRICS
 from ray_lora.serving.metrics.ray_sink import pages
 from tests.unit.serving_world import make_adapter, make_base
+
+# Counters of what nobody does here; tests/unit/test_serving_seen.py looks at them.
+OF_WRITING = (
+    meter.WRITING_STEPS, meter.WRITING_COMPUTE, meter.WRITTEN, meter.READ, meter.PREFIX_HITS, meter.PREFIX_TOKENS
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def test_the_metrics_agent_s_page_holds_every_metric(address: str) -> None:
         assert not counted or counted[0] < 3
         time.sleep(0.5)
     for metric in METRICS:
-        if metric.name.startswith("ray_lora_writing"):  # nobody writes here; tests/unit/test_serving_seen.py looks
+        if metric in OF_WRITING:
             continue
         series = values(page, metric.name + ("_count" if metric.kind == "histogram" else ""))
         assert series, f"{metric.name} is not on the page"
