@@ -102,7 +102,8 @@ def describe_backbone(path: Path, model: str) -> Backbone:
 
 
 def _telling(model: Any) -> Any:
-    """The model, which gives all hidden states where a head needs them, and keeps no cache that nobody asked for."""
+    """The model, which gives all hidden states where a head needs them, keeps no cache that nobody asked for, and
+    writes into no states that are a layer's."""
     if model.config.model_type in _ALL_STAGES:
         model.config.output_hidden_states = True
     if model.config.model_type in _WRITERS:

@@ -75,8 +75,11 @@ def hand_over(
     handed, rank = Handed({}), 0
     model = base.folder.name if base.folder.name and Path(base.id).exists() else base.id
     for entry in named:
-        adapter = store.load(entry.ref)[1]
-        if why := _unfit(entry, base) or _unfit_layers(adapter):
+        why = _unfit(entry, base)
+        if not why:  # only then are its files read
+            adapter = store.load(entry.ref)[1]
+            why = _unfit_layers(adapter)
+        if why:
             if refs:
                 raise AdapterError(f"{entry.ref} cannot be handed over: {why}")
             handed.left[entry.ref] = why

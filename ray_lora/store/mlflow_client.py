@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -72,11 +72,8 @@ def own_setting() -> str:
 
 def ensure_model(client: MlflowClient, name: str) -> None:
     """A registered model of that name, made where it is missing."""
-    try:
+    with _allowing("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name)
-    except Exception as error:
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def own_run(client: MlflowClient, name: str) -> str:
@@ -88,10 +85,17 @@ def own_run(client: MlflowClient, name: str) -> str:
 
 def forget_model(client: MlflowClient, name: str) -> None:
     """Delete a registered model with its versions and aliases, if there is one."""
-    try:
+    with _allowing("RESOURCE_DOES_NOT_EXIST"):
         client.delete_registered_model(name)
+
+
+@contextmanager
+def _allowing(code: str) -> Iterator[None]:
+    """MLflow's error of this code is none here."""
+    try:
+        yield
     except Exception as error:
-        if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+        if getattr(error, "error_code", None) != code:
             raise
 
 

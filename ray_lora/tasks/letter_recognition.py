@@ -50,7 +50,8 @@ class LetterRecognition(Recognition):
                 )
         self.head = HeadSpec(LETTERS, self.base.vocabulary)
         self._hear(_SECONDS, self.base.rate, self.base.ratio)
-        letters = [letter for letter in self._tokenizer.get_vocab() if len(letter) == 1 and letter.isalpha()]
+        self._letters = frozenset(letter for letter in self._tokenizer.get_vocab() if len(letter) == 1) | {" "}
+        letters = [letter for letter in self._letters if letter.isalpha()]
         self._upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
         self._lower = any(map(str.islower, letters)) and not any(map(str.isupper, letters))
 
@@ -73,16 +74,10 @@ class LetterRecognition(Recognition):
             )
         return ""
 
-    @property
-    def _letters(self) -> frozenset[str]:
-        """What a text may be made of."""
-        return frozenset(letter for letter in self._tokenizer.get_vocab() if len(letter) == 1) | {" "}
-
     def _written(self, text: str) -> str:
         """A text as this base can write it, with one blank between words."""
         text = text.upper() if self._upper else text.lower() if self._lower else text
-        known = self._letters
-        kept = (letter if letter in known or letter.isspace() else _aside(letter) for letter in text)
+        kept = (letter if letter in self._letters or letter.isspace() else _aside(letter) for letter in text)
         return " ".join("".join(kept).split())
 
     def _labels(self, text: str) -> list[int]:

@@ -6,6 +6,7 @@ It knows sounds and texts, no base.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -29,7 +30,7 @@ _OVERLAP = 6  # of a window this part is shared with the neighbour where nobody 
 WRITES, LETTERS = "AutoModelForSpeechSeq2Seq", "AutoModelForCTC"  # the plain classes
 
 
-class Recognition:
+class Recognition(ABC):
     """Rows of sounds and what they say.
 
     A row's features are `samples`, float32 [samples] at the base's rate, and in training `labels`, the text's tokens,
@@ -145,9 +146,9 @@ class Recognition:
             features.append(found)
         return features
 
+    @abstractmethod
     def _teach(self, features: Features, text: str) -> None:
         """Add a text's tokens, `labels`; and why it is `cut`, where it is."""
-        raise NotImplementedError
 
     def windows(self, features: Features) -> Sequence[Features]:
         """The pieces in which a sound is heard."""
