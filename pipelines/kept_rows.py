@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import pyarrow.parquet as pq
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
+
+from ray_lora.atomic import write_atomic
 
 ALIKE = 0.7  # share of common words (Jaccard) from which two texts are copies of each other with a word changed
 Rows = Sequence[Mapping[str, Any]]
@@ -44,7 +45,7 @@ def keep(out: str | Path, name: str, making: Mapping[str, Any], make: Callable[[
     hashes = {
         file: write(out / file, pa.Table.from_pylist([dict(row) for row in rows])) for file, rows in files.items()
     }
-    replace(record, json.dumps({"making": making, "sha256": hashes}, indent=1).encode())
+    write_atomic(record, json.dumps({"making": making, "sha256": hashes}, indent=1))
     print(f"{name}: " + ", ".join(f"{len(rows):,} rows in {out / file}" for file, rows in files.items()))
 
 
@@ -119,16 +120,8 @@ def write(path: Path, table: pa.Table) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    replace(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return sha256(path)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write at once, so that whoever reads meanwhile sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.replace(path)
 
 
 def digest(text: str) -> str:

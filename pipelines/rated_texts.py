@@ -28,7 +28,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.kept_rows import ALIKE, balanced, by_group, digest, joined, replace, sha256, write
+from pipelines.kept_rows import ALIKE, balanced, by_group, digest, joined, sha256, write
+from ray_lora.atomic import write_atomic
 from ray_lora.bases.packaged import Archive, fetch_archive
 
 SOURCE = Archive(
@@ -68,7 +69,7 @@ def prepare(out: str | Path = "data") -> dict[str, int]:
     known = json.loads(record.read_text()) if record.exists() else {}
     if known.get("making") != making or any(sha256(out / file) != sha for file, sha in known["sha256"].items()):
         known = {"making": making, **_make(out)}
-        replace(record, json.dumps(known, indent=1).encode())
+        write_atomic(record, json.dumps(known, indent=1))
     _show(out, known["rows"], known["dropped"])
     return dict(known["rows"])
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import ray
 
 from pipelines.baselines import Data, score_bare, score_full, score_head
-from pipelines.kept_rows import digest, replace
+from pipelines.kept_rows import digest
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.atomic import write_atomic
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import digest as content
 from ray_lora.data.read import read
@@ -128,7 +129,7 @@ class Rivals:
         missing = [what for what in wanted if what not in known]
         for found in self._here(missing) if self.here else self._tasks(missing):
             known |= found
-            replace(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1).encode())
+            write_atomic(self.file, json.dumps({"of": self._mark(), "scores": known}, indent=1))
 
     def _here(self, wanted: Sequence[str]) -> Iterator[Scores]:
         return (score(self.data, what) for what in wanted)

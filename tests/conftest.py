@@ -42,6 +42,24 @@ class OneCluster(LoadScopeScheduling):
         return "cluster" if nodeid.startswith("tests/ray/") else nodeid.partition("::")[0]
 
 
+class Failures:
+    """Says what failed when it fails: a run that is ended from outside never comes to its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._terminal = config.pluginmanager.get_plugin("terminalreporter")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self._terminal is not None:
+            self._terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.0f} s")
+            for line in report.longreprtext.splitlines()[-12:]:
+                self._terminal.write_line(line[:300])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # with -n the process that tells, not those that test
+        config.pluginmanager.register(Failures(config))
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneCluster:
     return OneCluster(config, log)
 

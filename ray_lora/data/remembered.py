@@ -14,7 +14,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_lora.atomic import write_atomic
 from ray_lora.data.files import File
 from ray_lora.data.pieces import Piece
 from ray_lora.data.row_cache import rows_folder
@@ -60,10 +60,7 @@ def remember(key: str, known: Remembered) -> None:
     }
     path = _path(key)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps(told))
-        fresh.replace(path)
+        write_atomic(path, json.dumps(told))
 
 
 def recall(key: str, files: Mapping[str, Sequence[File]]) -> Remembered | None:

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ray_lora.atomic import write_atomic
+
 PERSON, GROUP = "person", "group"  # what is said beside a row's own columns
 
 
@@ -24,9 +26,7 @@ def forget_rows(folder: Path, person: str) -> tuple[int, int]:
             rows, files = rows + mine, files + 1
             others = b"".join(line for line in _lines(path) if not _is_of(line, person))
             if others:
-                fresh = path.with_name(f".{path.stem}")
-                fresh.write_bytes(others)
-                fresh.replace(path)
+                write_atomic(path, others)
             else:
                 path.unlink(missing_ok=True)
     return rows, files

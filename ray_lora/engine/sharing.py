@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ray_lora.atomic import write_atomic
 from ray_lora.errors import CapacityError
 
 Lengths = Literal["joined", "padded", "equal"]
@@ -96,13 +98,8 @@ def recall(fingerprint: str, what: str) -> Sharing | None:
 def remember(fingerprint: str, what: str, sharing: Sharing) -> None:
     """Keep what was found; a disk that takes nothing costs the next process a moment, not an answer."""
     path = _file(fingerprint, what)
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(asdict(sharing) | {"what": what}))
-        fresh.replace(path)
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        write_atomic(path, json.dumps(asdict(sharing) | {"what": what}))
 
 
 @cache

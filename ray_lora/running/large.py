@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_lora.atomic import write_atomic
 from ray_lora.data.check import raise_wrong
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.data.encoder import Encoder, code_of
@@ -254,9 +255,7 @@ def opened(shard: Shard, split: Encoded) -> EncodedFile:
             content = ray.get(read.remote(split.key, shard.name))
             with cache.making(split.key, shard.name) as path:
                 if path is not None:
-                    fresh = path.with_suffix(".fetched")
-                    fresh.write_bytes(content)
-                    fresh.replace(path)
+                    write_atomic(path, content)
             return cache.open(split.key, shard.name)
         except (RayError, OSError):  # that node, or what it had, is gone
             pass

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from ray_lora.atomic import write_atomic
 from ray_lora.data.people import find_people
 from ray_lora.data.row_cache import rows_folder
 from ray_lora.data.sent_files import count_rows, forget_rows
@@ -130,7 +131,7 @@ class _Deletion:
                 line["files"] = [file for file in line["files"] if Path(file).exists()]
             kept += [line] if line["files"] else []
         if kept != self._logged():
-            _replace(self._log, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomic(self._log, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _held(self) -> dict[str, str]:
         """What files that a user gave have of the person, by how the run knows them."""
@@ -178,12 +179,12 @@ class _Deletion:
             others = [line for line in lines if json.loads(line)["name"] != self.key]
             removed += len(lines) - len(others)
             if len(others) < len(lines):
-                _replace(file, "".join(others))
+                write_atomic(file, "".join(others))
         table = _lines(self._people())
         others_of = [line for line in table if line["person"] != self.key]
         removed += len(table) - len(others_of)
         if len(others_of) < len(table):
-            _replace(self._people(), written(others_of))
+            write_atomic(self._people(), written(others_of))
         self._draw(others_of)
         yield Cleared(f"run {self.output}", f"{removed} lines, and in the figure" if removed else "")
 
@@ -258,9 +259,3 @@ def _message(said: httpx.Response) -> str:
 def _lines(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(text)
-    fresh.replace(path)

@@ -23,10 +23,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 async def text_of(endpoint: Endpoint, ref: str, prompt: str = SHARED) -> str:
     choice = await endpoint.names.choose(ref)
-    async with endpoint.speaker.speak(choice, Wanted(texts=(prompt,)), Sampling(max_tokens=MOST)) as speech:
-        async for _ in speech:
+    async with endpoint.speaker.speak(choice, Wanted(texts=(prompt,)), Sampling(max_tokens=MOST)) as reply:
+        async for _ in reply:
             pass
-    return speech.texts[0]
+    return reply.texts[0]
 
 
 def test_every_text_is_its_adapter_s_whoever_alternates_leaves_moves_or_is_unloaded(
@@ -57,17 +57,17 @@ def test_an_answer_ends_as_it_began_when_its_adapter_is_unloaded_and_its_name_is
     async def main() -> None:
         endpoint, store = world.start(tmp_path, slots=1)
         choice = await endpoint.names.choose("left")
-        async with endpoint.speaker.speak(choice, Wanted(texts=(SHARED,)), Sampling(max_tokens=MOST)) as speech:
-            await anext(speech)
+        async with endpoint.speaker.speak(choice, Wanted(texts=(SHARED,)), Sampling(max_tokens=MOST)) as reply:
+            await anext(reply)
             await endpoint.withdraw("left", True)
             await asyncio.to_thread(store.put, world.contents[1], "left")
             await endpoint.withdraw("left", False)
             after = asyncio.create_task(text_of(endpoint, "left@2"))  # waits for the only slot
             for _ in range(50):
                 await asyncio.sleep(0)
-            async for _ in speech:
+            async for _ in reply:
                 pass
-        assert speech.texts == [first]
+        assert reply.texts == [first]
         assert await after == second != first
         assert set((await left_over(endpoint)).values()) == {0}
         await endpoint.close()

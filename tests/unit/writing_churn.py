@@ -81,20 +81,20 @@ async def churn(endpoint: Endpoint, store: Store, world: World, generations: int
         choice = await endpoint.names.choose(name)
         held: dict[int, str] = dict.fromkeys(range(n), "")
         sampling = Sampling(max_tokens=most, n=n)
-        async with endpoint.speaker.speak(choice, Wanted(texts=(prompt,)), sampling) as speech:
-            assert speech.entry is not None
+        async with endpoint.speaker.speak(choice, Wanted(texts=(prompt,)), sampling) as reply:
+            assert reply.entry is not None
             if leaves != 0:
-                async for said in speech:
+                async for said in reply:
                     held[said.number] += said.text
                     counts[said.number] += 1
                     if counts.total() == leaves:
                         break
-        expected = world.texts[speech.entry.sha256, prompt]
-        told.by_ref[speech.entry.ref] += 1
+        expected = world.texts[reply.entry.sha256, prompt]
+        told.by_ref[reply.entry.ref] += 1
         for number, text in held.items():
             right = expected[most].startswith(text) if leaves is not None else text == expected[most]
-            if not right or speech.entry.sha256 != choice.entry.sha256:
-                told.wrong.append(f"{speech.entry.ref} {prompt!r} {number}: {text!r}, not {expected[most]!r}")
+            if not right or reply.entry.sha256 != choice.entry.sha256:
+                told.wrong.append(f"{reply.entry.ref} {prompt!r} {number}: {text!r}, not {expected[most]!r}")
         told.whole += leaves is None
         told.given_up += leaves is not None
 

@@ -19,8 +19,8 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import headers_of
 from ray_lora.serving.http.pouring import Events, WhileThere
 from ray_lora.serving.names import Choice
+from ray_lora.serving.writing.reply import Reply, Said
 from ray_lora.serving.writing.speaker import Wanted
-from ray_lora.serving.writing.speech import Said, Speech
 from ray_lora.store import Entry
 
 _TOKENS = 100  # of an answer, as its server has it
@@ -84,23 +84,23 @@ def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream:
     key = endpoint.keys.of(request.headers)
 
     async def whole(send: Send) -> None:
-        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
+        async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as reply:
             answers: list[list[Said]] = [[] for _ in asked.texts]
-            async for said in speech:
+            async for said in reply:
                 answers[said.number].append(said)
-            content = [_whole(asked, text, saids, speech) for text, saids in zip(asked.texts, answers, strict=True)]
-            headers = headers_of(_entry(speech))
+            content = [_whole(asked, text, saids, reply) for text, saids in zip(asked.texts, answers, strict=True)]
+            headers = headers_of(_entry(reply))
         told = JSONResponse(content if asked.several else content[0], headers=headers)
         await told(request.scope, request.receive, send)
 
     async def pour(send: Send) -> None:
         events: Events | None = None
         try:
-            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as speech:
-                events, saids = Events(send, headers_of(_entry(speech))), []
-                async for said in speech:
+            async with endpoint.speaker.speak(choice, wanted, asked.sampling, identity, key) as reply:
+                events, saids = Events(send, headers_of(_entry(reply))), []
+                async for said in reply:
                     saids.append(said)
-                    await events.tell(_part(asked, saids, speech))
+                    await events.tell(_part(asked, saids, reply))
         except RayLoraError as error:
             if events is None or not events.begun:
                 raise
@@ -111,30 +111,30 @@ def answer_texts(endpoint: Endpoint, choice: Choice, asked: TextRequest, stream:
     return WhileThere(pour if stream else whole)
 
 
-def _whole(asked: TextRequest, text: Json, saids: Sequence[Said], speech: Speech) -> dict[str, Json]:
+def _whole(asked: TextRequest, text: Json, saids: Sequence[Said], reply: Reply) -> dict[str, Json]:
     written = "".join(said.text for said in saids)
     told: dict[str, Json] = {"generated_text": f"{text}{written}" if asked.full else written}
     if asked.details:
-        tokens = [_token(said.token.token, said.token.logprob, speech.prompts) for said in saids]
+        tokens = [_token(said.token.token, said.token.logprob, reply.prompts) for said in saids]
         told["details"] = _ended(saids, asked) | {"prefill": [], "tokens": tokens}
         if asked.with_best:
-            told["details"]["top_tokens"] = [_best(said.token, speech.prompts) for said in saids]
+            told["details"]["top_tokens"] = [_best(said.token, reply.prompts) for said in saids]
     return told
 
 
-def _part(asked: TextRequest, saids: Sequence[Said], speech: Speech) -> dict[str, Json]:
+def _part(asked: TextRequest, saids: Sequence[Said], reply: Reply) -> dict[str, Json]:
     """An event. A token's text is what can be said once it is there, so that those of all events are the answer."""
     said = saids[-1]
-    token = _token(said.token.token, said.token.logprob, speech.prompts) | {"text": said.text}
+    token = _token(said.token.token, said.token.logprob, reply.prompts) | {"text": said.text}
     told: dict[str, Json] = {"index": len(saids), "token": token, "generated_text": None, "details": None}
-    entry = _entry(speech)
+    entry = _entry(reply)
     told |= {"model": entry.name, "version": entry.version, "sha256": entry.sha256}
     if asked.with_best:
-        told["top_tokens"] = _best(said.token, speech.prompts)
+        told["top_tokens"] = _best(said.token, reply.prompts)
     if said.reason is not None:
         text = "".join(one.text for one in saids)
         told["generated_text"] = f"{asked.texts[0]}{text}" if asked.full else text
-        told["details"] = _ended(saids, asked) | {"input_length": speech.prompt_tokens}
+        told["details"] = _ended(saids, asked) | {"input_length": reply.prompt_tokens}
     return told
 
 
@@ -152,6 +152,6 @@ def _best(token: Token, prompts: Prompts) -> list[dict[str, Json]]:
     return [_token(one, logprob, prompts) for one, logprob in token.best]
 
 
-def _entry(speech: Speech) -> Entry:
-    assert speech.entry is not None  # of the bare base this route gives embeddings
-    return speech.entry
+def _entry(reply: Reply) -> Entry:
+    assert reply.entry is not None  # of the bare base this route gives embeddings
+    return reply.entry

@@ -25,8 +25,8 @@ from ray_lora.serving.http.openai_shapes import Answer, Chat, Completions, Shape
 from ray_lora.serving.http.pouring import DONE, Events, WhileThere
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.names import Choice
+from ray_lora.serving.writing.reply import Reply
 from ray_lora.serving.writing.speaker import Wanted
-from ray_lora.serving.writing.speech import Speech
 from ray_lora.store import Entry
 
 _MARK = 12  # letters of a hash in `system_fingerprint`
@@ -77,21 +77,21 @@ class _Asked:
     async def whole(self, request: Request, send: Send) -> None:
         """Answer once all is written."""
         logprobs = self._sampling.logprobs is not None
-        async with self._speak() as speech:
-            async for said in speech:
+        async with self._speak() as reply:
+            async for said in reply:
                 self._answers[said.number].add(said)
-            choices = [self._shape.choice(answer, speech.prompts, logprobs) for answer in self._answers]
-            told = self._told(speech.entry, self._shape.whole) | {"choices": choices, "usage": _usage(speech)}
-            headers = _headers(speech.entry)
+            choices = [self._shape.choice(answer, reply.prompts, logprobs) for answer in self._answers]
+            told = self._told(reply.entry, self._shape.whole) | {"choices": choices, "usage": _usage(reply)}
+            headers = _headers(reply.entry)
         await JSONResponse(told, headers=headers)(request.scope, request.receive, send)
 
     async def pour(self, send: Send) -> None:
         """Answer as it is written; what fails once it has begun is the last event."""
         events: Events | None = None
         try:
-            async with self._speak() as speech:
-                events = Events(send, _headers(speech.entry))
-                await self._pour(speech, events)
+            async with self._speak() as reply:
+                events = Events(send, _headers(reply.entry))
+                await self._pour(reply, events)
         except RayLoraError as error:
             if events is None or not events.begun:
                 raise
@@ -99,24 +99,24 @@ class _Asked:
         assert events is not None
         await events.end()
 
-    def _speak(self) -> AbstractAsyncContextManager[Speech]:
+    def _speak(self) -> AbstractAsyncContextManager[Reply]:
         speaker = self._endpoint.speaker
         return speaker.speak(self.choice, self._wanted, self._sampling, self._id, self._key)
 
-    async def _pour(self, speech: Speech, events: Events) -> None:
-        logprobs, told = self._sampling.logprobs is not None, self._told(speech.entry, self._shape.part)
+    async def _pour(self, reply: Reply, events: Events) -> None:
+        logprobs, told = self._sampling.logprobs is not None, self._told(reply.entry, self._shape.part)
         if self._with_usage:
             told["usage"] = None
-        async for said in speech:
+        async for said in reply:
             answer = self._answers[said.number]
             if not answer.tokens and (begin := self._shape.begin(said.number)) is not None:
                 await events.tell(told | {"choices": [begin]})
             answer.add(said)
             if said.text or said.reason or logprobs:
-                delta = self._shape.delta(said, answer, speech.prompts, logprobs)
+                delta = self._shape.delta(said, answer, reply.prompts, logprobs)
                 await events.tell(told | {"choices": [delta]})
         if self._with_usage:
-            await events.tell(told | {"choices": [], "usage": _usage(speech)})
+            await events.tell(told | {"choices": [], "usage": _usage(reply)})
         await events.tell(DONE)
 
     def _told(self, entry: Entry | None, what: str) -> dict[str, Json]:
@@ -138,6 +138,6 @@ def _headers(entry: Entry | None) -> Mapping[str, str]:
     return {} if entry is None else headers_of(entry)
 
 
-def _usage(speech: Speech) -> dict[str, int]:
-    total = speech.prompt_tokens + speech.tokens
-    return {"prompt_tokens": speech.prompt_tokens, "completion_tokens": speech.tokens, "total_tokens": total}
+def _usage(reply: Reply) -> dict[str, int]:
+    total = reply.prompt_tokens + reply.tokens
+    return {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.tokens, "total_tokens": total}

@@ -14,7 +14,7 @@ from typing import Protocol
 from ray_lora.inference.prompts import Prompts
 from ray_lora.inference.sampling import Choice as Token
 from ray_lora.recipe import Json
-from ray_lora.serving.writing.speech import Said
+from ray_lora.serving.writing.reply import Said
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ray_lora.serving.machine import Loaded, Machine
 from ray_lora.serving.names import Choice, Names
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm
-from ray_lora.serving.writing.speech import Speech
+from ray_lora.serving.writing.reply import Reply
 from ray_lora.serving.writing.turns import SPARE
 from ray_lora.serving.writing.writer import Writer
 from ray_lora.store import Entry
@@ -62,22 +62,22 @@ class Copies:
             after=before,
         )
 
-    def start(self, choice: Choice, speech: Speech) -> None:
+    def start(self, choice: Choice, reply: Reply) -> None:
         """Have the shadow, if there is one, answer for the record what was answered in full."""
         if choice.shadow is None:
             return
         name, version = choice.entry.name, choice.shadow
 
         async def answer() -> Sequence[Json]:
-            found: Sequence[Json] = await self._endpoint.in_time(self._answer(f"{name}@{version}", speech))
+            found: Sequence[Json] = await self._endpoint.in_time(self._answer(f"{name}@{version}", reply))
             return found
 
         arm = Arm(name, version, "shadow", choice.entry.traffic.began)
-        self._endpoint.shadows.start(arm, len(speech.stream.parts), answer)
+        self._endpoint.shadows.start(arm, len(reply.stream.parts), answer)
 
-    async def _answer(self, ref: str, speech: Speech) -> list[Json]:
+    async def _answer(self, ref: str, reply: Reply) -> list[Json]:
         """Whether each prompt's answer is the one that was given, where the likeliest tokens were asked for."""
-        parts, texts = speech.stream.parts, speech.texts
+        parts, texts = reply.stream.parts, reply.texts
         async with self._endpoint.lease(await self._endpoint.names.resolve(ref)) as (entry, resident):
             task = resident.loaded.task
             if task is None or not isinstance(task.spec, TextGenerationSpec):
@@ -87,7 +87,7 @@ class Copies:
                 for part in parts
             ]
             async with self.writer.open(entry.name, asks) as stream:
-                copy = Speech(entry, speech.prompts, speech.counts, stream)
+                copy = Reply(entry, reply.prompts, reply.counts, stream)
                 try:
                     async for _ in copy:
                         pass

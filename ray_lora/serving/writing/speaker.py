@@ -1,10 +1,10 @@
 """What an endpoint says token by token: prompts in, texts out, with its limits, leases and counts. Knows adapters and
 texts; no HTTP, no engine.
 
-    async with endpoint.speaker.speak(choice, Wanted(texts=("The capital of Peru is",)), sampling) as speech:
-        async for said in speech:
+    async with endpoint.speaker.speak(choice, Wanted(texts=("The capital of Peru is",)), sampling) as reply:
+        async for said in reply:
             said.number, said.text, said.reason
-    speech.entry.ref                                  # which version answered
+    reply.entry.ref                                  # which version answered
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray_lora.serving.trials.tally import Arm
 from ray_lora.serving.writing import copies
 from ray_lora.serving.writing.copies import Copies
 from ray_lora.serving.writing.limits import KeyLimits, timed
-from ray_lora.serving.writing.speech import Speech
+from ray_lora.serving.writing.reply import Reply
 from ray_lora.serving.writing.streams import Ask
 from ray_lora.serving.writing.writer import Writer
 from ray_lora.store import Entry
@@ -97,13 +97,13 @@ class Speaker:
         sampling: Sampling,
         request_id: str | None = None,
         key: Key = EVERYONE,
-    ) -> AsyncIterator[Speech]:
+    ) -> AsyncIterator[Reply]:
         """Have a version, or the bare base, answer for as long as the block runs.
 
         Args:
             key: for whom, within its limits.
 
-        Raises (also from the speech):
+        Raises (also from the reply):
             AdapterError: the base does not write texts.
             DataError, RecipeError: the adapter writes none, or a prompt is wrong.
             OverloadedError: too much waits, or a time limit passed.
@@ -129,8 +129,8 @@ class Speaker:
                     stream = await stack.enter_async_context(self.writer.open(name, asks))
                     with timed(stream, began, endpoint.args, key):
                         try:
-                            speech = Speech(entry, prompts, [len(one) for one in ids], stream)
-                            yield speech
+                            reply = Reply(entry, prompts, [len(one) for one in ids], stream)
+                            yield reply
                         except NotFiniteError as error:
                             if entry is None:
                                 raise
@@ -142,7 +142,7 @@ class Speaker:
         trace.compute_s = time.perf_counter() - began
         if choice is not None:
             endpoint.results.answered(choice.arm, request_id, trace.compute_s, [])
-            self.copies.start(choice, speech)
+            self.copies.start(choice, reply)
 
     async def writes(self, entry: Entry) -> bool:
         """Whether an adapter writes texts; one that says nothing of its task is looked at."""

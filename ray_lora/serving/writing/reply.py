@@ -30,7 +30,7 @@ class Said:
     by_text: bool = False
 
 
-class Speech:
+class Reply:
     """The answers to one request as they come.
 
     Attributes:
