@@ -35,10 +35,11 @@ _WRONG = (
 _TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
 _ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
 _WRITERS = ("whisper",)  # of classes with an encoder that write token by token
-_HEARERS = (*_WRITERS, "wav2vec2")  # of classes that hear and have a tokenizer beside
+_SPELLERS = ("wav2vec2",)  # that say a letter a frame
+_HEARERS = (*_WRITERS, *_SPELLERS)  # of classes that hear and have a tokenizer beside
 _WRITES = "AutoModelForSpeechSeq2Seq"
 _LETTERS = "AutoModelForCTC"
-_COMPARED = {_WRITES: _WRITERS, _LETTERS: ("wav2vec2",), "AutoModelForSemanticSegmentation": _ALL_STAGES}
+_COMPARED = {_WRITES: _WRITERS, _LETTERS: _SPELLERS, "AutoModelForSemanticSegmentation": _ALL_STAGES}
 
 _LOADING = threading.RLock()
 _OWN_HEADS = frozenset({"AutoModelForCausalLM", _WRITES, _LETTERS})  # whose output layer was trained with the base
@@ -108,7 +109,7 @@ def _telling(model: Any) -> Any:
         model.config.output_hidden_states = True
     if model.config.model_type in _WRITERS:
         model.config.use_cache = False
-    if model.config.model_type == "wav2vec2":  # whose encoder sets padding to zero in what it is given
+    if model.config.model_type in _SPELLERS:  # whose encoder sets padding to zero in what it is given
         model.encoder.register_forward_pre_hook(_own_states, with_kwargs=True)
     return model
 
