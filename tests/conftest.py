@@ -46,13 +46,14 @@ class Failures:
     """Says what failed when it fails: a run that is ended from outside never comes to its summary."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._terminal = config.pluginmanager.get_plugin("terminalreporter")
+        self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self._terminal is not None:
-            self._terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.0f} s")
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.nodeid}: {report.when} failed after {report.duration:.0f} s")
             for line in report.longreprtext.splitlines()[-12:]:
-                self._terminal.write_line(line[:300])
+                terminal.write_line(line[:300])
 
 
 def pytest_configure(config: pytest.Config) -> None:

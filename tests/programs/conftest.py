@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 def running_ray() -> Iterator[Path]:
     """Ray in a folder of its own, which whatever is started in this file joins; the folder."""
     folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # short, because of sockets
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=4", "--port=0"]
+    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", "--port=0"]
     command += ["--include-dashboard=false", "--object-store-memory=200000000", "--disable-usage-stats"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
@@ -27,6 +28,7 @@ def running_ray() -> Iterator[Path]:
         ray = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
         while not (folder / "ray" / "ray_current_cluster").exists():
             assert ray.poll() is None, "Ray has not started"
+            time.sleep(0.1)
         yield folder
         _leave()
     for process in [*psutil.Process(ray.pid).children(recursive=True), psutil.Process(ray.pid)]:

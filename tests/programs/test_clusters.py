@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Nodes:
         self.processes = [self._start(*head, *common)]
         while not self._dashboard_answers():
             assert self.processes[0].poll() is None
+            time.sleep(0.2)
         self.processes.append(self._start(f"--address=127.0.0.1:{gcs}", *common))
 
     def deploy(self, number: int) -> None:
@@ -125,6 +127,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             with contextlib.suppress(httpx.TransportError):
                 response = httpx.get(f"{nodes.address}/v1/status", timeout=None)
                 known |= {response.json()["replica"]} if response.status_code == 200 else set()
+            time.sleep(0.1)
         yield nodes
     finally:
         nodes.close()
@@ -274,7 +277,9 @@ class Alone:
         assert str(self.port) in self.process.stdout.readline().decode()
 
     def ask(self) -> tuple[str, str]:
-        """The status and which adapter answered, or what was said instead; or why there was no answer."""
+        """The status and which adapter answered, or what was said instead; or why there was no answer. Not at once, so
+        that whoever asks until something starts leaves a processor for it."""
+        time.sleep(0.05)
         body = {"model": "movies", "inputs": "a"}
         try:
             answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/predict", json=body, timeout=None)

@@ -1,4 +1,4 @@
-"""One cluster of four CPUs for all tests of this folder."""
+"""One cluster of two CPUs, as small machines have, for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def fresh_cluster(cluster: None) -> None:
 
 
 def _start() -> None:
-    """Ray with four CPUs, which are what Ray counts, not what there is."""
+    """Ray with two CPUs, which are what Ray counts, not what there is."""
     import ray
 
     ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=200 << 20
+        num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=200 << 20
     )
 
 

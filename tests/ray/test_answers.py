@@ -45,7 +45,7 @@ def asked(world: Path, output: Path, **more: Any) -> Asked:
 
 
 def run(wanted: Asked, **more: Any) -> dict[str, Any]:
-    return answer_files(wanted, **({"most_rows": GROUP, "dtype": "float32", "quiet": True} | more))
+    return answer_files(wanted, **({"most_rows": GROUP, "dtype": "float32", "workers": 1, "quiet": True} | more))
 
 
 def workers() -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_a_client_that_leaves_frees_the_other_base_too(address: str) -> None:
                 status = (await client.get("/v1/status")).json()
                 if not any(told["rows_inside"] for told in [status, *status["others"]]):
                     break
+                await asyncio.sleep(0.02)
             assert (await client.post("/v1/predict", json={"model": "b-one", "inputs": "good"})).status_code == 200
 
     asyncio.run(main())
@@ -149,3 +151,4 @@ def test_a_killed_replica_of_the_other_base_comes_back(address: str) -> None:
             if response.status_code == 200:
                 break
             assert response.status_code == 503, response.text
+            time.sleep(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_a_client_that_leaves_leaves_nothing_behind(address: str) -> None:
                 status = (await client.get("/v1/status")).json()
                 if not status["rows_inside"] and not any(resident["leases"] for resident in status["residents"]):
                     break
+                await asyncio.sleep(0.02)
             assert (await client.post("/v1/predict", json={"model": "a", "inputs": "good"})).status_code == 200
 
     asyncio.run(main())
@@ -109,6 +111,7 @@ def test_a_killed_replica_comes_back(address: str) -> None:
             if response.status_code == 200:
                 break
             assert response.status_code in (500, 503), response.text
+            time.sleep(0.2)
         assert client.get("/v1/status").json()["batches"]["rows"] == 1  # another process
 
 

@@ -27,6 +27,7 @@ from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good"]
 NAMES = ["a", "b", "c", "d"]
+_REST_S = 0.1  # between a connection's requests, else no processor is left for whoever starts meanwhile
 
 
 class Served:
@@ -84,7 +85,7 @@ class Served:
 
 
 class Load:
-    """Requests without a pause over some connections; each answer is compared with PEFT's."""
+    """Requests over some connections, again and again; each answer is compared with PEFT's."""
 
     def __init__(self, address: str, expected: dict[tuple[str, int], list[float]], connections: int = 6) -> None:
         self.right = 0
@@ -125,6 +126,7 @@ class Load:
                     await asyncio.sleep(0.05)
                     continue
                 self._note(name, expected, response)
+                await asyncio.sleep(_REST_S)
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
         """An answer. As it loads another configuration the proxy may close an idle connection at the very moment that

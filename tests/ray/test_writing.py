@@ -81,6 +81,7 @@ def test_who_leaves_leaves_nothing_behind(address: str, name: str, stream: bool)
                 all_of = [status, *status["others"]]
                 if not any(one["rows_inside"] or one["answers_written"] or one["answers_waiting"] for one in all_of):
                     break
+                await asyncio.sleep(0.02)
             assert not any(resident["leases"] for one in all_of for resident in one["residents"])
 
     asyncio.run(main())

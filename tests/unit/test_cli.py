@@ -208,8 +208,10 @@ def test_pairs_of_several_labels_and_of_numbers(
     given = ('{"text": "a day", "text_pair": "so sad"}', "a day", '{"text": "a day"}', "{")
     code, out, said = run("predict", "own", *given, *where)
     assert code == 0, said
-    assert last(out)["predictions"][:2] == [pair, alone]
-    assert last(out)["predictions"][2] != alone  # a text, whatever is written in it
+    again, lone, written = last(out)["predictions"]
+    assert [again["label"], lone["label"]] == [pair["label"], alone["label"]]
+    assert [again["score"], lone["score"]] == pytest.approx([pair["score"], alone["score"]], abs=1e-6)
+    assert written["score"] != pytest.approx(alone["score"], abs=1e-6)  # a text, whatever is written in it
     code, out, said = run("evaluate", "own", "--data", tmp_path / "rows.csv", *where)
     assert code == 0, said
     assert set(last(out)["metrics"]) == metrics

@@ -13,7 +13,7 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "allowed", "task_spec", "transform_spec", "recipe"},
+    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training"},
     {"running", "tracking", "pyfunc"},
