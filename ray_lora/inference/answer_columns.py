@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from ray_lora.errors import DataError
-from ray_lora.inference.tables import Answer
 from ray_lora.recipe import Json
+
+if TYPE_CHECKING:
+    from ray_lora.inference.tables import Answer
 
 _LABEL = {"label": pa.string(), "score": pa.float64()}
 _SPAN = {"score": pa.float64(), "start": pa.int64(), "end": pa.int64()}

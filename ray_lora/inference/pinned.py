@@ -17,6 +17,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, RecipeError
 from ray_lora.store import Entry, Store
 from ray_lora.tasks import TASKS, task_class, task_of
 
+SLOTS = 32  # adapters in memory at once, which answer rows, unless a run is told otherwise
 _AT_ONCE = 4  # versions that are read for their hash at a time
 
 

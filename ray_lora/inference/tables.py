@@ -22,7 +22,7 @@ from ray_lora.errors import AdapterError, BaseModelError, RecipeError
 from ray_lora.inference.fetched import Fetched
 from ray_lora.inference.finite import NOT_FINITE, is_finite
 from ray_lora.inference.mounts import Mounts
-from ray_lora.inference.pinned import Pinned
+from ray_lora.inference.pinned import SLOTS, Pinned
 from ray_lora.inference.predict import answers_of
 from ray_lora.inference.stored import named_base
 from ray_lora.inference.table_rows import TableRows
@@ -30,7 +30,6 @@ from ray_lora.recipe import Json
 from ray_lora.store import Entry, Store
 from ray_lora.tasks import Features, Task, scoring_of
 
-SLOTS = 32
 _RAM_BYTES = 1 << 30
 _BLOCK = 512  # rows that are encoded and answered at a time: some passes of texts, 300 MB of pictures of 224 x 224
 

@@ -23,10 +23,10 @@ from ray_lora.inference.answer_columns import AnswerColumns
 from ray_lora.inference.pinned import Pinned, pin
 from ray_lora.inference.table_rows import asked, refs_of, view
 from ray_lora.recipe import Json
-from ray_lora.running.answering import MOST_NAMED, Done, Work, count
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.parts import Format, Parts
 from ray_lora.running.rows_progress import RowsProgress
+from ray_lora.running.tally import MOST_NAMED, Done, Work, count
 from ray_lora.store import Store, open_store
 from ray_lora.tasks import TASKS, Column, Task, task_class, task_of
 

@@ -25,14 +25,14 @@ from ray_lora.allowed import environment
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import cut
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.inference.tables import SLOTS
+from ray_lora.inference.pinned import SLOTS
 from ray_lora.recipe import Json
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.answer_plan import Asked, begin, check_apart, done_before, work_of
-from ray_lora.running.answering import Answering, Done, Tally, Work
 from ray_lora.running.local_ray import quiet_data, start_ray
 from ray_lora.running.parts import Parts
 from ray_lora.running.rows_progress import RowsProgress
+from ray_lora.running.tally import Done, Tally, Work
 
 MOST_ROWS = 32_768  # of a piece, and so of a file of answers
 _POLL_S = 0.5
@@ -149,6 +149,8 @@ def _state(tally: Any) -> dict[str, Any]:
 
 
 def _map(work: Work, tally: Any, missing: Sequence[int], pace: Pace) -> None:
+    from ray_lora.running.answering import Answering  # torch and all of it: not in every process of the run
+
     devices = ray.cluster_resources().get("GPU" if pace.gpu else "CPU", 0)
     if pace.gpu and devices < 1:
         raise RecipeError("--gpu is asked for, and the cluster has no GPU; leave it out")

@@ -223,7 +223,7 @@ class PackRun:
         )
         trainer = _PackTrainer(
             run_worker,
-            train_loop_config={"pack": told},
+            train_loop_config={"pack": ray.put(told)},  # opened by workers alone: Train's own actors import no engine
             scaling_config=self.scaling,
             run_config=self._ray_config(number),
         )

@@ -22,9 +22,9 @@ import ray
 
 from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.inference.answer_columns import AnswerColumns
-from ray_lora.inference.pinned import Pinned, pin, pipelines
+from ray_lora.inference.pinned import SLOTS, Pinned, pin, pipelines
 from ray_lora.inference.table_rows import refs_of, view
-from ray_lora.inference.tables import SLOTS, TableAnswers
+from ray_lora.inference.tables import TableAnswers
 from ray_lora.recipe import Json
 from ray_lora.store import open_store
 from ray_lora.tasks import task_of

@@ -47,9 +47,9 @@ class PackConfig:
     embeddings: bool = False
 
 
-def run_worker(config: dict[str, PackConfig]) -> None:
-    """The train loop handed to TorchTrainer."""
-    told = config["pack"]
+def run_worker(config: dict[str, Any]) -> None:
+    """The train loop handed to TorchTrainer. `pack`: a reference to the `PackConfig`."""
+    told: PackConfig = ray.get(config["pack"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.running.answering import Done, Tally
+from ray_lora.running.tally import Done, Tally
 from ray_lora.running.parts import Format, Parts, check_format
 from ray_lora.running.rows_progress import RowsProgress
 
