@@ -15,8 +15,7 @@ import pytest
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
 from ray_lora.inference.stored import predict_ref
-from ray_lora.recipe import Recipe
-from tests.ray.rows import tiny_recipe
+from tests.ray.rows import tiny_recipe, write_rows
 
 pytestmark = pytest.mark.usefixtures("running_ray")
 
@@ -41,14 +40,22 @@ def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return value
 
 
-def test_search_then_serve(recipe: Path) -> None:
+def test_from_a_strangers_csv_to_an_answer(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """In five commands: init, plan, search, serve, and the question."""
+    rows = [json.loads(line) for line in write_rows(tmp_path / "rows.jsonl", 96, seed=0).read_text().splitlines()]
+    lines = ["number,said,verdict", *(f"{n},{row['text']},{row['label']}" for n, row in enumerate(rows))]
+    (tmp_path / "moods.csv").write_text("\n".join(lines))
+    begun = answer(program("init", tmp_path / "moods.csv", "--base", tiny_bert_folder, "--output", tmp_path))
+    assert begun["columns"] == {"text": "said", "label": "verdict"}
+    recipe = Path(begun["recipe"])
+    small = [f"store={tmp_path}/store", f"output_dir={tmp_path}/runs", "tracking.uri=null", "training.max_steps=12"]
+    assert answer(program("plan", recipe, *small))["slots"] > 1
     space = "search.space={lora.r: {grid_search: [2, 4]}}"
-    found = answer(program("search", recipe, "name=searched", space))
+    found = answer(program("search", recipe, "name=searched", space, *small, "base.dtype=float32"))
     assert {"best", "trials", "seconds"} <= set(found)
     assert [set(trial) >= {"config", "metrics", "status", "adapter"} for trial in found["trials"]] == [True, True]
     assert all(Adapter.load(Path(trial["adapter"])).card.task is not None for trial in found["trials"])
-    store = Recipe.load(recipe).store
-    command = [sys.executable, "-m", "ray_lora", "serve", "--store", store, "--port", "0", "--json"]
+    command = [sys.executable, "-m", "ray_lora", "serve", "--store", tmp_path / "store", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as endpoint:
         try:
             assert endpoint.stdout is not None

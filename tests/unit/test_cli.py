@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def test_pairs_of_several_labels_and_of_numbers(
     given = ('{"text": "a day", "text_pair": "so sad"}', "a day", '{"text": "a day"}', "{")
     code, out, said = run("predict", "own", *given, *where)
     assert code == 0, said
-    again, lone, written = last(out)["predictions"]
+    again, lone, written = last(out)["predictions"][:3]
     assert [again["label"], lone["label"]] == [pair["label"], alone["label"]]
     assert [again["score"], lone["score"]] == pytest.approx([pair["score"], alone["score"]], abs=1e-6)
     assert written["score"] != pytest.approx(alone["score"], abs=1e-6)  # a text, whatever is written in it
@@ -537,3 +538,20 @@ def test_help_is_quick() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
+
+
+def test_the_doctor_says_what_is_there_and_what_is_wrong(run: Run, store: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, out, _ = run("doctor", "--store", store, "--port", port, "--json")
+    checks = {check["what"]: check for check in last(out)["checks"]}
+    assert code == 1
+    assert [what for what, check in checks.items() if check["ok"] is False] == [f"port {port}"]
+    assert checks["store"]["found"].startswith(f"{store}: 1 adapters")
+    assert f"torch {torch.__version__}" in checks["packages"]["found"]
+    assert float(checks["float32"]["found"].split()[0].replace(",", "")) > 1
+    code, out, _ = run("doctor", "--tracking-uri", f"http://127.0.0.1:{port}", "--port", "0")
+    assert code == 1
+    assert "does not answer" in out

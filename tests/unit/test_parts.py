@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from ray_lora.errors import DataError, RecipeError
-from ray_lora.running.tally import Done, Tally
 from ray_lora.running.parts import Format, Parts, check_format
 from ray_lora.running.rows_progress import RowsProgress
+from ray_lora.running.tally import Done, Tally
 
 TABLE = pa.table({"day": [date(2026, 1, 31), None], "x": [float("nan"), 1.5], "text": ["é\u2028", '"']})
 
