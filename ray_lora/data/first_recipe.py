@@ -65,7 +65,10 @@ def begin(
         raise RecipeError(f"{str(path)!r} is there; take it away, or give another --name")
     found = guess(train, task)
     notes = list(found.notes)
-    where = {"train": _said(given, train), "validation": _said(given, validation) if validation else None}
+    where: Mapping[str, str | None] = {
+        "train": _said(given, train),
+        "validation": _said(given, validation) if validation else None,
+    }
     text = new_recipe(name, found, where["train"] or "", where["validation"], base)
     rows = _checked(text)
     if validation is None and rows is not None:

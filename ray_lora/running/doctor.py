@@ -114,7 +114,7 @@ def _speed(dtype: object) -> float:
         while done < _TIMES and time.perf_counter() - began < 0.5:
             one @ one
             done += 1
-        return done * 2 * _SIZE**3 / (time.perf_counter() - began) / 1e9  # type: ignore[no-any-return]
+        return done * 2 * _SIZE**3 / (time.perf_counter() - began) / 1e9
     finally:
         torch.set_num_threads(before)
 

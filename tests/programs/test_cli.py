@@ -65,7 +65,7 @@ def test_from_a_strangers_csv_to_an_answer(tiny_bert_folder: Path, tmp_path: Pat
         finally:
             endpoint.send_signal(signal.SIGINT)
     assert endpoint.returncode == 0
-    [local] = predict_ref(found["best"]["ref"], ["a good b"], store)["predictions"]
+    [local] = predict_ref(found["best"]["ref"], ["a good b"], str(tmp_path / "store"))["predictions"]
     assert reply["predictions"][0]["label"] == local["label"]
     assert reply["predictions"][0]["score"] == pytest.approx(local["score"], abs=1e-2)
 
