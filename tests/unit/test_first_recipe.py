@@ -65,7 +65,10 @@ CASES: dict[str, tuple[pa.Table, dict[str, Any], dict[str, str]]] = {
         {"label": "score"},
     ),
     "tags": (
-        rows(words=lambda n: TEXTS[n].split(), ner_tags=lambda n: ["B-x" if w < "d" else "O" for w in TEXTS[n].split()]),
+        rows(
+            words=lambda n: TEXTS[n].split(),
+            ner_tags=lambda n: ["B-x" if word < "d" else "O" for word in TEXTS[n].split()],
+        ),
         {"type": "token-classification"},
         {"tokens": "words", "tags": "ner_tags"},
     ),
