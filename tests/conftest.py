@@ -14,6 +14,7 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "1",
     "RAY_prestart_worker_first_driver": "0",  # a process a CPU for each program that begins, of which few are used
+    "RAY_memory_monitor_refresh_ms": "0",  # else whoever else fills this machine's memory has workers of tests killed
     "RAY_TRAIN_ENABLE_CONTROLLER_LOGS": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_LORA_SETTLE_S": "0",  # most tests write a folder and ask for it; tests/unit/test_verified.py waits
