@@ -80,7 +80,10 @@ def test_boxes_of_several_pictures_and_adapters_are_drawn(address: str, tab: Any
     expect(tab.locator("#by")).to_have_text("one@1, two@1")
     both = [expected[name][0] for name in NAMES]
     expect(articles.first.locator("rect")).to_have_count(sum(map(len, both)))
-    assert drawn(articles.first) == [(item["label"], item["box"]) for found in both for item in found]
+    # two adapters are asked for another pass, in which boxes of all but equal scores may change places
+    assert sorted(map(str, drawn(articles.first))) == sorted(
+        str((item["label"], item["box"])) for found in both for item in found
+    )
     expect(articles.first.get_by_role("table", name="Scores of 0.png by two")).to_be_visible()
     assert tab.wrong == []
 
