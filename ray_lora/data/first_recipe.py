@@ -87,16 +87,15 @@ def begin(
 
 
 def _splits(given: Sequence[str]) -> tuple[tuple[File, ...], tuple[File, ...] | None]:
-    """Files that train and files that choose, the latter where names tell them apart."""
+    """Files that train and files that choose, the latter where names tell them apart. Those of a test split do neither:
+    a score on rows that chose says nothing."""
     train = find_files(list(given), "train")
-    for split in ("validation", "test"):
-        try:
-            other = find_files(list(given), split)
-        except DataError:
-            continue
-        if {file.path for file in other}.isdisjoint(file.path for file in train):
-            return train, other
-    return train, None
+    try:
+        validation = find_files(list(given), "validation")
+    except DataError:
+        return train, None
+    apart = {file.path for file in validation}.isdisjoint(file.path for file in train)
+    return train, validation if apart else None
 
 
 def _name(given: Sequence[str]) -> str:

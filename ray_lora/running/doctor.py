@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import tempfile
@@ -26,7 +27,6 @@ import psutil
 from ray_lora.errors import RayLoraError
 
 _PACKAGES = ("ray_lora", "torch", "transformers", "peft", "ray", "mlflow", "pyarrow")
-_EXTRAS = {"speech": ("soundfile", "jiwer"), "gguf": ("gguf",), "vision": ("kornia",)}
 _SIZE, _TIMES = 512, 8  # of the products that are timed
 _LOW_BYTES = 4 << 30
 _MB = 1e6
@@ -72,8 +72,13 @@ def _version(name: str) -> str | None:
 
 
 def _extras() -> Iterator[Line]:
-    for extra, packages in _EXTRAS.items():
-        if any(_version(name) is None for name in packages):
+    """Those that the package itself declares, but what its tests need."""
+    declared: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("ray_lora") or ():
+        if found := re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", line):
+            declared.setdefault(found[2], []).append(found[1])
+    for extra in sorted(set(declared) - {"test"}):
+        if any(_version(name) is None for name in declared[extra]):
             yield Line(f"extra {extra}", "not installed", None, f"pip install 'ray_lora[{extra}]'")
 
 

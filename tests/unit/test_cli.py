@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from ray_lora.cli import main
 from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.running.doctor import examine
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.conftest import rated
@@ -540,7 +542,13 @@ def test_help_is_quick() -> None:
     assert done.stderr.strip() == ""
 
 
-def test_the_doctor_says_what_is_there_and_what_is_wrong(run: Run, store: Path) -> None:
+def missing(name: str) -> str:
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+def test_the_doctor_says_what_is_there_and_what_is_wrong(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -552,6 +560,13 @@ def test_the_doctor_says_what_is_there_and_what_is_wrong(run: Run, store: Path) 
     assert checks["store"]["found"].startswith(f"{store}: 1 adapters")
     assert f"torch {torch.__version__}" in checks["packages"]["found"]
     assert float(checks["float32"]["found"].split()[0].replace(",", "")) > 1
+    declared = importlib.metadata.metadata("ray_lora").get_all("Provides-Extra")
+    with monkeypatch.context() as patch:  # as where none of the extras is installed
+        real = importlib.metadata.version
+        packages = ("kornia", "gguf", "monai", "jiwer", "soundfile")
+        patch.setattr("importlib.metadata.version", lambda name: missing(name) if name in packages else real(name))
+        advice = [line.advice for line in examine(port=0) if line.what.startswith("extra ")]
+    assert advice == [f"pip install 'ray_lora[{extra}]'" for extra in sorted(set(declared or ()) - {"test"})]
     code, out, _ = run("doctor", "--tracking-uri", f"http://127.0.0.1:{port}", "--port", "0")
     assert code == 1
     assert "does not answer" in out

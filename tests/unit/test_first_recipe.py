@@ -176,13 +176,25 @@ def test_a_folder_that_tells_its_splits(tmp_path: Path) -> None:
     assert recipe.name == "moods"
 
 
+def test_no_test_split_chooses(tmp_path: Path) -> None:
+    (tmp_path / "moods").mkdir()
+    train = CASES["a rare label"][0]
+    held = train.set_column(0, "text", pa.array([f"later {text}" for text in TEXTS]))
+    for split, part in (("train", train), ("test", held)):
+        pq.write_table(part, tmp_path / "moods" / f"{split}.parquet")
+    begun = begin([str(tmp_path / "moods")], tmp_path / "out")
+    parts = [pq.read_table(str(begun[split])).column("text").to_pylist() for split in ("train", "validation")]
+    assert sorted(parts[0] + parts[1]) == sorted(TEXTS)
+    assert "test.parquet" not in Path(str(begun["recipe"])).read_text()
+
+
 def test_pictures_in_folders(tmp_path: Path) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
-    for split in ("train", "test"):
+    for split in ("train", "validation"):
         for name in NAMES:
             folder = tmp_path / "animals" / split / name
             folder.mkdir(parents=True)
@@ -191,7 +203,7 @@ def test_pictures_in_folders(tmp_path: Path) -> None:
     begun = begin([str(tmp_path / "animals")], tmp_path)
     assert begun["task"] == {"type": "image-classification"}
     assert begun["train"] == begun["validation"] == str(tmp_path / "animals")
-    assert len(find_files(str(tmp_path / "animals"), "validation" if False else "test")) == 3
+    assert len(find_files(str(tmp_path / "animals"), "validation")) == 3
 
 
 def test_wrong_rows_are_named_before_anything_is_written(tmp_path: Path) -> None:
