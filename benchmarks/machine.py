@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from ray_lora.running.doctor import gflops
 
 _FLAGS = ("avx", "avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8")
 RESULTS = Path(__file__).parent / "results"
@@ -33,20 +34,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "ray", "mlflow")},
     }
-
-
-def gflops(dtype: torch.dtype, size: int = 768) -> float:
-    """Billions of operations a second of a square product on one thread, the best of some."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    torch.set_num_threads(threads)
-    return round(2 * size**3 / best / 1e9, 1)
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,6 @@ def doctor(
 
         found = examine(store, tracking_uri, port)
         rows = [[line.mark, line.what, line.found, line.advice] for line in found]
-        told = [{"what": line.what, "ok": line.ok, "found": line.found, "advice": line.advice} for line in found]
-        say({"checks": told}, table(["", "", "found", "what to do"], rows))
+        say({"checks": [asdict(line) for line in found]}, table(["", "", "found", "what to do"], rows))
     if any(line.ok is False for line in found):
         raise typer.Exit(1)

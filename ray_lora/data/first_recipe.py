@@ -7,9 +7,9 @@ The rows are checked as training checks them, so that what is written runs.
 
 from __future__ import annotations
 
-import os
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +23,6 @@ from ray_lora.data.guess import Guess, guess
 from ray_lora.data.held_back import hold_back
 from ray_lora.data.new_recipe import new_recipe
 from ray_lora.data.places import Place
-from ray_lora.data.read import canonical
 from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, Recipe
@@ -65,25 +64,24 @@ def begin(
         raise RecipeError(f"{str(path)!r} is there; take it away, or give another --name")
     found = guess(train, task)
     notes = list(found.notes)
-    where: Mapping[str, str | None] = {
-        "train": _said(given, train),
-        "validation": _said(given, validation) if validation else None,
-    }
-    text = new_recipe(name, found, where["train"] or "", where["validation"], base)
-    rows = _checked(text)
+    trains, chooses = _said(given, train), _said(given, validation) if validation else None
+    recipe = _parsed(text := new_recipe(name, found, trains, chooses, base))
+    rows = _checked(recipe)
     if validation is None and rows is not None:
-        where = _held_back(text, rows, found, share, folder, name)
-        notes.append(f"{share:.0%} of the rows are held back to choose by: {where['validation']}")
-        text = new_recipe(name, found, where["train"] or "", where["validation"], base)
+        trains, chooses = _held_back(recipe, rows, found, share, folder / "data" / name)
+        notes.append(f"{share:.0%} of the rows are held back to choose by: {chooses}")
+        recipe = _parsed(text := new_recipe(name, found, trains, chooses, base))
     elif validation is None:
         notes.append("no rows are held back to choose by: give a folder whose names tell train and validation")
-    Recipe.parse(yaml.safe_load(text))
     write_atomic(path, text)
     return {
         "recipe": str(path), "task": found.task, "columns": found.columns, "why": found.why, "notes": list(notes),
-        "train": where["train"], "validation": where["validation"], "rows": None if rows is None else rows.num_rows,
-        "store": Recipe.load(path).store,
+        "train": trains, "validation": chooses, "rows": None if rows is None else rows.num_rows, "store": recipe.store,
     }  # fmt: skip
+
+
+def _parsed(text: str) -> Recipe:
+    return Recipe.parse(yaml.safe_load(text))
 
 
 def _splits(given: Sequence[str]) -> tuple[tuple[File, ...], tuple[File, ...] | None]:
@@ -116,39 +114,29 @@ def _said(given: Sequence[str], files: Sequence[File]) -> str:
     return files[0].path
 
 
-def _checked(text: str) -> pa.Table | None:
+def _checked(recipe: Recipe) -> pa.Table | None:
     """The rows, checked against the recipe; None of pictures and sounds, which training reads and checks."""
-    recipe = Recipe.parse(yaml.safe_load(text))
     kind = task_of(recipe.task)
     if any(FILE_KINDS.intersection(column.kinds) for column in kind.columns.values()):
         return None
     assert recipe.data.train is not None
     rows = read_rows(recipe.data.train, recipe.data, kind.columns)
-    spec = learn(kind, recipe.task, [table for _, table in rows.tables])
-    check_tables(kind, spec, rows.tables)
+    check_tables(kind, learn(kind, recipe.task, [table for _, table in rows.tables]), rows.tables)
     return rows.table
 
 
-def _held_back(
-    text: str, rows: pa.Table, found: Guess, share: float, folder: Path, name: str
-) -> Mapping[str, str | None]:
-    """Two files of the rows, under the file's own names."""
-    recipe = Recipe.parse(yaml.safe_load(text))
+def _held_back(recipe: Recipe, rows: pa.Table, found: Guess, share: float, into: Path) -> tuple[str, str]:
+    """The files of rows that train and of rows that choose, under the given file's own names."""
     columns = task_of(recipe.task).columns
     inputs = [column for column in rows.column_names if columns[column].required != "training"]
     label = "label" if "label" in rows.column_names and found.labels else None
-    parts = dict(zip(("train", "validation"), hold_back(rows, share, inputs, label), strict=True))
-    into = folder / "data" / name
-    into.mkdir(parents=True, exist_ok=True)
-    where: dict[str, str | None] = {}
-    for split, part in parts.items():
-        path = into / f"{split}.parquet"
+    paths = [into / f"{split}.parquet" for split in ("train", "validation")]
+    for path in paths:
         if path.exists():
             raise RecipeError(f"{str(path)!r} is there; take it away, or give another --name")
+    for path, part in zip(paths, hold_back(rows, share, inputs, label), strict=True):
         named = part.rename_columns([found.columns.get(column, column) for column in part.column_names])
-        fresh = path.with_suffix(f".{os.getpid()}")
-        pq.write_table(named, fresh)
-        fresh.replace(path)
-        canonical(named, recipe.data, columns, str(path))
-        where[split] = str(path)
-    return where
+        buffer = io.BytesIO()
+        pq.write_table(named, buffer)
+        write_atomic(path, buffer.getvalue())
+    return str(paths[0]), str(paths[1])

@@ -74,19 +74,20 @@ def guess(files: Sequence[File], task: str | None = None) -> Guess:
     first = files[0]
     if first.format in ("coco", "yolo"):
         return _given(task, "object-detection", Guess({"type": "object-detection"}, why=f"{first.format} annotations"))
-    return guess_table(sample(first), first.path, task, {"image": "image", "audio": "audio"} if first.members else {})
+    return guess_table(sample(first), first.path, task)
 
 
 def sample(file: File) -> pa.Table:
     """Some of a file's rows."""
-    piece = cut([file], _MEMBERS if file.members else SAMPLE)[0]
-    roles = {"audio" if file.transcripts else "image": Column(("audio" if file.transcripts else "image",))}
-    return read_written(piece, roles if file.members else {}).slice(0, SAMPLE)
+    if not file.members:
+        return read_written(cut([file], SAMPLE)[0], {}).slice(0, SAMPLE)
+    kind = "audio" if file.transcripts else "image"
+    return read_written(cut([file], _MEMBERS)[0], {kind: Column((kind,))})
 
 
-def guess_table(table: pa.Table, where: str, task: str | None = None, held: Mapping[str, str] = {}) -> Guess:
-    """As `guess`, of rows in memory. `held`: columns that hold files, and of which kind."""
-    columns = look_at_columns(table, held)
+def guess_table(table: pa.Table, where: str, task: str | None = None) -> Guess:
+    """As `guess`, of rows in memory."""
+    columns = look_at_columns(table)
     for name, rule in _RULES.items():
         if task in (None, name):
             found = rule(columns)
@@ -110,13 +111,11 @@ def _named(columns: dict[str, Seen]) -> dict[str, str]:
     return {role: seen.name for role, seen in columns.items() if seen.name != role}
 
 
-def _pick(columns: Sequence[Seen], kind: str, role: str = "", but: Sequence[Seen] = ()) -> Seen | None:
+def _pick(columns: Sequence[Seen], kind: str, role: str = "") -> Seen | None:
     """The column of a kind: the one called so, else the last."""
-    left = [seen for seen in columns if kind in seen.kinds and seen not in but]
-    called = [name for name in _CALLED.get(role, ()) for seen in left if seen.name.lower() == name]
-    if called:
-        return next(seen for seen in left if seen.name.lower() == called[0])
-    return left[-1] if left else None
+    left = [seen for seen in columns if kind in seen.kinds]
+    called = (seen for name in _CALLED.get(role, ()) for seen in left if seen.name.lower() == name)
+    return next(called, left[-1] if left else None)
 
 
 # -------------------------------------------------------------------- each task's rule: a guess, or None
@@ -225,10 +224,8 @@ def _texts(columns: Sequence[Seen]) -> Guess | None:
     told: dict[str, Json] = {"type": "text-classification"}
     called = {seen.name.lower(): seen for seen in texts}
     pair = next(((called[a], called[b]) for a, b in _PAIRS if a in called and b in called), None)
-    text = pair[0] if pair is not None else _pick(texts, "text", "text")
-    assert text is not None
-    if "text" not in called and pair is None:
-        text = max(texts, key=lambda seen: (seen.name.lower() in _CALLED["text"], seen.words))
+    likeliest = max(texts, key=lambda seen: (seen.name.lower() in _CALLED["text"], seen.words))
+    text = pair[0] if pair is not None else called.get("text", likeliest)
     roles = {"text": text, "label": label} | ({"text_pair": pair[1]} if pair is not None else {})
     notes = list(_doubts(label))
     if "labels" in label.kinds:

@@ -30,7 +30,7 @@ class _Start:
     Attributes:
         base: that is at hand without a hub. others: hub ids that people take.
         modules: that are adapted, of this base. rates: that a search tries. batch: rows of a step.
-        extra: what `pip install` needs beside.
+        options: of the task, which rows do not tell.
     """
 
     base: str
@@ -100,7 +100,7 @@ def new_recipe(name: str, found: Guess, train: str, validation: str | None, base
     ]
     if found.columns:
         lines.append(f"  columns: {_flow(found.columns)}   # the task's name: the file's")
-    few, most = (4, 16) if task["type"] != "text-generation" else (4, 8)
+    most = 8 if task["type"] == "text-generation" else 16
     lines += [
         f"lora: {{r: 8, lora_alpha: 16, target_modules: {modules}}}   # PEFT's names",
         "training:",
@@ -110,18 +110,13 @@ def new_recipe(name: str, found: Guess, train: str, validation: str | None, base
         "  warmup_steps: 0.1             # below 1: a share of all steps",
         "search:                         # all configurations train together, on one base",
         "  space:",
-        f"    lora.r: {{grid_search: [{few}, {most}]}}",
+        f"    lora.r: {{grid_search: [4, {most}]}}",
         f"    training.learning_rate: {{grid_search: [{', '.join(map(_number, start.rates))}]}}",
         f"tracking: {{uri: sqlite:///mlflow.db, experiment: {name}}}   # or http://host:5000; null: none",
         "store: ./store                  # a folder, s3://bucket/path, or mlflow",
         "output_dir: ./runs",
     ]
     return "\n".join(lines) + "\n"
-
-
-def base_of(task: str) -> str:
-    """The base that a task's recipe begins with."""
-    return _STARTS[task].base
 
 
 def _about(found: Guess) -> str:

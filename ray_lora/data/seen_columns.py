@@ -42,16 +42,15 @@ class Seen:
     lengths: tuple[int, ...] = ()
 
 
-def look_at_columns(table: pa.Table, held: Mapping[str, str] = {}) -> list[Seen]:
-    """Each column of a table; `held`: columns that hold files, and of which kind."""
+def look_at_columns(table: pa.Table) -> list[Seen]:
+    """Each column of a table."""
     found = []
     for name in table.column_names:
         column = table.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         values = [value for value in column.to_pylist() if value is not None]
-        kind = held.get(name) if name in held and pa.types.is_struct(column.type) else None
-        found.append(_seen(name, column.type, values) if kind is None else Seen(name, frozenset({kind}), kind))
+        found.append(_seen(name, column.type, values))
     return found
 
 
@@ -128,7 +127,9 @@ def _few_between(values: Sequence[str]) -> bool:
     if not any("|" in value for value in values):
         return False
     parts = Counter(part for value in values for part in value.split("|"))
-    return len(parts) <= min(_MOST_LABELS, max(2, len(values) // 2)) and all(len(part.split()) <= 4 for part in parts)
+    return len(parts) <= min(_MOST_LABELS, max(2, len(values) // 2)) and all(
+        len(part.split()) <= _LONGEST_LABEL for part in parts
+    )
 
 
 def _most(lengths: Sequence[int]) -> int:
