@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError, field_serializer, field_validator
+from pydantic import ValidationError
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from ray_lora.adapters.card import CARD, Card
 from ray_lora.adapters.peft_config import (
     architecture_of,
     check_head,
@@ -44,45 +45,11 @@ from ray_lora.adapters.peft_folder import (
     read_tensors,
     split,
 )
+from ray_lora.adapters.readme import README, readme
 from ray_lora.errors import AdapterError
-from ray_lora.recipe import Json, LoraSpec, Spec, TaskSpec
-from ray_lora.task_spec import Attention
+from ray_lora.recipe import Json, LoraSpec
 
-CARD = "ray_lora.json"
-
-
-class Card(Spec):
-    """What an adapter knows about itself beyond PEFT's config."""
-
-    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")  # a metric may be no number
-
-    task: TaskSpec | None = None
-    base: str | None = None
-    base_fingerprint: str | None = None
-    base_revision: str | None = None  # of a hub id, where PEFT noted one
-    architecture: str | None = None  # the plain class whose head this adapter carries
-    attention: Attention | None = Field(default=None, exclude_if=lambda told: told is None)  # as `HeadSpec` has it
-    metrics: dict[str, float] = Field(default_factory=dict)
-    # by which the head's outputs were divided so that scores are calibrated; None: they were not
-    temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
-    recipe: dict[str, Json] | None = None
-    # layers whose pair PEFT does not compute, and why: plain PEFT refuses the folder
-    beyond_peft: tuple[str, ...] = Field(default=(), exclude_if=lambda told: not told)
-    sha256: str | None = None
-
-    @property
-    def reads(self) -> Attention | None:
-        """What a token sees of its row, as the adapter was trained; None: what the base's class lets it see."""
-        return self.attention or (self.task.reads if self.task is not None else None)
-
-    @field_validator("task", mode="before")
-    @classmethod
-    def _recall(cls, task: Any) -> Any:
-        return TaskSpec.recall(task) if isinstance(task, Mapping) else task
-
-    @field_serializer("task")
-    def _record(self, task: TaskSpec | None) -> dict[str, Json] | None:
-        return task.recorded() if task is not None else None
+__all__ = ["CARD", "Adapter", "Card", "layer_rank", "layer_scaling", "pattern_value"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +111,7 @@ class Adapter:
         (folder / WEIGHTS).write_bytes(dump_tensors(tensors, metadata={"format": "pt"}))
         card = self.card.model_copy(update={"sha256": self.sha256})
         (folder / CARD).write_text(card.model_dump_json(indent=2))
+        (folder / README).write_text(readme(card, self.config, self.layers, self.num_parameters), encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(self._peft_config(), indent=2))
         return self.sha256
 

@@ -27,17 +27,17 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFla
     """Run the recipe's search and put the best adapter into its store as champion."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
+        from ray_lora.search.report import closing
+        from ray_lora.search.summary import Summary
         from ray_lora.search.tuner import search_recipe
 
         result = search_recipe(read)
-        trials, best = result["trials"], result["best"]
-        keys = list(trials[0]["config"])
-        names = list(best["metrics"])
-        rows = [
-            [*map(trial["config"].get, keys), *map(trial["metrics"].get, names), trial["status"]] for trial in trials
-        ]
-        trials_table = table([*(key.rpartition(".")[2] for key in keys), *names, "status"], rows)
-        say(result, trials_table, f"best: {best['ref']}, {scores(best['metrics'])}; {result['seconds']:.0f} s")
+        say(
+            result,
+            *closing(Summary.recall(result)),
+            f"champion    {result['best']['ref']}",
+            f"MLflow      {result['link']}",
+        )
 
 
 def personal(

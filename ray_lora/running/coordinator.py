@@ -152,7 +152,8 @@ class Coordinator:
         return list(self.records.values()), self._logs[after:], len(self._logs)
 
     async def seconds(self) -> dict[str, float]:
-        """Seconds that the packs' first workers spent, by what on; of packs that have ended."""
+        """Seconds that the packs' first workers spent, by what on; `processor` seconds of all workers. Of packs that
+        have ended."""
         return self._seconds
 
     # ---------------------------------------------------------------- for packs
@@ -184,7 +185,7 @@ class Coordinator:
         await self._notify()
 
     async def spent(self, seconds: dict[str, float]) -> None:
-        """What a pack that ends has spent its time on."""
+        """What a worker of a pack that ends has spent its time on."""
         for what, value in seconds.items():
             self._seconds[what] = self._seconds.get(what, 0.0) + value
 

@@ -7,14 +7,13 @@ and a `TorchTrainer` for each pack, and passes on what the packs report to the t
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -32,24 +31,16 @@ from ray_lora.running.local_ray import start_ray
 from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
+from ray_lora.running.watch import Watch
 from ray_lora.running.worker import PackConfig, run_worker
 from ray_lora.tasks import task_of
-from ray_lora.training.figures import FIGURES
-from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
-from ray_lora.transform_spec import said
 
 if TYPE_CHECKING:
     import ray.data
 
     from ray_lora.tracking import Tracker
 
-_ENDED: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "stopped": "KILLED",
-}
-_POLL_S = 0.5
 _ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds less with these on one machine
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -160,26 +151,24 @@ class PackRun:
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
         self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
-        self.progress = Progress(title, task_of(prepared.recipe.task).metric, quiet)
-        self.records: list[Record] = []
+        progress = Progress(title, task_of(prepared.recipe.task).metric, quiet)
+        identities = {name: source.identity for name, source in prepared.sources.items()}
+        self._watch = Watch(self.coordinator, output / "jobs", tracker, progress, identities)
         self.seconds: dict[str, float] = {}
         self.error: BaseException | None = None
-        self._cursor = 0
-        self._tracked: dict[str, str] = {}
-        self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"pack-{number}", daemon=True)
             for number in range(packs)
         ]
-        self._watch = threading.Thread(target=self._watcher, name="watcher", daemon=True)
 
     def start(self) -> None:
         """Start the packs; they wait for jobs."""
         if len(ray.nodes()) == 1:
             for name, value in _ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-        for thread in [*self._threads, self._watch]:
+        for thread in self._threads:
             thread.start()
+        self._watch.start()
 
     def submit(self, job: Job, config: dict[str, Any]) -> None:
         """Queue a job."""
@@ -196,8 +185,7 @@ class PackRun:
             ray.get(self.coordinator.close.remote())
         for thread in self._threads:
             thread.join()
-        self._ended.set()
-        self._watch.join()
+        records = self._watch.end()
         if self.error is not None:
             raise self.error
         try:
@@ -206,7 +194,7 @@ class PackRun:
             raise RayLoraError(
                 "the run's coordinator has died; give the same command again: it goes on from the last checkpoints"
             ) from None
-        return self.records
+        return records
 
     def _run(self, number: int) -> None:
         plan = self.prepared.plan
@@ -245,44 +233,6 @@ class PackRun:
             worker_runtime_env={"env_vars": {**WORKER_ENV, **environment()}},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
 
-    # ---------------------------------------------------------------- what is told to the table and the tracker
-
-    def _watcher(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self._look()
-        self._look()
-        self.progress.close()
-
-    def _look(self) -> None:
-        try:
-            records, logs, self._cursor = ray.get(self.coordinator.snapshot.remote(self._cursor))
-        except ray.exceptions.RayError:
-            return  # the coordinator is gone; finish() says why
-        self.records = records
-        for record in records:
-            if record.job.name not in self._tracked:
-                self._tracked[record.job.name] = "RUNNING"
-                self.tracker.open_child(
-                    record.job.name, params(record.job), {"ray_lora.config": json.dumps(record.config)}
-                )
-                for line in read_history(self.output / "jobs" / record.job.name):  # of a run that was killed
-                    self.tracker.log(record.job.name, line["step"], line["metrics"])
-        for line in logs:
-            self.tracker.log(line["job"], line["step"], line["metrics"])
-        for record in records:
-            ended = _ENDED.get(record.status)
-            if ended and self._tracked[record.job.name] == "RUNNING":
-                self._tracked[record.job.name] = ended
-                folder = self.output / "jobs" / record.job.name
-                self.tracker.finish_child(
-                    record.job.name,
-                    ended,
-                    dict(record.metrics),
-                    folder / "adapter" if record.status == "finished" else None,
-                    folder / FIGURES if (folder / FIGURES).is_dir() else None,
-                )
-        self.progress.show(records)
-
 
 def base_for_workers(prepared: Prepared) -> BaseSpec:
     """The base as a process in another folder names it: a relative folder becomes an absolute one."""
@@ -296,13 +246,3 @@ def scaling_of(recipe: Recipe) -> ScalingConfig:
     scaling = recipe.scaling
     resources = {"CPU": 1.0} | ({"GPU": 1.0} if scaling.use_gpu else {})
     return ScalingConfig(num_workers=scaling.num_workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
-
-
-def params(job: Job) -> dict[str, Any]:
-    """A job's settings under PEFT's and Hugging Face's names."""
-    return (
-        job.lora.model_dump(mode="json")
-        | job.training.model_dump(mode="json")
-        | {"task": job.task.type, "data": job.data}
-        | {f"augmentation.{number}": said(transform) for number, transform in enumerate(job.augmentation)}
-    )

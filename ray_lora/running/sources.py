@@ -218,7 +218,8 @@ def load_splits(source: Source, task: Task, rank: int, world: int) -> Splits:
     """This worker's share of a source, encoded."""
     validation = source.splits.get("validation")
     train = _load(source.splits["train"], task, rank, world)
-    return Splits(train, None if validation is None else _load(validation, task, rank, world))
+    held = None if validation is None else _load(validation, task, rank, world)
+    return Splits(train, held, source.identity)
 
 
 def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int) -> Split:

@@ -110,7 +110,8 @@ class LoraTrainer:
             tracker.close()
             raise
         failed = any(record.status != "finished" for record in records.values())
-        tracker.finish_parent("FAILED" if failed else "FINISHED")
+        spent = {"processor_seconds": run.seconds.get("processor", 0.0)}
+        tracker.finish_parent("FAILED" if failed else "FINISHED", metrics=spent)
         tracker.close()
         return records
 

@@ -75,9 +75,9 @@ def run_worker(config: dict[str, Any]) -> None:
         if len(pack.members) > len(orders.hold):
             reports += pack.step(orders.hold)
         seconds["step"] += time.perf_counter() - at
-    if rank == 0:
-        with contextlib.suppress(RayActorError):
-            ray.get(told.coordinator.spent.remote(seconds | pack.seconds))
+    spent = {"processor": time.process_time()} | (seconds | pack.seconds if rank == 0 else {})
+    with contextlib.suppress(RayActorError):
+        ray.get(told.coordinator.spent.remote(spent))
 
 
 def _orders(told: PackConfig, pack: Pack, reports: list[Report]) -> Orders:

@@ -40,7 +40,7 @@ from ray_lora.search.space import (
 )
 from ray_lora.search.trial import PackTrial, flat
 from ray_lora.store import open_store, put_once
-from ray_lora.tracking import Tracker
+from ray_lora.tracking import Tracker, plain
 
 if TYPE_CHECKING:
     import ray.data
@@ -125,13 +125,15 @@ class LoraTuner:
                 grid = tuner.fit()
                 self.seconds = time.perf_counter() - started
             finally:
-                run.finish()
+                records = run.finish()
         except BaseException:
             tracker.close()  # its runs stay open: the same command goes on in them
             raise
         self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         rows = prepared.sources[recipe.name].rows("validation")
-        summary = report.summarise(grid, run.records, output, metric, mode, self.seconds, rows)
+        own = plain.flat(self.recipe.model_dump(mode="json"))
+        default = {key: own.get(key) for key in self.space}
+        summary = report.summarise(grid, records, output, metric, mode, self.seconds, rows, default)
         self.summary = report.write(summary, tracker, output)
         best = self.summary.best
         if best is not None and best.adapter is not None:
@@ -139,7 +141,8 @@ class LoraTuner:
                 tracker.register(
                     Path(best.adapter), recipe.name, tags={"score": f"{metric} {best.metrics[metric]:.4f}"}
                 )
-            tracker.finish_parent("FINISHED", {"job": best.name, "config": best.config}, best.metrics)
+            spent = {"seconds": self.seconds, "processor_seconds": run.seconds.get("processor", 0.0)}
+            tracker.finish_parent("FINISHED", {"job": best.name, "config": best.config}, best.metrics | spent)
         else:
             tracker.finish_parent("FAILED")
         tracker.close()
@@ -184,8 +187,12 @@ class LoraTuner:
 
 
 def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
-    """Run a recipe's search and put the best adapter into its store as `champion`:
-    `{"best": {"config", "metrics", "ref"}, "trials": [...], "seconds"}`."""
+    """Run a recipe's search and put the best adapter into its store as `champion`.
+
+    Returns:
+        `report.Summary` as a dict, with `best["ref"]`, where the best lies in the store, and `link`, where MLflow shows
+        the search.
+    """
     store = open_store(recipe.store, recipe.tracking.uri)
     tuner = LoraTuner(recipe, quiet=quiet)
     tuner.fit()
@@ -196,10 +203,5 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
         raise RayLoraError(f"none of the search's {len(tuner.summary.trials)} trials was evaluated; {why}")
     assert best.adapter is not None
     entry = put_once(store, Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
-    return {
-        "best": {"config": best.config, "metrics": best.metrics, "ref": f"{entry.name}@{entry.version}"},
-        "trials": [dataclasses.asdict(trial) for trial in tuner.summary.trials],
-        "seconds": tuner.seconds,
-        "advice": tuner.summary.advice,
-        "link": tuner.link,
-    }
+    found = dataclasses.asdict(tuner.summary)
+    return found | {"best": found["best"] | {"ref": f"{entry.name}@{entry.version}"}, "link": tuner.link}

@@ -111,11 +111,25 @@ class Tracker:
         )
         self._send()
 
-    def open_child(self, job: str, params: Mapping[str, Json], tags: Mapping[str, str]) -> None:
-        """Open a job's run; a job that the record knows goes on in its run."""
+    def open_child(
+        self,
+        job: str,
+        params: Mapping[str, Json],
+        tags: Mapping[str, str],
+        *,
+        named: str | None = None,
+        data: Mapping[str, str] | None = None,
+    ) -> None:
+        """Open a job's run; a job that the record knows goes on in its run.
+
+        Args:
+            named: what MLflow calls the run; None for the job's name.
+            data: rows and digests of what it learns from, as `open_parent` has them.
+        """
         if self.uri is not None and job not in self._told:
             self._told[job] = Told()
-            self._write("child", job=job, params=dict(params), tags={key: str(value) for key, value in tags.items()})
+            told = {key: str(value) for key, value in tags.items()}
+            self._write("child", job=job, params=dict(params), tags=told, name=named or job, data=dict(data or {}))
 
     def log(self, job: str, step: int, metrics: Mapping[str, float | None]) -> None:
         """Metrics of one step. Values that are not finite are kept out and counted in `not_finite`.

@@ -78,7 +78,11 @@ class Runs:
     def child(self, event: Event) -> None:
         """Open a job's run below the parent."""
         tags = {**event["tags"], "mlflow.parentRunId": self._id(PARENT), "ray_lora.job": event["job"]}
-        self._params(self._open(event["job"], event["job"], tags, event["time"]), event["params"])
+        name, data = event.get("name") or event["job"], event.get("data") or {}  # earlier versions' records have none
+        run_id = self._open(event["job"], name, tags, event["time"])
+        self._params(run_id, event["params"])
+        if datasets := _datasets(data):
+            self.reach().log_inputs(run_id, datasets)
 
     def reopen(self, event: Event) -> None:
         """A run that had ended goes on."""

@@ -30,7 +30,7 @@ from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.continued import check_continues
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
-from ray_lora.recipe import TaskSpec
+from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.augmented import augmented
 from ray_lora.training.calibration import calibrated
@@ -151,7 +151,13 @@ class Pack:
     def export(self, name: str, metrics: Mapping[str, float] | None = None) -> Adapter:
         """The job's adapter as it is now."""
         member = self.members[name]
-        return self.engine.export(member.slot, Card(task=member.job.task, metrics=dict(metrics or {})))
+        job, learnt = member.job, self.data[member.job.data].identity
+        recipe: dict[str, Json] = {"training": job.training.model_dump(mode="json")}
+        if job.augmentation:
+            recipe["augmentation"] = [transform.model_dump(mode="json") for transform in job.augmentation]
+        if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
+            recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
+        return self.engine.export(member.slot, Card(task=job.task, metrics=dict(metrics or {}), recipe=recipe))
 
     def save(self, name: str) -> None:
         """Write a job's checkpoint; every worker calls it, the first one writes. One whose values are no longer finite

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ray_lora.adapters.adapter import CARD, Adapter, Card, layer_rank, layer_scaling
 from ray_lora.adapters.peft_folder import CONFIG, WEIGHTS, LowRank
+from ray_lora.adapters.readme import README
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
@@ -107,7 +108,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert again.config == adapter.config.model_copy(update={"target_modules": (QUERY,)})
     assert again.tensors.keys() == adapter.tensors.keys()
     assert all(torch.equal(again.tensors[key], tensor) for key, tensor in adapter.tensors.items())
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {CONFIG, WEIGHTS, CARD}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {CONFIG, WEIGHTS, CARD, README}
     again.save(tmp_path / "b")
     for name in (CONFIG, WEIGHTS, CARD):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -18,8 +18,8 @@ from ray_lora.augmentation.apply import altered, check_transforms
 from ray_lora.bases.load import load_base
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import BaseSpec, LoraSpec, TransformSpec
-from ray_lora.running.packs import params
 from ray_lora.running.plan import plan_recipe, show
+from ray_lora.running.watch import params
 from ray_lora.search.space import check_search
 from ray_lora.search.trial import job_of
 from ray_lora.tasks import Features, build_task
