@@ -99,7 +99,9 @@ def table(title: str, metric: str, records: Sequence[Record]) -> Table:
 
 
 def describe(config: Mapping[str, Any]) -> str:
-    """A configuration in one line: `r=8 learning_rate=0.001`."""
+    """A configuration in one line: `r=8 learning_rate=0.001`; one that is only called something, by that name."""
+    if list(config) == ["name"]:
+        return str(config["name"])
     return " ".join(f"{key.rsplit('.', 1)[-1]}={_value(value)}" for key, value in config.items())
 
 

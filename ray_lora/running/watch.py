@@ -104,7 +104,7 @@ class Watch:
         self._told[name] = "RUNNING"
         told = {"ray_lora.config": json.dumps(record.config)}
         data = self._identities.get(record.job.data, {})
-        named = record.config.get("name") or describe(record.config) or name
+        named = describe(record.config) or name
         self._tracker.open_child(name, params(record.job), told, named=named, data=data)
         for line in read_history(self._jobs / name):  # of a run that was killed
             self._tracker.log(name, line["step"], line["metrics"])

@@ -137,6 +137,31 @@ def test_a_search_in_mlflow(uri: str, record: Path, tmp_path: Path) -> None:
     assert artifacts(uri, child, "adapter") == {"adapter/MLmodel", "adapter/adapter_config.json"}
 
 
+def test_a_run_is_called_by_what_it_tried_and_names_its_data(uri: str, record: Path) -> None:
+    tracker = opened(uri, record)
+    tracker.open_child("a1b2_00000", {"r": 4}, {}, named="r=4 learning_rate=0.00084", data=IDENTITY)
+    assert tracker.close() == 0
+    run = runs(uri)["r=4 learning_rate=0.00084"]
+    assert run.data.tags["ray_lora.job"] == "a1b2_00000"
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == ("ab" * 32)[:36]
+
+
+def test_a_stopped_job_hands_in_what_it_leaves_once_it_is_written(uri: str, record: Path, tmp_path: Path) -> None:
+    tracker = opened(uri, record)
+    tracker.open_child("r4", {}, {})
+    tracker.finish_child("r4", "KILLED", {"accuracy": 0.7})
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "minilm"}')
+    tracker.finish_child("r4", "KILLED", {"accuracy": 0.7}, adapter)
+    assert tracker.close() == 0
+    run = runs(uri)["r4"]
+    assert run.info.status == "KILLED"
+    assert history(uri, run, "accuracy") == [(0, 0.7)]
+    assert "adapter/adapter_config.json" in artifacts(uri, run, "adapter")
+
+
 def test_the_recipe_can_be_run_again_from_mlflow(uri: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
