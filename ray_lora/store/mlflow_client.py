@@ -57,7 +57,7 @@ def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
 
     model = Model(run_id=run_id)
     # only settings that are written here can be set at load_model(..., model_config={...})
-    config = {"base": base, "dtype": "auto"}
+    config = {"base": base, "dtype": "auto", "answer": None}
     version = platform.python_version()
     model.add_flavor("python_function", loader_module="ray_lora.pyfunc", python_version=version, config=config)
     model.save(str(folder / "MLmodel"))

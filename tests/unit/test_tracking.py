@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ray_lora.engine import AdapterEngine, HeadSpec
 from ray_lora.errors import BaseModelError, RecipeError
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.store.mlflow_client import write_mlmodel
 from ray_lora.store.registry import MlflowStore
 from ray_lora.tasks import build_task
 from ray_lora.tasks.text_classification import TextClassificationSpec
@@ -519,10 +521,58 @@ def test_pyfunc_answers_as_the_engine_does(where: str, uri: str, trained: Path) 
         pd.DataFrame({"label": ["good"] * 3, "text": texts}),
         [{"text": text, "label": "unheard of"} for text in texts],
     ):
-        assert model.predict(given) == answers
+        found = model.predict(given)
+        assert (found.to_dict(orient="records") if isinstance(given, pd.DataFrame) else found) == answers
     assert model.predict(texts[0]) == answers[:1]
     with pytest.raises(RecipeError, match="has no 'text'"):
         model.predict([{"txt": "good"}])
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's evaluator, which calls pandas the old way
+def test_mlflow_evaluates_a_registered_adapter_as_we_do(uri: str, trained: Path, tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    from ray_lora.pyfunc import _load_pyfunc
+
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    write_mlmodel(folder, None, Adapter.load(trained).card.base)
+    texts = [f"{word} story number {number}" for number in range(4) for word in ("good", "bad", "slow")]
+    rows = pd.DataFrame({"text": texts, "truth": ["good", "bad", "fine"] * 4}, index=range(100, 112))
+    alone = _load_pyfunc(str(trained), {"dtype": "float32"}).predict(rows[["text"]])
+    assert list(alone.columns) == ["label", "score"]
+    assert list(alone.index) == list(rows.index)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        told = mlflow.models.evaluate(
+            str(folder),
+            rows,
+            targets="truth",
+            model_type="classifier",
+            model_config={"answer": "label"},
+            evaluator_config={"log_explainer": False},
+        )
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert told.metrics["accuracy_score"] == pytest.approx((alone["label"] == rows["truth"]).mean())
+
+
+def test_pyfunc_says_which_parts_answers_have(trained: Path) -> None:
+    from ray_lora.pyfunc import _load_pyfunc
+
+    model = _load_pyfunc(str(trained), {"dtype": "float32", "answer": "word"})
+    with pytest.raises(RecipeError, match="they have label, score"):
+        model.predict("good")
+
+
+def test_pyfunc_gives_a_frame_of_answers_without_named_parts() -> None:
+    from ray_lora.pyfunc import _framed
+
+    framed = _framed([[{"word": "a"}], []], [7, 9])
+    assert list(framed["prediction"]) == [[{"word": "a"}], []]
+    assert list(framed.index) == [7, 9]
 
 
 def test_pyfunc_takes_a_base_from_elsewhere_but_not_another_one(
