@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_serializer, field
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from ray_lora.adapters.merge import Combination
 from ray_lora.adapters.peft_config import (
     architecture_of,
     check_head,
@@ -51,6 +52,20 @@ from ray_lora.task_spec import Attention
 CARD = "ray_lora.json"
 
 
+class Parent(Spec):
+    """One of the adapters that another was merged from."""
+
+    ref: str
+    sha256: str
+
+
+class Merged(Spec):
+    """What an adapter was merged from, and how."""
+
+    parents: tuple[Parent, ...]
+    how: Combination
+
+
 class Card(Spec):
     """What an adapter knows about itself beyond PEFT's config."""
 
@@ -66,6 +81,7 @@ class Card(Spec):
     # by which the head's outputs were divided so that scores are calibrated; None: they were not
     temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     recipe: dict[str, Json] | None = None
+    merged: Merged | None = Field(default=None, exclude_if=lambda told: told is None)
     # layers whose pair PEFT does not compute, and why: plain PEFT refuses the folder
     beyond_peft: tuple[str, ...] = Field(default=(), exclude_if=lambda told: not told)
     sha256: str | None = None
