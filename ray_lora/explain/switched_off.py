@@ -1,0 +1,154 @@
+"""What a score loses when a layer's change is switched off, each layer in a slot of its own beside all others.
+
+    off = switched_off(tables, rows, "tweets@3", adapter)
+    off.groups[0].drop.value                 # 0.042: the accuracy that this layer's change is worth
+    off.could_go, off.without_all
+
+The same rows pass through one base, whichever layers are off: an adapter without a layer is one more adapter of the
+mixed passes. It knows adapters and rows, no files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.inference.comparing import add_adapter, answers_to, features_of
+from ray_lora.inference.intervals import Scored, intervals
+from ray_lora.inference.table_rows import TableRows
+from ray_lora.inference.tables import TableAnswers
+from ray_lora.recipe import Json
+
+MOST = 64  # groups of layers that are switched off one by one
+_BLOCK = re.compile(r"(.*?\.\d+)\.")  # bert.encoder.layer.0. of a layer's name
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Off:
+    """Layers that were switched off together.
+
+    Attributes:
+        score: without them. drop: by how much it is worse than with all, in the same draws of rows; below 0 it is
+            better. could_go: whether the drop's interval reaches down to 0.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    score: Value
+    drop: Value
+    could_go: bool
+
+
+@dataclass(frozen=True)
+class SwitchedOff:
+    """What layers are worth to a score.
+
+    Attributes:
+        full: with all changes. bare: with none, the head alone.
+        groups: each switched off by itself: a layer, or the layers of a block where there are more than `MOST`.
+        could_go: the layers of all groups that could go; without_all: the score without all of them at once, measured;
+            None where there are none.
+    """
+
+    metric: str
+    mode: str
+    rows: int
+    full: Value
+    bare: Off
+    groups: tuple[Off, ...]
+    could_go: tuple[str, ...]
+    without_all: Off | None
+
+
+def groups_of(layers: Sequence[str], most: int = MOST) -> dict[str, tuple[str, ...]]:
+    """Layers to be switched off together, by a name: each alone; where that makes too many by the block that they
+    belong to; where that does too, neighbours."""
+    if len(layers) <= most:
+        return {name: (name,) for name in layers}
+    blocks: dict[str, list[str]] = {}
+    for name in layers:
+        block = _BLOCK.match(name)
+        blocks.setdefault(block[1] if block else name, []).append(name)
+    named = list(blocks.items())
+    parts = [named[part[0] : part[-1] + 1] for part in np.array_split(range(len(named)), min(most, len(named)))]
+    return {
+        part[0][0] if len(part) == 1 else f"{part[0][0]} to {part[-1][0]}": tuple(
+            layer for _, mine in part for layer in mine
+        )
+        for part in parts
+    }
+
+
+def switched_off(
+    tables: TableAnswers,
+    rows: TableRows,
+    ref: str,
+    adapter: Adapter,
+    answers: Sequence[Json],
+    order: Sequence[str] | None = None,
+    most: int = MOST,
+) -> SwitchedOff:
+    """Score the adapter without each of its layers.
+
+    Args:
+        tables: that know the ref, and score. rows: with what scores them.
+        answers: the adapter's own, to every row.
+        order: its layers in the order in which they are to be named.
+        most: groups that are switched off one by one.
+
+    Raises:
+        AdapterError: without a layer an answer is no number.
+    """
+    task = tables.task(ref)
+    features = features_of(rows, task, range(rows.table.num_rows))
+    full = intervals(task, answers, features)[task.metric]
+    groups = groups_of(list(order or adapter.layers), most)
+
+    def without(chosen: Mapping[str, Sequence[str]]) -> dict[str, Off]:
+        asked = {f"{ref} without {name}": gone for name, gone in chosen.items()}
+        for name, gone in asked.items():
+            kept = {layer: pair for layer, pair in adapter.layers.items() if layer not in gone}
+            add_adapter(tables, name, tables.pinned.entries[ref], replace(adapter, layers=kept), name)
+        found = answers_to(tables, rows, list(asked))
+        return {
+            name: _off(name, tuple(gone), full, intervals(task, mine, features)[task.metric], task.metrics[task.metric])
+            for (name, gone), mine in zip(chosen.items(), found.values(), strict=True)
+        }
+
+    nothing = "all layers"
+    measured = without({**groups, nothing: tuple(adapter.layers)})
+    bare = measured.pop(nothing)
+    going = tuple(layer for off in measured.values() if off.could_go for layer in off.layers)
+    gone = "all that could go"
+    return SwitchedOff(
+        task.metric,
+        task.metrics[task.metric],
+        len(features),
+        Value(full.value, full.low, full.high),
+        bare,
+        tuple(measured.values()),
+        going,
+        without({gone: going})[gone] if going else None,
+    )
+
+
+def _off(name: str, layers: tuple[str, ...], full: Scored, score: Scored, mode: str) -> Off:
+    """The drop in the same draws of rows, by the percentile bootstrap of `inference.intervals`."""
+    sign = 1 if mode == "max" else -1
+    drops = sign * (np.asarray(full.draws) - np.asarray(score.draws))
+    low, high = np.nanpercentile(drops, [2.5, 97.5]).tolist()
+    drop = Value(sign * (full.value - score.value), low, high)
+    return Off(name, layers, Value(score.value, score.low, score.high), drop, low <= 0)
