@@ -250,6 +250,50 @@ def test_attributions_add_up_to_what_plain_peft_gains(world: Path, explained: tu
         assert abs(base["gap"]) <= ENOUGH * abs(base["output"] - base["baseline"])
 
 
+def test_a_bare_base_answers_with_its_own_head_where_it_has_one(tmp_path: Path) -> None:
+    """A fine-tuned classifier as the base: what is said of it is the plain class's; with other labels it has no say."""
+    plain = make_base(tmp_path / "plain")
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_pretrained(plain, num_labels=2)
+    model.classifier.weight.data.normal_(0, 1)
+    model.config.id2label, model.config.label2id = dict(enumerate(LABELS)), {"no": 0, "yes": 1}
+    model.save_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer.save_pretrained(tmp_path / "base")
+    for name, labels in (("same", LABELS), ("others", ["bad", "good"])):
+        card(make_adapter(tmp_path / "base", tmp_path / "store" / name, seed=3), tmp_path / "base", labels)
+    found = explain(["same", "others"], str(tmp_path / "store"), inputs=["a lovely day"])["adapters"]
+    [row], [other] = (told["attributions"] for told in found)
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer("a lovely day", return_tensors="pt", return_token_type_ids=False)).logits[0]
+    assert row["base"]["head"] == "the base's own"
+    assert row["base"]["output"] == pytest.approx(float(logits[LABELS.index(row["target"])]), abs=1e-5)
+    assert row["base"]["answer"]["label"] == LABELS[int(logits.argmax())]
+    assert other["base"]["head"] == "the adapter's"
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_other_answers_of_texts_are_attributed_and_have_no_reliability(tmp_path: Path, problem: str) -> None:
+    base, several = make_base(tmp_path / "base"), problem != "regression"
+    folder = make_adapter(base, tmp_path / "store" / "x", seed=3, labels=2 if several else 1)
+    card(folder, base, LABELS if several else None, problem_type=problem)
+    rows = [
+        {"text": text, "label": ["no", "yes"][: at % 3] if several else at / 10} for at, text in enumerate(texts(12, 4))
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    [told] = explain(
+        ["x"], str(tmp_path / "store"), data=str(tmp_path / "rows.parquet"), inputs=["a lovely day"]
+    )["adapters"]  # fmt: skip
+    [row] = told["attributions"]
+    assert row["target"] in (LABELS if several else ["LABEL_0"])
+    assert f"and {problem} has others" in told["left_out"]["reliability"]
+    metric, off = told["switched_off"]["metric"], told["switched_off"]
+    alone = evaluate_ref("x", str(tmp_path / "rows.parquet"), str(tmp_path / "store"))["metrics"][metric]
+    assert off["full"]["value"] == pytest.approx(alone, abs=1e-6)
+    worse = off["bare"]["score"]["value"] - off["full"]["value"]
+    assert off["bare"]["drop"]["value"] == pytest.approx(worse if off["mode"] == "min" else -worse)
+
+
 def test_a_token_that_changes_nothing_has_no_value(world: Path) -> None:
     """With a head that reads a bare base's first token alone and no attention, the others get nothing."""
     base = load_base(BaseSpec(model=str(world / "base"), dtype="float32"))
