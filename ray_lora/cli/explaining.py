@@ -90,7 +90,7 @@ def _shown(told: dict[str, Any]) -> Iterator[Any]:
     for layer in told["layers"][:_LAYERS]:
         row = [layer[key] for key in ("layer", "rank", "norm", "relative", "effective_rank", "share")]
         group = lost.get(layer["layer"])
-        rows.append([*row, *((_interval(group["drop"]), "could go" if group["could_go"] else "") if group else ())])
+        rows.append([*row, *((_interval(group["drop"]), _mark(group)) if group else ())])
     yield table([*columns, f"{off['metric']} lost without it", ""] if off else columns, rows)
     if len(told["layers"]) > _LAYERS:
         yield f"and {len(told['layers']) - _LAYERS:,} more layers; --json has all"
@@ -99,13 +99,13 @@ def _shown(told: dict[str, Any]) -> Iterator[Any]:
             f"{off['metric']} on {off['rows']:,} rows: {_interval(off['full'])} with all changes, "
             f"{off['bare']['score']['value']:.4f} with none"
         )
-        gone = off["without_all"]
-        yield (
-            f"{len(off['could_go'])} of {len(told['layers'])} layers could go, each by itself; without all of them "
-            f"{gone['score']['value']:.4f}, lost {_interval(gone['drop'])}"
-            if gone
-            else "no layer could go"
-        )
+        yield f"{len(off['could_go'])} of {len(told['layers'])} layers could go, each by itself"
+        if off["together"]:
+            rows = [
+                [part["name"], len(part["layers"]), part["score"]["value"], _interval(part["drop"]), _mark(part)]
+                for part in off["together"]
+            ]
+            yield table(["of them", "layers", off["metric"], "lost", ""], rows)
     near = told["nearest"]
     if near["near"]:
         yield table(
@@ -142,6 +142,10 @@ def _attribution(row: dict[str, Any]) -> Iterator[Any]:
             f"  {side}: output {way['output']:.4f}, at the baseline {way['baseline']:.4f}; the values lack "
             f"{way['gap']:.2g} of the difference ({way['steps']} steps)"
         )
+
+
+def _mark(off: dict[str, Any]) -> str:
+    return "could go" if off["could_go"] else ""
 
 
 def _interval(told: dict[str, float]) -> str:

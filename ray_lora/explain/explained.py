@@ -180,7 +180,8 @@ def _with_rows(
         for ref, answers in answers_to(tables, rows, list(tasks)).items():
             mine = told[ref]
             order = [layer["layer"] for layer in mine["layers"]]
-            mine["switched_off"] = asdict(switched_off(tables, rows, ref, adapters[ref], answers, order))
+            off = switched_off(tables, rows, ref, adapters[ref], answers, order)
+            mine["switched_off"] = {**asdict(off), "largest": None if off.largest is None else asdict(off.largest)}
             del mine["left_out"]["switched_off"]
             why = why_not(tasks[ref])
             if why is not None:

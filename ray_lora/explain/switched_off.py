@@ -2,7 +2,7 @@
 
     off = switched_off(tables, rows, "tweets@3", adapter)
     off.groups[0].drop.value                 # 0.042: the accuracy that this layer's change is worth
-    off.could_go, off.without_all
+    off.largest.layers                       # could go at once
 
 The same rows pass through one base, whichever layers are off: an adapter without a layer is one more adapter of the
 mixed passes. It knows adapters and rows, no files.
@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.adapters.merge import singular_values
 from ray_lora.inference.comparing import add_adapter, answers_to, features_of
 from ray_lora.inference.intervals import Scored, intervals
 from ray_lora.inference.table_rows import TableRows
 from ray_lora.inference.tables import TableAnswers
 from ray_lora.recipe import Json
 
+_PARTS = 8  # of what could go are tried at once: an eighth, a quarter, ... all of it
 MOST = 64  # groups of layers that are switched off one by one
 _BLOCK = re.compile(r"(.*?\.\d+)\.")  # bert.encoder.layer.0. of a layer's name
 
@@ -59,8 +61,9 @@ class SwitchedOff:
     Attributes:
         full: with all changes. bare: with none, the head alone.
         groups: each switched off by itself: a layer, or the layers of a block where there are more than `MOST`.
-        could_go: the layers of all groups that could go; without_all: the score without all of them at once, measured;
-            None where there are none.
+        could_go: the layers of all groups that could go, each group by itself.
+        together: so many of those groups switched off at once, those of the smallest drop and then of the smallest
+            change first; the last is all of them. Empty where none could go.
     """
 
     metric: str
@@ -70,7 +73,12 @@ class SwitchedOff:
     bare: Off
     groups: tuple[Off, ...]
     could_go: tuple[str, ...]
-    without_all: Off | None
+    together: tuple[Off, ...]
+
+    @property
+    def largest(self) -> Off | None:
+        """The most layers that could go at once, of those that were tried; None where not even the fewest could."""
+        return max((off for off in self.together if off.could_go), key=lambda off: len(off.layers), default=None)
 
 
 def groups_of(layers: Sequence[str], most: int = MOST) -> dict[str, tuple[str, ...]]:
@@ -131,8 +139,12 @@ def switched_off(
     nothing = "all layers"
     measured = without({**groups, nothing: tuple(adapter.layers)})
     bare = measured.pop(nothing)
-    going = tuple(layer for off in measured.values() if off.could_go for layer in off.layers)
-    gone = "all that could go"
+    going = sorted(
+        (off for off in measured.values() if off.could_go),
+        key=lambda off: (off.drop.value, sum(_energy(adapter, layer) for layer in off.layers)),
+    )
+    counts = sorted({-(-len(going) * part // _PARTS) for part in range(1, _PARTS + 1)} - {0})
+    parts = {f"{count} at once": [layer for off in going[:count] for layer in off.layers] for count in counts}
     return SwitchedOff(
         task.metric,
         task.metrics[task.metric],
@@ -140,9 +152,14 @@ def switched_off(
         Value(full.value, full.low, full.high),
         bare,
         tuple(measured.values()),
-        going,
-        without({gone: going})[gone] if going else None,
+        tuple(layer for off in measured.values() if off.could_go for layer in off.layers),
+        tuple(without(parts).values()) if parts else (),
     )
+
+
+def _energy(adapter: Adapter, layer: str) -> float:
+    """The squared norm of a layer's change."""
+    return float(singular_values(adapter.layers[layer], adapter.scaling(layer)).square().sum())
 
 
 def _off(name: str, layers: tuple[str, ...], full: Scored, score: Scored, mode: str) -> Off:

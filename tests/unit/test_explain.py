@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,13 @@ def test_a_layer_switched_off_is_the_adapter_with_zeros_alone(
     assert len(scores) > 2
     going = off["could_go"]
     assert 0 < len(going) < len(adapter.layers)
-    assert off["without_all"]["score"]["value"] == pytest.approx(alone(going))
+    assert sorted(off["together"][-1]["layers"]) == sorted(going)
+    for fewer, more in pairwise(off["together"]):
+        assert set(fewer["layers"]) < set(more["layers"])
+    for part in off["together"]:
+        assert part["score"]["value"] == pytest.approx(alone(part["layers"]))
+    could = [part for part in off["together"] if part["could_go"]]
+    assert off["largest"] == (could[-1] if could else None)
 
 
 def test_many_layers_are_switched_off_by_their_blocks() -> None:
