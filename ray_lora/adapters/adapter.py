@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ray_lora.adapters.card import CARD, Card
+from ray_lora.adapters.card import CARD, Card, Merged, Parent
 from ray_lora.adapters.peft_config import (
     architecture_of,
     check_head,
@@ -49,7 +49,7 @@ from ray_lora.adapters.readme import README, readme
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import Json, LoraSpec
 
-__all__ = ["CARD", "Adapter", "Card", "layer_rank", "layer_scaling", "pattern_value"]
+__all__ = ["CARD", "Adapter", "Card", "Merged", "Parent", "layer_rank", "layer_scaling", "pattern_value"]
 
 
 @dataclass(frozen=True)

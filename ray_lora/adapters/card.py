@@ -7,10 +7,25 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 
+from ray_lora.adapters.merge import Combination
 from ray_lora.recipe import Json, Spec, TaskSpec
 from ray_lora.task_spec import Attention
 
 CARD = "ray_lora.json"
+
+
+class Parent(Spec):
+    """One of the adapters that another was merged from."""
+
+    ref: str
+    sha256: str
+
+
+class Merged(Spec):
+    """What an adapter was merged from, and how."""
+
+    parents: tuple[Parent, ...]
+    how: Combination
 
 
 class Card(Spec):
@@ -29,6 +44,7 @@ class Card(Spec):
     temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
     # what it learnt by: {"training": {...}, "augmentation": [...], "data": {"train.rows": ..., "train.sha256": ...}}
     recipe: dict[str, Json] | None = None
+    merged: Merged | None = Field(default=None, exclude_if=lambda told: told is None)
     # layers whose pair PEFT does not compute, and why: plain PEFT refuses the folder
     beyond_peft: tuple[str, ...] = Field(default=(), exclude_if=lambda told: not told)
     sha256: str | None = None

@@ -88,6 +88,10 @@ def _facts(card: Card) -> list[tuple[str, str]]:
             facts.append((name, f"{int(learnt[f'{split}.rows']):,} rows, sha256 `{learnt[f'{split}.sha256']}`"))
     if card.metrics:
         facts.append(("scores", ", ".join(f"{_plain(name)} {value:.4f}" for name, value in card.metrics.items())))
+    if card.merged is not None:
+        facts.append(
+            ("merged from", f"{', '.join(_plain(one.ref) for one in card.merged.parents)} by {card.merged.how.method}")
+        )
     if card.temperature is not None:
         facts.append(("calibration", f"the head's outputs are divided by {card.temperature:.3g}"))
     return facts

@@ -6,10 +6,11 @@ It reads classes; it computes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ray_lora.adapters.peft_folder import COUNTER
@@ -46,6 +47,27 @@ class Part:
     def labels_axis(self) -> int | None:
         """An axis that grows with the labels."""
         return next((axis for axis, slope in enumerate(self.slope) if slope), None)
+
+
+def reordered(
+    parts: Sequence[Part], tensors: Mapping[str, Tensor], labels: int, order: Sequence[int]
+) -> dict[str, Tensor]:
+    """A head's tensors whose outputs are in another order; without those of which the class does not tell which entries
+    are which label's.
+
+    Args:
+        order: for each new place the old one.
+    """
+    index, found = torch.tensor(order), {}
+    for part in parts:
+        axis, tensor = part.labels_axis, tensors.get(part.name)
+        if tensor is None:
+            continue
+        if axis is None:
+            found[part.name] = tensor
+        elif tensor.shape[axis] == labels and sum(map(bool, part.slope)) == 1:
+            found[part.name] = tensor.index_select(axis, index)
+    return found
 
 
 def owners(model: nn.Module, prefix: str, architecture: str) -> dict[str, nn.Module]:

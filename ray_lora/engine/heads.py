@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.accepted import accepted
-from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, saved_modules
+from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, reordered, saved_modules
 from ray_lora.engine.own_head import own_values
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
@@ -188,16 +188,7 @@ class Head:
         ours, theirs = [name.casefold() for name in names], [name.casefold() for name in self._base.labels or ()]
         if ours == theirs or sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
             return tensors
-        order = torch.tensor([theirs.index(name) for name in ours])
-        for part in self.parts:
-            axis = part.labels_axis
-            if part.name not in tensors or axis is None:
-                continue
-            if tensors[part.name].shape[axis] == labels and sum(map(bool, part.slope)) == 1:
-                tensors[part.name] = tensors[part.name].index_select(axis, order)
-            else:  # which of its entries are which label's is the class's secret
-                del tensors[part.name]
-        return tensors
+        return reordered(self.parts, tensors, labels, [theirs.index(name) for name in ours])
 
     @contextmanager
     def tried(self, labels: int) -> Iterator[dict[str, Tensor]]:

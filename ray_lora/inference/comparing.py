@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -43,6 +44,7 @@ def compare(
     by: str | None = None,
     base: str | None = None,
     tracking_uri: str | None = None,
+    added: Mapping[str, Adapter] = MappingProxyType({}),
 ) -> dict[str, Json]:
     """Score adapters on files of rows, over all rows and, with `by`, over those of each value of a column.
 
@@ -50,6 +52,7 @@ def compare(
         data: as `data.train` of a recipe; of a folder whose names tell splits apart, `test`.
         columns: the task's column -> the files' column.
         base: where their base is, when not where each says.
+        added: adapters that are in no store, on the first one's base, by what they are called.
 
     Returns:
         `{"data", "rows", "by", "metric", "mode", "scores", "notes"}`. Each of the scores has `ref`, `sha256`, `slice`
@@ -65,20 +68,26 @@ def compare(
     pinned = pin(opened, refs)
     if pinned.missing:
         raise AdapterNotFoundError("\n".join(pinned.missing.values()))
-    tables = TableAnswers(opened, pinned, base=base, columns=columns, scoring=True, slots=min(32, len(refs) + 1))
+    tables = TableAnswers(
+        opened, pinned, base=base, columns=columns, scoring=True, slots=min(32, len(refs) + len(added) + 1)
+    )
     try:
-        tasks = {ref: tables.task(ref) for ref in refs}
+        for name, adapter in added.items():
+            add_adapter(tables, name, pinned.entries[refs[0]], adapter, adapter.sha256)
+        tasks = {ref: tables.task(ref) for ref in (*refs, *added)}
         _check_alike(tasks)
         notes = _add_base(tables, pinned, tasks)
-        table, where = _read(data, tasks, dict(columns or {}), by)
+        table, where = scored_rows(data, tasks, dict(columns or {}), by)
         rows = TableRows(table, columns, training=True, keep=True)
-        answers = _answers(tables, rows, list(tasks))
+        answers = answers_to(tables, rows, list(tasks))
         for task in {id(task): task for task in tasks.values()}.values():
-            cut = count_cut(_features(rows, task, range(table.num_rows)))
+            cut = count_cut(features_of(rows, task, range(table.num_rows)))
             notes += say_cut(where, cut, table.num_rows)
         slices = _slices(table, by)
         first = tasks[refs[0]]
-        scores = [line for rows_of in slices.items() for line in _scores(tables, rows, tasks, answers, *rows_of)]
+        scores = [
+            line for rows_of in slices.items() for line in _scores(tables, pinned, rows, tasks, answers, *rows_of)
+        ]
     finally:
         tables.close()
     return {
@@ -124,10 +133,22 @@ def _add_base(tables: TableAnswers, pinned: Pinned, tasks: dict[str, Task]) -> l
     return []
 
 
-def _read(
+def add_adapter(tables: TableAnswers, name: str, like: Entry, adapter: Adapter, sha256: str) -> None:
+    """One more adapter that is in no store, on the base of another's entry; `sha256` may be any text that no other
+    has."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in adapter.tensors.values())
+    told = replace(like, name=name, aliases=(), sha256=sha256, num_parameters=adapter.num_parameters, bytes=size)
+    tables.add(name, told, adapter)
+
+
+def scored_rows(
     data: str | Sequence[str], tasks: Mapping[str, Task], columns: Mapping[str, str], by: str | None
 ) -> tuple[pa.Table, str]:
-    """All rows, checked by every task, and what they are called."""
+    """All rows that `data` names, checked by every task, and what they are called.
+
+    Args:
+        tasks: by ref. columns: the task's column -> the files' column. by: one more column, by which rows are scored.
+    """
     classes = {id(task): task for task in tasks.values()}.values()
     roles: dict[str, Column] = {}
     for task in classes:
@@ -146,8 +167,8 @@ def _read(
     return pa.concat_tables([part for _, part in parts], promote_options="permissive"), say_given(data)
 
 
-def _answers(tables: TableAnswers, rows: TableRows, refs: Sequence[str]) -> dict[str, list[Json]]:
-    """Each adapter's answer to every row."""
+def answers_to(tables: TableAnswers, rows: TableRows, refs: Sequence[str]) -> dict[str, list[Json]]:
+    """Each adapter's answer to every row; AdapterError where one answers what is no number."""
     every = range(rows.table.num_rows)
     found: dict[str, list[Json]] = {ref: [] for ref in refs}
     for ref, _, answers in tables.each(rows, dict.fromkeys(refs, every)):
@@ -162,7 +183,8 @@ def _sound(ref: str, answer: Answer) -> Json:
     return answer.prediction
 
 
-def _features(rows: TableRows, task: Task, chosen: Sequence[int]) -> list[Features]:
+def features_of(rows: TableRows, task: Task, chosen: Sequence[int]) -> list[Features]:
+    """The rows' features, by their number; those that this task cannot read are left out."""
     return [feature for feature in rows.features(task, chosen) if not isinstance(feature, str)]
 
 
@@ -180,6 +202,7 @@ def _slices(table: pa.Table, by: str | None) -> dict[str | None, list[int]]:
 
 def _scores(
     tables: TableAnswers,
+    pinned: Pinned,
     rows: TableRows,
     tasks: Mapping[str, Task],
     answers: Mapping[str, list[Json]],
@@ -189,13 +212,13 @@ def _scores(
     """A line for each adapter in one slice, in the order in which they were named."""
     found: dict[str, dict[str, Scored]] = {}
     for ref, task in tasks.items():
-        found[ref] = intervals(task, [answers[ref][row] for row in chosen], _features(rows, task, chosen))
+        found[ref] = intervals(task, [answers[ref][row] for row in chosen], features_of(rows, task, chosen))
     first: Task = next(iter(tasks.values()))
     metric, mode = first.metric, first.metrics[first.metric]
     best = (max if mode == "max" else min)(found, key=lambda ref: found[ref][metric].value)
     return [
         {
-            "ref": _name(tables, ref),
+            "ref": _name(pinned, ref),
             "sha256": None if ref == BASE else tables.pinned.entries[ref].sha256,
             "slice": name,
             "rows": len(chosen),
@@ -209,6 +232,6 @@ def _scores(
     ]
 
 
-def _name(tables: TableAnswers, ref: str) -> str:
-    entry: Entry = tables.pinned.entries[ref]
-    return BASE if ref == BASE else entry.ref
+def _name(pinned: Pinned, ref: str) -> str:
+    """`name@version` of what is in the store."""
+    return pinned.entries[ref].ref if ref in pinned.entries else ref

@@ -106,7 +106,7 @@ def predict_ref(
     if not inputs:
         raise DataError("there is no input; give at least one")
     opened = open_ref(ref, store, base=base, tracking_uri=tracking_uri)
-    features = _encode_inputs(opened.task, inputs)
+    features = encode_inputs(opened.task, inputs)
     return {
         "ref": opened.entry.ref,
         "sha256": opened.entry.sha256,
@@ -125,7 +125,7 @@ def file_inputs(ref: str, path: str, store: str = "./store", *, tracking_uri: st
     return read_inputs(path, {} if spec is None else task_of(spec).columns)
 
 
-def _encode_inputs(task: Task, inputs: Sequence[Json]) -> list[Features]:
+def encode_inputs(task: Task, inputs: Sequence[Json]) -> list[Features]:
     """Features of inputs; DataError or RecipeError with the number, from 1, of the first that is wrong."""
     rows = []
     for number, value in enumerate(inputs, start=1):

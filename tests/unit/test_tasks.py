@@ -23,6 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
 from transformers import ViTImageProcessor, pipeline
 from transformers.image_utils import load_image
 
@@ -33,6 +34,7 @@ from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.predict import by_tokens, chunks, embed, predict
 from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
 from ray_lora.tasks import Row, Task, build_task, plain_spec, row_of
+from ray_lora.tasks.classification import agreement
 from ray_lora.tasks.image_classification import ImageClassificationSpec
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import Learnt, label_index, learnt
@@ -550,3 +552,12 @@ class _Codes:
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(letter) % 59 for letter in text] for text in texts]}
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_agreement_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    truth, guess = map(list, zip(*pairs, strict=True))
+    assert agreement(truth, guess, 5) == {
+        "accuracy": pytest.approx(accuracy_score(truth, guess)),
+        "f1_macro": pytest.approx(f1_score(truth, guess, average="macro", zero_division=0.0)),
+    }
