@@ -62,7 +62,7 @@ async def serving(made: Any, world: Path, **options: Any) -> AsyncIterator[tuple
     }
     endpoint = start_endpoint(AppArgs.model_validate(values | options))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
         try:
             yield client, endpoint
         finally:

@@ -20,7 +20,9 @@ from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
 from ray_lora.serving.http.asking import chosen, headers_of, ref_of, refs_of, user_of
 from ray_lora.serving.http.files import FileBodies
+from ray_lora.serving.http.guard import Guard
 from ray_lora.serving.http.hub import add_hub
+from ray_lora.serving.http.json_bodies import Route
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.openai import add_openai
 from ray_lora.serving.http.page import add_page
@@ -42,11 +44,16 @@ from ray_lora.tasks.scored import Scored
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
     app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
-    faults.install(app)
+    app.router.route_class = Route
+    faults.install(app, endpoint.keys)
     app.add_middleware(FileBodies, most=endpoint.args.max_inputs)
     app.add_middleware(
-        BodyLimit, largest=endpoint.args.max_body_bytes, larger={TRANSCRIPTIONS: endpoint.args.max_sound_bytes}
+        BodyLimit,
+        largest=endpoint.args.max_body_bytes,
+        larger={TRANSCRIPTIONS: endpoint.args.max_sound_bytes},
+        within_s=endpoint.args.body_s,
     )
+    app.add_middleware(Guard, args=endpoint.args, keys=endpoint.keys)
     app.add_middleware(RequestId, echo=echo_ids)
 
     async def elsewhere(request: Request, error: Exception) -> Response:
@@ -89,6 +96,8 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
         mine, everyone = await endpoint.status(), await endpoint.names.peers.tell(None, "status")
         return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
 
+    for route in [route for route in app.routes if isinstance(route, Route) and "GET" in route.methods]:
+        app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return app
 
 
