@@ -127,7 +127,7 @@ class Endpoint:
     async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
         check_count(len(texts), self.args.max_inputs)
-        check_texts(texts)
+        check_texts(texts, self.args.max_text_chars)
         with self.gate.enter(BASE, len(texts)):
             return await self.in_time(self._embed(list(texts)))
 
@@ -320,7 +320,7 @@ class Endpoint:
         """Model inputs of each input; RecipeError when the task takes no such parameters."""
         task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
         began = time.perf_counter()
-        rows, size = rows_of(task, inputs)
+        rows, size = rows_of(task, inputs, self.args.max_text_chars)
         if size <= _LONG:
             features = task.encode(rows)
         else:

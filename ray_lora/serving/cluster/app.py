@@ -24,6 +24,7 @@ from ray_lora.store.folder import FolderStore
 if TYPE_CHECKING:
     from ray.serve import Application
 
+_SLOW = 1024  # bodies that may be on their way at once; each has `body_s` seconds
 # Replicas do not inherit it from Serve's start. Requests are counted, and logged where asked for, by `serving/seen.py`.
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -59,7 +60,8 @@ def _options(args: AppArgs) -> dict[str, Any]:
     env = {"OMP_NUM_THREADS": str(args.threads), "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
     return count | {
         "logging_config": _LOGGING,
-        "max_ongoing_requests": 2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
+        # the endpoint's own gate says no first, and says why; and who sends a body slowly takes nobody's place
+        "max_ongoing_requests": 2 * args.max_waiting + 64 + _SLOW,
         "graceful_shutdown_timeout_s": args.deadline_s + 5,
         "health_check_period_s": 5,
         "ray_actor_options": {

@@ -130,7 +130,7 @@ def _json(name: str, value: str) -> Json:
     try:
         return read_json(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the form's part {name!r} cannot be read as JSON: {str(error)[:120]}") from None
+        raise DataError(f"the form's part {name!r} is no JSON: {str(error)[:120]}") from None
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes, None]:

@@ -241,10 +241,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "the API key is not for this",
         404: "the ref names nothing",
         409: "another version is there than the request expects; x-adapter says which",
+        408: "the body was not there in time",
         413: "too large",
         415: "the body is of a type that is not taken",
         429: "the adapter's share of the queue is used up",
         503: "overloaded; Retry-After says when to come again",
+        507: "the disk is full, and nothing was kept",
     }.items()
 }
 
