@@ -113,9 +113,8 @@ class Endpoint:
         began = time.perf_counter()
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
-                answer = await self.in_time(
-                    self._predict(choice.entry, inputs, parameters, member=member, exact=choice.exact)
-                )
+                work = self._predict(choice.entry, inputs, parameters, member=member, exact=choice.exact)
+                answer = await self.in_time(work, choice.began)
         except Exception as error:
             self.failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
@@ -329,9 +328,11 @@ class Endpoint:
         current().encode_s = time.perf_counter() - began
         return features
 
-    async def in_time(self, work: Awaitable[T]) -> T:
+    async def in_time(self, work: Awaitable[T], began: float | None = None) -> T:
+        """Its result; OverloadedError once the deadline has passed since `began` (of `time.monotonic`; None: now)."""
+        spent = 0.0 if began is None else time.monotonic() - began
         try:
-            return await asyncio.wait_for(work, self.args.deadline_s)
+            return await asyncio.wait_for(work, max(0.0, self.args.deadline_s - spent))
         except asyncio.TimeoutError:
             raise OverloadedError(f"no answer within {self.args.deadline_s:g} s; try again later") from None
 

@@ -157,7 +157,7 @@ class EmbeddingsResponse(BaseModel):
 class FeedbackRequest(Strict):
     """What somebody says of the answer whose `x-request-id` was `id`: good or bad, or a number."""
 
-    id: Name
+    id: StrictStr
     value: StrictBool | Annotated[float, Field(strict=True, allow_inf_nan=False)]
     user: Name | None = None
 
