@@ -37,7 +37,9 @@ class Choice:
     variant: Variant
     shadow: int | None = None  # the version that is to answer a copy
     exact: bool = False  # whether its content was asked for by hash
-    began: float = field(default_factory=time.monotonic, compare=False)  # when it was asked; the deadline counts from it
+    began: float = field(
+        default_factory=time.monotonic, compare=False
+    )  # when it was asked; the deadline counts from it
 
     @property
     def arm(self) -> Arm:

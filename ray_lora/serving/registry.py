@@ -23,7 +23,9 @@ from ray_lora.store.verified import settle_s
 
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # refs remembered
-PATIENCE_S = 1.0  # with a far store, where something is known; one question is given so much, and then none until it ends
+PATIENCE_S = (
+    1.0  # with a far store, where something is known; one question is given so much, and then none until it ends
+)
 _WAIT_S = 10.0  # where nothing is
 _QUICK_S, _AT_ALL_S = 0.002, 0.1  # the event loop does not wait longer for a disk three times on end, or once at all
 _SLOW_S = 10.0  # for which a disk that made it wait is asked by threads

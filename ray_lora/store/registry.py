@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
 
-
 class MlflowStore:
     """See `Store`. Safe to use from several threads."""
 

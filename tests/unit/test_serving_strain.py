@@ -62,9 +62,7 @@ def test_bodies_that_never_come_are_a_408_and_others_are_answered_meanwhile(worl
                 began.set()
                 await over.wait()
 
-            slow = [
-                asyncio.create_task(client.post("/v1/predict", content=never(), headers=JSON)) for _ in range(40)
-            ]
+            slow = [asyncio.create_task(client.post("/v1/predict", content=never(), headers=JSON)) for _ in range(40)]
             await began.wait()
             good = await client.post("/v1/predict", json=ASK)
             assert good.status_code == 200

@@ -22,9 +22,7 @@ def ref_of(endpoint: Endpoint, model: str | None, request: Request) -> str:
     if model is not None:
         named.add(model)
     if len(named) > 1:
-        raise DataError(
-            f"model and the header {_HEADER} name different adapters ({_some(named)}); name one"
-        )
+        raise DataError(f"model and the header {_HEADER} name different adapters ({_some(named)}); name one")
     if not named:
         raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
     ref = named.pop()
@@ -64,7 +62,9 @@ def user_of(given: str | None, request: Request) -> str | None:
     """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
     header = request.headers.get("x-user")
     if given is not None and header is not None and given != header:
-        raise DataError(f"user and the header x-user name different users ({given[:_SHOWN]!r}, {header[:_SHOWN]!r}); name one")
+        raise DataError(
+            f"user and the header x-user name different users ({given[:_SHOWN]!r}, {header[:_SHOWN]!r}); name one"
+        )
     return header if given is None else given
 
 

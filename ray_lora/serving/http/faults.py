@@ -105,7 +105,7 @@ def is_full(error: BaseException) -> bool:
     """Whether it came to be because a disk has no room."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT) or _FULL in str(seen):
+        if (isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)) or _FULL in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

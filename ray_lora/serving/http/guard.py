@@ -1,9 +1,9 @@
 """What a request's head alone tells against it, answered before its body is read. Plain ASGI; knows no routes.
 
-    Host: evil.example          403 where there are no keys: a page elsewhere whose name was made to mean this machine
-    Origin: https://evil.org    403 of all that is not a GET: a page elsewhere, in the browser of somebody here
-    no key, or an unknown one   401 of all that has a body
-    Content-Encoding: gzip      415: only the plain bytes have the size that the limits are for
+Host: evil.example          403 where there are no keys: a page elsewhere whose name was made to mean this machine
+Origin: https://evil.org    403 of all that is not a GET: a page elsewhere, in the browser of somebody here
+no key, or an unknown one   401 of all that has a body
+Content-Encoding: gzip      415: only the plain bytes have the size that the limits are for
 """
 
 from __future__ import annotations

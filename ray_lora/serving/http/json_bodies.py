@@ -1,6 +1,6 @@
 """JSON as bodies hold it, in which no name is said twice: which of two would count is nobody's to guess. No routes.
 
-    read('{"model": "a", "model": "b"}')    # json.JSONDecodeError: 'model' is said twice
+read('{"model": "a", "model": "b"}')    # json.JSONDecodeError: 'model' is said twice
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 
 from ray_lora.recipe import Json
 
-
 _LONGEST_NAME = 512
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

@@ -120,7 +120,9 @@ class Speaker:
                 endpoint.gate.enter(name, wanted.count * sampling.n),
             ):
                 async with AsyncExitStack() as stack:
-                    entry, slot = await endpoint.in_time(self._ready(stack, choice), None if choice is None else choice.began)
+                    entry, slot = await endpoint.in_time(
+                        self._ready(stack, choice), None if choice is None else choice.began
+                    )
                     prompts, ids = await self._encode(wanted)
                     trace.encode_s = time.perf_counter() - began
                     ends = prompts.ends if wanted.messages is None else prompts.message_ends
