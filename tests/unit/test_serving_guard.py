@@ -317,3 +317,19 @@ def test_keys_are_read_again_when_their_file_changes(
     assert (known("one"), known("two")) == (False, True)
     file.write_text("- {key: one}")
     assert (known("one"), known("two")) == (True, False)
+
+
+def test_the_page_of_routes_asks_no_other_site(world: Path) -> None:
+    async def main() -> None:
+        async with serving(world) as client:
+            page = await client.get("/docs")
+            assert page.status_code == 200
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+            assert "http://" not in page.text
+            assert "https://" not in page.text
+            assert "<script" not in page.text
+            for path in (await client.get("/openapi.json")).json()["paths"]:
+                assert f" {path}</code>" in page.text
+            refused(await client.get("/redoc"), 404)
+
+    asyncio.run(main())

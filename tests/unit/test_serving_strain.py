@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import httpx
 import pytest
 
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.draining import inside
 from ray_lora.serving.cluster.start import start_endpoint
+from ray_lora.serving.endpoint import Endpoint
+from ray_lora.serving.gate import OverloadedError
 from ray_lora.serving.http.routes import create_app
 from ray_lora.store.local import LocalFiles
 from tests.unit.serving_world import card, make_adapter, make_base, spoil
@@ -179,3 +183,22 @@ def test_broken_adapters_are_warned_of_once_and_spoil_no_list(
             assert (await client.post("/v1/predict", json=ASK | {"model": "good"})).status_code == 200
 
     asyncio.run(main())
+
+
+def test_the_deadline_counts_what_choosing_took(world: Path) -> None:
+    async def main() -> None:
+        async with serving(world, deadline_s=30) as client:
+            endpoint: Endpoint = client.endpoint  # type: ignore[attr-defined]
+            choice = await endpoint.names.choose("two")
+            assert (await endpoint.predict(choice, ["a day"], {})).entry.ref == "two@1"
+            late = replace(choice, began=choice.began - 30)  # as if the store had taken so long
+            with pytest.raises(OverloadedError, match="no answer within 30 s"):
+                await endpoint.predict(late, ["a day"], {})
+
+    asyncio.run(main())
+
+
+def test_requests_inside_are_those_of_haproxy_s_backends() -> None:
+    told = "# pxname,svname,qcur,qmax,scur,smax\nhttp_frontend,FRONTEND,,,9,9\nray_lora,SERVE-1,0,0,2,5\n"
+    assert inside(told + "ray_lora,BACKEND,0,0,2,5\ndefault_backend,BACKEND,0,0,1,1\n") == 3
+    assert inside(told + "ray_lora,BACKEND,0,0,0,5\n") == 0

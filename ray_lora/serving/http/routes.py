@@ -18,6 +18,7 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLo
 from ray_lora.recipe import Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
+from ray_lora.serving.http.api_page import add_api_page
 from ray_lora.serving.http.asking import chosen, headers_of, ref_of, refs_of, user_of
 from ray_lora.serving.http.files import FileBodies
 from ray_lora.serving.http.guard import Guard
@@ -43,7 +44,13 @@ from ray_lora.tasks.scored import Scored
 
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
-    app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
+    app = FastAPI(
+        title="ray_lora",
+        description="Many LoRA adapters on one shared base",
+        responses=schemas.ERRORS,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.router.route_class = Route
     faults.install(app, endpoint.keys)
     app.add_middleware(FileBodies, most=endpoint.args.max_inputs)
@@ -83,6 +90,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
+    add_api_page(app)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
