@@ -31,6 +31,7 @@ _QUICK_S, _AT_ALL_S = 0.002, 0.1  # the event loop does not wait longer for a di
 _SLOW_S = 10.0  # for which a disk that made it wait is asked by threads
 _AGAIN_S, _MORE_S = 0.1, 1.0  # how often, and how much longer than it must rest, a version being written is waited for
 T = TypeVar("T")
+_Entries = list[Entry]  # a registry has a `list` of its own
 
 
 def not_held(name: str, sha256: str) -> AdapterNotFoundError:
@@ -50,7 +51,7 @@ class Registry:
         self._exact: OrderedDict[tuple[str, str], str] = OrderedDict()  # (name, hash) -> the ref that had it
         self._asked: dict[str, asyncio.Task[Entry]] = {}
         self._listed: tuple[list[Entry], float] | None = None
-        self._listing: asyncio.Task[list[Entry]] | None = None
+        self._listing: asyncio.Task[_Entries] | None = None
         self._late: set[asyncio.Task[Any]] = set()  # questions that a far store has not answered in time
         self._slow, self._slow_until = 0, 0.0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
@@ -133,7 +134,7 @@ class Registry:
             self._listing = asyncio.create_task(self._list_now())
         return await self._within(self._listing, None if known is None else known[0])
 
-    async def _list_now(self) -> list[Entry]:
+    async def _list_now(self) -> _Entries:
         asked = time.monotonic()
         try:
             self._listed = (await self._in_thread(lambda: self.store.list(people=False)), asked)

@@ -6,6 +6,7 @@ read('{"model": "a", "model": "b"}')    # json.JSONDecodeError: 'model' is said 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -30,8 +31,8 @@ def read(text: str | bytes) -> Json:
 def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     told = dict(pairs)
     if len(told) < len(pairs):
-        seen: set[str] = set()
-        name = next(name for name, _ in pairs if name in seen or seen.add(name))
+        counts = Counter(name for name, _ in pairs)
+        name = counts.most_common(1)[0][0]
         raise json.JSONDecodeError(f"{name[:_SHOWN]!r} is said twice in one object; say it once", "", 0)
     return told
 

@@ -104,7 +104,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
         mine, everyone = await endpoint.status(), await endpoint.names.peers.tell(None, "status")
         return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
 
-    for route in [route for route in app.routes if isinstance(route, Route) and "GET" in route.methods]:
+    for route in [route for route in app.routes if isinstance(route, Route) and "GET" in (route.methods or ())]:
         app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return app
 
