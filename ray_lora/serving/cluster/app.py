@@ -34,7 +34,7 @@ _SLOW = 1024  # bodies that may be on their way at once; each has `body_s` secon
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 
 
-class StartError(RayLoraError, RuntimeError):
+class StartError(RayLoraError, ConnectionError):
     """Ray or Serve did not come up, or a replica did not."""
 
 
