@@ -166,13 +166,16 @@ def serve(
     with answering(as_json, keep_ray=True) as say:
         say({"address": run(args, block=False), "store": args.store})
     ended.wait()
-    _stop_serving()
+    _stop_serving(args.deadline_s)
 
 
-def _stop_serving() -> None:
+def _stop_serving(within_s: float) -> None:
     import ray
     from ray import serve
 
+    from ray_lora.serving.cluster.draining import drain
+
+    drain(within_s)
     serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
     ray.shutdown()
 

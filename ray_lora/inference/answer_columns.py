@@ -115,5 +115,5 @@ def _type(pipeline: str, parameters: Mapping[str, Json]) -> pa.DataType:
         return pa.string()
     entities = pipeline == "token-classification" and parameters.get("aggregation_strategy") not in (None, "none")
     item = pa.struct(_ENTITIES if entities else _FIELDS[pipeline])
-    several = pipeline == "token-classification" or parameters.get("top_k") is not None
+    several = pipeline == "token-classification" or "top_k" in parameters
     return pa.list_(item) if several else item

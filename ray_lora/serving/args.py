@@ -45,7 +45,8 @@ class AppArgs(Spec):
 
     host: str = "127.0.0.1"
     keys: str | None = None  # a YAML file of API keys; more may be in RAY_LORA_API_KEYS
-    insecure: bool = False  # allow a host beyond this machine without keys
+    insecure: bool = False  # allow a host beyond this machine, and any name of it, without keys
+    hosts: tuple[str, ...] = ()  # names that Host and Origin may have beside this machine's own; see http/guard.py
     port: int = Field(default=8000, ge=0, le=65535)
     log_requests: LogRequests = "none"  # of which requests a replica writes a line of JSON
     metrics_port: int | None = Field(default=None, ge=1, le=65535)  # where Ray is started here; null: a free one
@@ -67,6 +68,8 @@ class AppArgs(Spec):
     max_adapters: int = Field(default=16, ge=1)  # that one request may name
     max_body_bytes: int = Field(default=8 << 20, ge=1)
     max_sound_bytes: int = Field(default=25 << 20, ge=1)  # of a body of /v1/audio/transcriptions, as OpenAI has it
+    max_text_chars: int = Field(default=1 << 19, ge=1)  # of all texts of one request: half a million take a second
+    body_s: float = Field(default=15, gt=0)  # from a request's head to its body's end
     max_waiting: int = Field(default=1024, ge=1)  # rows, of all adapters
     max_waiting_per_adapter: int = Field(default=512, ge=1)
     deadline_s: float = Field(default=30, gt=0)  # from arrival to answer, or to the first token of one that is written
@@ -76,6 +79,12 @@ class AppArgs(Spec):
     prompt_tokens: int = Field(default=256, ge=1)  # of prompts that are read in one step
     prefix_bytes: int = Field(default=128 << 20, ge=0)  # kept of prompts, for those that begin alike; 0: nothing
     writing_s: float = Field(default=600, gt=0)  # from arrival to an answer's last token
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _listed(cls, hosts: object) -> object:
+        """`hosts=a.example,b.example` is how `serve run` and the command line say it."""
+        return [name.strip() for name in hosts.split(",") if name.strip()] if isinstance(hosts, str) else hosts
 
     @field_validator("bases", mode="before")
     @classmethod

@@ -113,9 +113,8 @@ class Endpoint:
         began = time.perf_counter()
         try:
             with self.gate.enter(choice.entry.name, len(inputs)):
-                answer = await self.in_time(
-                    self._predict(choice.entry, inputs, parameters, member=member, exact=choice.exact)
-                )
+                work = self._predict(choice.entry, inputs, parameters, member=member, exact=choice.exact)
+                answer = await self.in_time(work, choice.began)
         except Exception as error:
             self.failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
@@ -127,7 +126,7 @@ class Endpoint:
     async def embed(self, texts: Sequence[Json]) -> tuple[list[list[float]], int]:
         """The bare base's mean-pooled states of texts, and how many tokens it read."""
         check_count(len(texts), self.args.max_inputs)
-        check_texts(texts)
+        check_texts(texts, self.args.max_text_chars)
         with self.gate.enter(BASE, len(texts)):
             return await self.in_time(self._embed(list(texts)))
 
@@ -320,7 +319,7 @@ class Endpoint:
         """Model inputs of each input; RecipeError when the task takes no such parameters."""
         task.check_parameters(parameters)  # a row that fails in the batch would make its neighbours run again
         began = time.perf_counter()
-        rows, size = rows_of(task, inputs)
+        rows, size = rows_of(task, inputs, self.args.max_text_chars)
         if size <= _LONG:
             features = task.encode(rows)
         else:
@@ -329,9 +328,11 @@ class Endpoint:
         current().encode_s = time.perf_counter() - began
         return features
 
-    async def in_time(self, work: Awaitable[T]) -> T:
+    async def in_time(self, work: Awaitable[T], began: float | None = None) -> T:
+        """Its result; OverloadedError once the deadline has passed since `began` (of `time.monotonic`; None: now)."""
+        spent = 0.0 if began is None else time.monotonic() - began
         try:
-            return await asyncio.wait_for(work, self.args.deadline_s)
+            return await asyncio.wait_for(work, max(0.0, self.args.deadline_s - spent))
         except asyncio.TimeoutError:
             raise OverloadedError(f"no answer within {self.args.deadline_s:g} s; try again later") from None
 

@@ -22,6 +22,10 @@ class TooManyInputsError(DataError):
     """One request holds more inputs than this endpoint takes."""
 
 
+class TooLargeError(DataError):
+    """The texts of one request are longer than this endpoint reads."""
+
+
 def check_count(inputs: int, most: int, adapters: int = 1) -> None:
     """Raise unless a request holds inputs, and for all of its adapters not too many.
 
@@ -35,17 +39,32 @@ def check_count(inputs: int, most: int, adapters: int = 1) -> None:
         raise TooManyInputsError(f"{inputs} inputs{each} in one request; at most {most} are taken")
 
 
-def check_texts(texts: Sequence[Json]) -> None:
-    """DataError unless each is a text that the bare base can read."""
+def check_size(letters: int, most: int) -> None:
+    """Raise where a request's texts have more characters than may be read: all are, also what is then cut.
+
+    Raises:
+        TooLargeError: more than `most`.
+    """
+    if letters > most:
+        raise TooLargeError(f"the texts of one request have {letters} characters; at most {most} are taken")
+
+
+def check_texts(texts: Sequence[Json], most: int) -> None:
+    """DataError unless each is a text that the bare base can read; TooLargeError: see `check_size`."""
     for text in texts:
         if not is_text(text):
             raise DataError(say_text(text))
+    check_size(sum(map(len, texts)), most)
 
 
-def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:
+def rows_of(task: Task, inputs: Sequence[Json], most: int) -> tuple[list[Row], int]:
     """The inputs as rows, and how many characters their texts and files have.
 
+    Args:
+        most: characters that all of their texts may have.
+
     Raises:
+        TooLargeError: they have more.
         DataError: one is a URL where a file is due, a file where none is, or no text that can be written.
         RecipeError: see `row_of`.
     """
@@ -54,17 +73,20 @@ def rows_of(task: Task, inputs: Sequence[Json]) -> tuple[list[Row], int]:
         raise DataError(f"a file was sent, and {task.spec.type} takes none; send its {task.input} in JSON, as inputs")
     bare = (*answering(task), *may_have(task)) == (task.input,)
     rows = [{task.input: value} if bare else row_of(task, value) for value in inputs]
-    size = 0
+    size = letters = 0
     for row in rows:
         for column, value in row.items():
             if isinstance(value, str):
                 _check_text(value)
-                if FILE_KINDS.intersection(task.columns[column].kinds) and _URL.match(value):
+                is_file = bool(FILE_KINDS.intersection(task.columns[column].kinds))
+                letters += 0 if is_file else len(value)
+                if is_file and _URL.match(value):
                     raise DataError(
                         f"{column} {shown(value)} is a URL, and none is fetched; send the file's bytes, in base64 "
                         "or as a part of a form"
                     )
             size += len(value["bytes"]) if _is_file(value) else len(value) if isinstance(value, str) else 0
+    check_size(letters, most)
     return rows, size
 
 

@@ -6,9 +6,11 @@ Knows refs, splits and the bases behind this address; nothing of slots, batches 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ray_lora.bases.fingerprint import fingerprint_of
@@ -23,6 +25,7 @@ from ray_lora.store.refs import parse_exact
 if TYPE_CHECKING:
     from ray_lora.serving.peers import Peers
 
+_logger = logging.getLogger(__name__)
 BASE = "base"  # names the bare base in every endpoint
 
 
@@ -34,6 +37,9 @@ class Choice:
     variant: Variant
     shadow: int | None = None  # the version that is to answer a copy
     exact: bool = False  # whether its content was asked for by hash
+    began: float = field(
+        default_factory=time.monotonic, compare=False
+    )  # when it was asked; the deadline counts from it
 
     @property
     def arm(self) -> Arm:
@@ -55,6 +61,7 @@ class Names:
     def __init__(self, registry: Registry, base_id: str, fingerprint: str) -> None:
         self.registry, self.base_id, self.fingerprint = registry, base_id, fingerprint
         self.on_unusable: Callable[[Arm, Exception], None] = lambda arm, error: None  # told of a split's broken version
+        self._gone: set[tuple[str, int]] = set()  # versions of splits that are not there any more, and it was said
         self._homes: dict[str, str] = {}  # a base's name as adapters spell it -> the id here
         self._fingerprints: dict[str, str] = {}  # of the other bases, once they were asked
 
@@ -130,22 +137,42 @@ class Names:
         Raises:
             AdapterNotFoundError, AdapterError, BaseModelError, ElsewhereError: see `resolve`.
         """
+        began = time.monotonic()
         entry = await self.entry_of(ref)
         if "@" in ref:
             await self._check_home(entry)
-            return Choice(entry, "explicit", exact=parse_exact(ref) is not None)
+            return Choice(entry, "explicit", exact=parse_exact(ref) is not None, began=began)
         traffic = entry.traffic
         shadow = traffic.shadow if traffic.shadow is not None and random.random() < traffic.share else None
-        version = traffic.pick(entry.name, user) if version is None else version
-        if version is not None and version != entry.version:
-            try:
-                chosen = await self.entry_of(f"{entry.name}@{version}")
-            except AdapterError as error:
-                self.on_unusable(Arm(entry.name, version, "split", traffic.began), error)
-                raise
-            entry = replace(chosen, traffic=traffic)  # counted under the split that sent it there
+        if version is None:
+            entry, version = await self._picked(entry, user)
+        elif version != entry.version:
+            entry = await self._of_split(entry, version)
         await self._check_home(entry, version)
-        return Choice(entry, "default" if version is None else "split", shadow)
+        return Choice(entry, "default" if version is None else "split", shadow, began=began)
+
+    async def _picked(self, entry: Entry, user: str | None) -> tuple[Entry, int | None]:
+        """What the name's split chooses for this user, among the versions that are there; None: nothing."""
+        traffic = entry.traffic
+        while (version := traffic.pick(entry.name, user)) is not None and version != entry.version:
+            try:
+                return await self._of_split(entry, version), version
+            except AdapterNotFoundError:
+                if (entry.name, version) not in self._gone:
+                    self._gone.add((entry.name, version))
+                    _logger.warning("%s@%d is in a split and is gone; the others answer", entry.name, version)
+                left = {held: weight for held, weight in traffic.split.items() if held != version}
+                traffic = traffic.model_copy(update={"split": left if any(left.values()) else {}})
+        return entry, version
+
+    async def _of_split(self, entry: Entry, version: int) -> Entry:
+        """Another version of a name, counted under the split that sends requests there."""
+        try:
+            chosen = await self.entry_of(f"{entry.name}@{version}")
+        except AdapterError as error:
+            self.on_unusable(Arm(entry.name, version, "split", entry.traffic.began), error)
+            raise
+        return replace(chosen, traffic=entry.traffic)
 
     async def homed(self, entry: Entry) -> str:
         """The id of the base here that the entry's is; BaseModelError when it is not served."""

@@ -2,7 +2,7 @@
 
 A local folder is asked for every request (`fresh_s=0`): when a move of an alias has returned, no later request is
 answered by the version before. A bucket or MLflow is asked at most once in `fresh_s` for a ref, unless `refresh()`
-comes between. While the store is away, what is known goes on being answered.
+comes between. While the store is away, or takes a question and does not answer, what is known goes on being answered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.store import BeingWrittenError, Entry, Store, StoreAwayError, parse_ref
@@ -23,10 +23,15 @@ from ray_lora.store.verified import settle_s
 
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # refs remembered
+PATIENCE_S = (
+    1.0  # with a far store, where something is known; one question is given so much, and then none until it ends
+)
+_WAIT_S = 10.0  # where nothing is
 _QUICK_S, _AT_ALL_S = 0.002, 0.1  # the event loop does not wait longer for a disk three times on end, or once at all
 _SLOW_S = 10.0  # for which a disk that made it wait is asked by threads
 _AGAIN_S, _MORE_S = 0.1, 1.0  # how often, and how much longer than it must rest, a version being written is waited for
 T = TypeVar("T")
+_Entries = list[Entry]  # a registry has a `list` of its own
 
 
 def not_held(name: str, sha256: str) -> AdapterNotFoundError:
@@ -46,7 +51,9 @@ class Registry:
         self._exact: OrderedDict[tuple[str, str], str] = OrderedDict()  # (name, hash) -> the ref that had it
         self._asked: dict[str, asyncio.Task[Entry]] = {}
         self._listed: tuple[list[Entry], float] | None = None
-        self._late, self._slow_until = 0, 0.0
+        self._listing: asyncio.Task[_Entries] | None = None
+        self._late: set[asyncio.Task[Any]] = set()  # questions that a far store has not answered in time
+        self._slow, self._slow_until = 0, 0.0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
 
     async def resolve(self, ref: str) -> Entry:
@@ -116,14 +123,26 @@ class Registry:
 
     async def list(self) -> list[Entry]:
         """All entries but single persons'; what was listed last while the store is away."""
-        if self._listed is None or time.monotonic() - self._listed[1] >= self.fresh_s:
-            try:
-                self._listed = (await self._in_thread(lambda: self.store.list(people=False)), time.monotonic())
-                self.away = False
-            except StoreAwayError:
-                self.away = True
-                if self._listed is None:
-                    raise
+        known = self._listed
+        if known is not None and time.monotonic() - known[1] < self.fresh_s:
+            return known[0]
+        if self.fresh_s == 0:
+            return await self._list_now()
+        if known is not None and self._late:
+            return known[0]
+        if self._listing is None or self._listing.done():
+            self._listing = asyncio.create_task(self._list_now())
+        return await self._within(self._listing, None if known is None else known[0])
+
+    async def _list_now(self) -> _Entries:
+        asked = time.monotonic()
+        try:
+            self._listed = (await self._in_thread(lambda: self.store.list(people=False)), asked)
+            self.away = False
+        except StoreAwayError:
+            self.away = True
+            if self._listed is None:
+                raise
         return self._listed[0]
 
     def refresh(self) -> None:
@@ -150,11 +169,30 @@ class Registry:
         """Ask the store; where answers may be `fresh_s` old, requests that ask for the same ref share one question."""
         if self.fresh_s == 0:
             return await self._look(ref)
-        task = self._asked.get(ref)
+        task, known = self._asked.get(ref), self._known.get(ref)
+        entry = known[0] if known is not None and isinstance(known[0], Entry) else None
+        if entry is not None and self._late:
+            return entry
         if task is None:
             task = self._asked[ref] = asyncio.create_task(self._look(ref))
             task.add_done_callback(lambda done: self._forget_task(ref, done))
-        return await asyncio.shield(task)
+        return await self._within(task, entry)
+
+    async def _within(self, task: asyncio.Task[T], known: T | None) -> T:
+        """What a question's answer is, or what is known where it does not come soon; it is waited for beside requests.
+
+        Raises:
+            StoreAwayError: nothing is known, and no answer came.
+        """
+        await asyncio.wait([task], timeout=_WAIT_S if known is None else PATIENCE_S)
+        if task.done():
+            return task.result()
+        self.away = True
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        if known is None:
+            raise StoreAwayError(f"the store {self.store.uri} has not answered within {_WAIT_S:g} s")
+        return known
 
     def _forget_task(self, ref: str, task: asyncio.Task[Entry]) -> None:
         if self._asked.get(ref) is task:
@@ -201,9 +239,9 @@ class Registry:
             return self.store.recall(ref)
         finally:
             took = time.monotonic() - began
-            self._late = self._late + 1 if took > _QUICK_S else 0  # once may be another thread's turn, not the disk's
-            if self._late >= 3 or took > _AT_ALL_S:
-                self._late, self._slow_until = 0, began + _SLOW_S
+            self._slow = self._slow + 1 if took > _QUICK_S else 0  # once may be another thread's turn, not the disk's
+            if self._slow >= 3 or took > _AT_ALL_S:
+                self._slow, self._slow_until = 0, began + _SLOW_S
 
     def _remember(self, ref: str, answer: Entry | AdapterNotFoundError | AdapterError, asked: float) -> None:
         self._known[ref] = (answer, asked)

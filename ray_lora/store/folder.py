@@ -13,7 +13,6 @@ It knows what an adapter's small files say; where they lie is `files.py`'s, what
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import Fetched, checked, forget_copies, local_copy
 from ray_lora.store.described import Described, Stats, VanishedError, versions_of
 from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
+from ray_lora.store.left_out import LeftOut
 from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import BeingWrittenError, Cleared, Entry
@@ -33,7 +33,6 @@ from ray_lora.store.verified import Verified
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
-_logger = logging.getLogger(__name__)
 _GLANCES = 5  # at a name whose files go and come
 
 
@@ -46,6 +45,7 @@ class FolderStore:
         self._described = Described(files)
         self._verified = Verified(files, self._described, self._read)
         self._fetched = Fetched(uri)
+        self._left_out = LeftOut()
 
     def create(self) -> None:
         """Make an empty place where there is none."""
@@ -116,7 +116,7 @@ class FolderStore:
             try:
                 listing, pointers = self._glance(held, listing)
             except AdapterError as error:
-                _logger.warning("left out: %s", error)
+                self._left_out(error)
                 continue
             for version in versions_of(listing):
                 try:
@@ -126,7 +126,7 @@ class FolderStore:
                     told = known if isinstance(known, Entry) else self._described.entry(held, version, listing)
                     entries.append(_pointed(told, pointers))
                 except AdapterError as error:
-                    _logger.warning("left out: %s", error)
+                    self._left_out(error)
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
     def alias(self, name: str, alias: str, version: int | None) -> None:

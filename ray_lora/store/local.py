@@ -7,7 +7,6 @@ number. A link is followed only where it stays inside the store.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
 import tempfile
@@ -19,10 +18,10 @@ from filelock import FileLock
 
 from ray_lora.errors import AdapterError
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, matters
+from ray_lora.store.left_out import LeftOut
 from ray_lora.store.refs import is_name, is_person, version_of
 from ray_lora.store.store import StoreAwayError
 
-_logger = logging.getLogger(__name__)
 # of a file system that is far away and does not answer now
 _AWAY = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO)
 
@@ -36,6 +35,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self._expected = False
+        self._left_out = LeftOut()
         self._held = False  # whether it was seen with anything in it
 
     def create(self) -> None:
@@ -75,7 +75,7 @@ class LocalFiles:
                 try:
                     listings[name] = self.scan(name)
                 except AdapterError as error:
-                    _logger.warning("left out: %s", error)
+                    self._left_out(error)
         return listings
 
     def read(self, name: str, path: str, start: int = 0, size: int | None = None) -> bytes:
@@ -126,7 +126,7 @@ class LocalFiles:
             try:
                 entries = self._entries(self.root / name, f"{name!r}", check=False)
             except AdapterError as error:
-                _logger.warning("left out: %s", error)
+                self._left_out(error)
                 continue
             if sum(version_of(entry.name) is not None for entry in entries) > most:
                 found.append(name)

@@ -22,6 +22,17 @@ _EXACT = re.compile(r"sha256:([0-9a-f]{64})")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
+class UnknownNameError(AdapterNotFoundError):
+    """The store does not have this name; `near` says which one is like it, or is empty."""
+
+    def __init__(self, message: str, name: str = "", near: str = "") -> None:
+        super().__init__(message)
+        self.name, self.near = name, near
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, str]]:
+        return type(self), (str(self), self.name, self.near)
+
+
 def parse_ref(ref: str) -> tuple[str, str | None, int | None]:
     """(name, alias, version); at most one of the last two is set. AdapterNotFoundError for what cannot be a ref."""
     name, at, selector = ref.partition("@")
@@ -105,7 +116,7 @@ def unknown(ref: str, names: Iterable[str], uri: str) -> AdapterNotFoundError:
     name = parse_ref(ref)[0]
     near = did_you_mean(name, (held for held in names if not is_person(held)))  # who is whose is nobody else's matter
     held = f"it holds {len(names)} other names" if names else "it holds no adapters"
-    return AdapterNotFoundError(f"{name!r} is not in the store {uri!r}{near} ({held})")
+    return UnknownNameError(f"{name!r} is not in the store {uri!r}{near} ({held})", name, near)
 
 
 def only_version(ref: str, versions: Collection[int]) -> None:

@@ -5,11 +5,11 @@ It knows tags and pages; `registry.py` is the store.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from ray_lora.errors import AdapterError
 from ray_lora.store.known import TAG, TRAFFIC, Known, unpack
+from ray_lora.store.left_out import LeftOut
 from ray_lora.store.refs import is_name
 from ray_lora.store.store import Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PAGE = 1000  # rows that MLflow gives at once
 
-_logger = logging.getLogger(__name__)
-
 
 def known_of(model: RegisteredModel, versions: dict[int, Entry]) -> Known:
     """What a registered model says; AdapterError when its tag for traffic is spoilt."""
@@ -30,7 +28,7 @@ def known_of(model: RegisteredModel, versions: dict[int, Entry]) -> Known:
     return Known(versions, aliases, parse_traffic(tag, f"{model.name}: tag {TRAFFIC!r}") if tag else Traffic())
 
 
-def read_entries(client: MlflowClient, where: str) -> dict[str, dict[int, Entry]]:
+def read_entries(client: MlflowClient, where: str, left_out: LeftOut) -> dict[str, dict[int, Entry]]:
     """The adapters among the registry's versions."""
     found: dict[str, dict[int, Entry]] = {}
     condition = f"{where} and tags.`{TAG}` LIKE '%'" if where else f"tags.`{TAG}` LIKE '%'"
@@ -44,6 +42,6 @@ def read_entries(client: MlflowClient, where: str) -> dict[str, dict[int, Entry]
                     raise AdapterError(f"{version.name!r} cannot name an adapter")
                 found.setdefault(version.name, {})[number] = unpack(version.name, number, version.tags[TAG])
             except (AdapterError, KeyError) as error:
-                _logger.warning("left out: %s", error)
+                left_out(error)
         if not (token := page.token):
             return found

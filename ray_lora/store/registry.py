@@ -7,7 +7,6 @@ seen once is kept in the cache: while MLflow is away, known refs resolve as they
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import forget_copies, local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TRAFFIC, Known, Notes, entry_of, tags_of
+from ray_lora.store.left_out import LeftOut
 from ray_lora.store.line import Line, address, answering, public, require
 from ray_lora.store.mlflow_client import (
     connect,
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
     from ray_lora.adapters.adapter import Adapter
 
-_logger = logging.getLogger(__name__)
-
 
 class MlflowStore:
     """See `Store`. Safe to use from several threads."""
@@ -58,6 +56,7 @@ class MlflowStore:
         self.uri = "mlflow"
         self.tracking_uri = address(tracking_uri or own_setting())
         self._client: MlflowClient | None = None
+        self._left_out = LeftOut()
         self._known: dict[str, Known] = {}
         self._aside: dict[tuple[str, int], AdapterError] = {}
         self._notes = Notes(self.tracking_uri)
@@ -243,7 +242,7 @@ class MlflowStore:
             if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 return Known({}, {})
             raise
-        versions = read_entries(client, f"name = '{name}'").get(name, {})
+        versions = read_entries(client, f"name = '{name}'", self._left_out).get(name, {})
         return known_of(model, versions)
 
     def _read_one(self, name: str) -> dict[str, Known]:
@@ -251,7 +250,7 @@ class MlflowStore:
         try:
             known = self._read(name)
         except AdapterError as error:
-            _logger.warning("left out: %s", error)
+            self._left_out(error)
             return {}
         return {name: known} if known.versions else {}
 
@@ -265,11 +264,11 @@ class MlflowStore:
             if not (token := page.token):
                 break
         found = {}
-        for name, versions in read_entries(client, "").items():
+        for name, versions in read_entries(client, "", self._left_out).items():
             try:
                 found[name] = known_of(models[name], versions)
             except (AdapterError, KeyError) as error:
-                _logger.warning("left out: %s", error)
+                self._left_out(error)
         return found
 
     def _copy(self, ref: str) -> tuple[Entry, Path, Adapter]:

@@ -58,7 +58,7 @@ class Inspection(Classification):
 
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Json]:
         threshold = self.interest.threshold
-        if threshold is None or parameters.get("top_k") is not None:
+        if threshold is None or "top_k" in parameters:
             return super().decode(outputs, features, parameters)
         ranked = super().decode(outputs, features, {**parameters, **self.full})
         sure = outputs.logits.float().softmax(-1)[:, self.labels.index(self.interest.label)].tolist()

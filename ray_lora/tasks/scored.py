@@ -1,7 +1,7 @@
 """Answers that are labels with scores, as transformers' text and image classification pipelines give them.
 
     {"label": "positive", "score": 0.98}                    # the best label
-    [{"label": "positive", "score": 0.98}, ...]             # with `top_k`: so many, best first
+    [{"label": "positive", "score": 0.98}, ...]             # with `top_k`: so many, best first; null: all
 
 It knows logits and labels, no rows and no losses.
 """
@@ -52,10 +52,11 @@ class Scored:
             )
             for row in scores.tolist()
         ]
-        return [row[0] if top_k is None else row[:top_k] for row in ranked]
+        return [row[0] if top_k == 0 else row[:top_k] for row in ranked]
 
     def _options(self, parameters: Mapping[str, Json]) -> tuple[str, int | None]:
-        """`function_to_apply` and `top_k`, as in the Hugging Face pipeline."""
+        """`function_to_apply` and `top_k`, as in the Hugging Face pipeline: null gives all; 0 where it is not said, for
+        the best alone."""
         unknown = sorted(set(parameters) - {"function_to_apply", "top_k"})
         if unknown:
             raise RecipeError(f"parameters {unknown} are not known to this task; it takes function_to_apply and top_k")
@@ -63,7 +64,9 @@ class Scored:
         function = self.function if function is None else function
         if function not in _FUNCTIONS:
             raise RecipeError(f"function_to_apply {function!r} must be one of {', '.join(_FUNCTIONS)}")
-        top_k = parameters.get("top_k")
+        if "top_k" not in parameters:
+            return function, 0
+        top_k = parameters["top_k"]
         if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-            raise RecipeError(f"top_k {top_k!r} must be a whole number of at least 1")
+            raise RecipeError(f"top_k {top_k!r} must be a whole number of at least 1, or null for all")
         return function, top_k

@@ -245,3 +245,32 @@ def test_a_redeploy_with_fewer_and_more_replicas_loses_no_request(
             while len(served.pids("ray::ServeReplica")) != number:
                 running.wait_for(10)
     assert not running.refused
+
+
+def test_who_is_inside_at_the_end_is_answered(served: Served) -> None:  # the last one: it ends the endpoint
+    answered: Counter[int] = Counter()
+
+    async def client(told: asyncio.Event) -> None:
+        """Asks on a new connection each time, until none is taken; a broken one is an error."""
+        async with httpx.AsyncClient(base_url=served.address, timeout=None) as line:
+            while True:
+                body = {"model": "a", "inputs": TEXTS * 8}
+                try:
+                    response = await line.post("/v1/predict", json=body, headers={"connection": "close"})
+                except httpx.ConnectError:
+                    return
+                answered[response.status_code] += 1
+                if answered.total() == 30:
+                    told.set()
+
+    async def main() -> None:
+        told = asyncio.Event()
+        clients = asyncio.gather(*(client(told) for _ in range(4)))
+        await told.wait()
+        assert served.process.stdin is not None
+        served.process.stdin.close()
+        served.process.stdin = None
+        await clients
+
+    asyncio.run(main())
+    assert set(answered) == {200}

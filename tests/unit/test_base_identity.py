@@ -286,7 +286,7 @@ def test_the_endpoint_answers_on_the_named_base_alone(world: Path) -> None:
     async def run() -> None:
         endpoint = start_endpoint(AppArgs.model_validate(args | {"results": str(Path("results").absolute())}))
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
             listed = {item["id"]: item for item in (await client.get("/v1/models")).json()["data"]}
             for name in cards:
                 body = {"model": name, "inputs": [TEXT], "parameters": {"top_k": 3}}

@@ -128,7 +128,7 @@ def test_names_aliases_and_versions_that_change_get_their_own(world: Path, tmp_p
         args = AppArgs(store=str(tmp_path / "store"), base=str(world / "base"), dtype="float32", slots=1)
         endpoint = start_endpoint(args.model_copy(update={"results": str(tmp_path / "results")}))
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
 
             async def check(ref: str, seed: int) -> None:
                 asked: dict[str, Any] = {"model": ref, "prompt": prompt, "max_tokens": 6, "temperature": 0}

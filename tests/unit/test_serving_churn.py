@@ -49,7 +49,7 @@ def start(base: Path, store: Path, **options: Any) -> tuple[Endpoint, httpx.Asyn
     }
     endpoint = start_endpoint(AppArgs.model_validate(values | options))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None)
+    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
 
 
 class Traffic:

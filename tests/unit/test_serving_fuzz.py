@@ -57,7 +57,7 @@ class Target:
         self.endpoint = self.loop.run_until_complete(self._start(args))
         self.app = create_app(self.endpoint)
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://endpoint"
+            transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://localhost"
         )
 
     async def _start(self, args: AppArgs) -> Any:
@@ -67,7 +67,7 @@ class Target:
         """What the endpoint answers to a case, sent as it would be on the wire."""
         import requests
 
-        wire = requests.Request(**case.as_transport_kwargs(base_url="http://endpoint")).prepare()
+        wire = requests.Request(**case.as_transport_kwargs(base_url="http://localhost")).prepare()
         assert wire.method is not None
         assert wire.url is not None
         return self.loop.run_until_complete(

@@ -52,7 +52,7 @@ async def serving(world: Path, **options: Any) -> AsyncIterator[Client]:
     }
     endpoint = start_endpoint(AppArgs.model_validate(values | options))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         client.endpoint = endpoint  # type: ignore[attr-defined]
         yield client
     await endpoint.close()

@@ -40,7 +40,7 @@ async def serving(world: Path) -> AsyncIterator[Any]:
     folders = {name: str(world / name) for name in ("store", "base", "results")}
     endpoint = start_endpoint(AppArgs(**folders, dtype="float32", slots=2, max_rank=8))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
         yield endpoint, client
     await endpoint.close()
 

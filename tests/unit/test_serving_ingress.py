@@ -21,7 +21,7 @@ import pytest
 from ray_lora.errors import RecipeError
 from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.serving.cluster import ingress
-from ray_lora.serving.cluster.app import _crowded
+from ray_lora.serving.cluster.app import StartError, _crowded, _in_a_sentence, _start_serve
 from ray_lora.serving.cluster.identity import AWAY, Identity
 from ray_lora.store import StoreAwayError
 
@@ -47,6 +47,43 @@ def test_only_a_replica_that_cannot_hold_all_adapters_has_its_own_share_of_them(
     os.environ.clear()
     ingress.prepare(crowded=True)
     assert os.environ[BALANCE].startswith("hash req.body")
+
+
+def test_an_endpoint_for_this_machine_has_a_ray_for_this_machine() -> None:
+    local = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    for alone, address, told in [(True, None, "0"), (False, None, None), (True, "10.0.0.1:6379", None)]:
+        os.environ.clear()
+        if address is not None:
+            os.environ["RAY_ADDRESS"] = address
+        ingress.prepare(crowded=False, alone=alone)
+        assert os.environ.get(local) == told
+
+
+@pytest.mark.parametrize("error", [TimeoutError("pages\nof text\nProxies not available"), RuntimeError("")])
+def test_a_start_that_fails_is_one_sentence(error: Exception) -> None:
+    with pytest.raises(StartError) as refusal, _in_a_sentence():
+        raise error
+    said = str(refusal.value)
+    assert "\n" not in said
+    assert (str(error).splitlines() or ["RuntimeError"])[-1] in said
+
+
+def test_serve_is_waited_for_as_long_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import serve
+
+    outcomes: list[Exception | None] = [TimeoutError("slow"), TimeoutError("slow"), None]
+
+    def start(**_: object) -> None:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    monkeypatch.setattr(serve, "start", start)
+    _start_serve("127.0.0.1", 8000)
+    assert outcomes == []
+    outcomes += [TimeoutError("slow")] * 4
+    with pytest.raises(TimeoutError):
+        _start_serve("127.0.0.1", 8000)
+    assert len(outcomes) == 1
 
 
 def test_what_the_environment_says_stands() -> None:

@@ -40,7 +40,7 @@ async def serving(world: Path) -> AsyncIterator[httpx.AsyncClient]:
     folders = {"base": str(world / "base"), "results": str(world / "results")}
     endpoint = start_endpoint(args.model_copy(update=folders))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
     await endpoint.close()
 

@@ -44,7 +44,7 @@ def test_groups_are_served_on_one_base(tmp_path: Path) -> None:
     async def main() -> None:
         told = {"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "base": base, "slots": 2}
         endpoint = start_endpoint(AppArgs.model_validate(told | {"dtype": "float32", "max_rank": 4}))
-        async with AsyncClient(transport=ASGITransport(create_app(endpoint)), base_url="http://here") as client:
+        async with AsyncClient(transport=ASGITransport(create_app(endpoint)), base_url="http://localhost") as client:
 
             async def post(name: str, inputs: Any, **parameters: Any) -> Response:
                 body = {"model": name, "inputs": inputs, "parameters": parameters}

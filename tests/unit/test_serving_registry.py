@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,46 @@ def test_a_ref_that_cannot_be_one_never_reaches_the_store() -> None:
             with pytest.raises(AdapterNotFoundError, match="not a ref"):
                 await registry.resolve(ref)
         assert store.asked == []
+        registry.close()
+
+    asyncio.run(main())
+
+
+class Hanging(Counting):
+    """A far store that takes questions and does not answer them."""
+
+    hanging: threading.Event | None = None  # until it is set
+
+    def resolve(self, ref: str) -> Entry:
+        if self.hanging is not None:
+            self.hanging.wait()
+        return super().resolve(ref)
+
+
+def test_a_store_that_hangs_holds_up_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_lora.serving.registry.PATIENCE_S", 0.05)
+    monkeypatch.setattr("ray_lora.serving.registry._WAIT_S", 0.05)
+
+    async def main() -> None:
+        store = Hanging(versions={"a": 1, "b": 1})
+        registry = Registry(store, fresh_s=0.001)
+        listed = await registry.list()
+        first = {ref: await registry.resolve(ref) for ref in "ab"}
+        store.hanging = threading.Event()
+        store.versions["a"] = 2
+        asked = len(store.asked)
+        for _ in range(20):
+            await asyncio.sleep(0.002)  # so that nothing is fresh
+            for ref in "ab":
+                assert await registry.resolve(ref) == first[ref]
+            assert await registry.list() == listed
+        assert registry.away
+        with pytest.raises(StoreAwayError):
+            await registry.resolve("c")
+        store.hanging.set()
+        while registry.away or (await registry.resolve("a")).version == 1:  # the question that hung is answered
+            await asyncio.sleep(0.01)
+        assert len(store.asked) - asked < 20
         registry.close()
 
     asyncio.run(main())

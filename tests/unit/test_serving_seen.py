@@ -75,7 +75,7 @@ async def serving(
     app = create_app(endpoint)
     app.add_middleware(Seen, meter=watch.meter, log=log)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client, page, watch
     await endpoint.close()
 

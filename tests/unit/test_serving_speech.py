@@ -136,7 +136,7 @@ def ask(world: Path) -> Iterator[Callable[..., httpx.Response]]:
     def send(path: str = "/v1/audio/transcriptions", key: str = "k", **options: Any) -> httpx.Response:
         async def main() -> httpx.Response:
             transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
                 return await client.post(path, headers={"authorization": f"Bearer {key}"}, **options)
 
         return loop.run_until_complete(main())

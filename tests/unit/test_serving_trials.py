@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ from scipy import stats
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
+from ray_lora.errors import AdapterNotFoundError
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
@@ -62,7 +65,7 @@ async def serving(made: Any, world: Path, **options: Any) -> AsyncIterator[tuple
     }
     endpoint = start_endpoint(AppArgs.model_validate(values | options))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
         try:
             yield client, endpoint
         finally:
@@ -534,3 +537,27 @@ def test_mlflow_away_hurts_no_answer(made: Any, world: Path) -> None:
 
     run(main)
     assert sum(row["requests"] for row in recorded(world).values()) == 11
+
+
+def test_of_a_split_over_a_version_that_is_gone_the_rest_answers(
+    made: Any, world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(str(world / "store"))
+    store.point("tweets", steer.split({1: 0, 2: 50, 3: 50}))
+    with pytest.raises(AdapterNotFoundError, match="no version 9"):
+        store.point("tweets", steer.split({2: 50, 9: 50}))
+
+    async def work() -> None:
+        async with serving(made, world) as (client, _):
+            users = [f"user-{number}" for number in range(24)]
+            before = {user: check(await ask(client, user), made) for user in users}
+            assert set(before.values()) == {2, 3}
+            shutil.rmtree(world / "store" / "tweets" / "3")  # by hand: `adapters rm` refuses what is on trial
+            with caplog.at_level(logging.WARNING):
+                for user in users:
+                    assert check(await ask(client, user), made) == 2
+            assert caplog.text.count("tweets@3 is in a split and is gone") == 1
+            shutil.rmtree(world / "store" / "tweets" / "2")
+            assert {check(await ask(client, user), made) for user in users} == {1}  # the champion
+
+    run(work)

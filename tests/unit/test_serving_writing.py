@@ -318,7 +318,7 @@ def test_limits_are_said_before_an_answer_and_within_one(world: Path) -> None:
         writer, go_on, steps_left = endpoint.speaker.writer, threading.Event(), [10**9]
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
         told: dict[str, Any] = {"model": "a", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 2}
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
             assert (await client.post("/v1/completions", json=told)).status_code == 200
             with endpoint.gate.enter("a", 3):
                 refused = await client.post("/v1/completions", json=told)
@@ -378,7 +378,7 @@ def test_a_key_s_own_limits(world: Path, tmp_path: Path) -> None:
         limits, writer = endpoint.speaker.limits, endpoint.speaker.writer
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
         told: dict[str, Any] = {"model": "a", "prompt": PROMPTS[0], "temperature": 0, "max_tokens": 4}
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
 
             async def ask(headers: Any, **more: Any) -> httpx.Response:
                 return await client.post("/v1/completions", json=told | more, headers=headers)

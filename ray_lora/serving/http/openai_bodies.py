@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 from ray_lora.errors import DataError
 from ray_lora.inference.sampling import Sampling
 from ray_lora.recipe import Json
-from ray_lora.serving.http.schemas import Strict
+from ray_lora.serving.http.schemas import Name, Strict
 from ray_lora.serving.writing.speaker import Wanted
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -28,7 +28,7 @@ class StreamOptions(Strict):
 class _Request(Strict):
     """What both take. `top_k` and `repetition_penalty` are vLLM's."""
 
-    model: StrictStr | None = None
+    model: Name | None = None
     max_tokens: StrictInt | None = None
     temperature: Number | None = None
     top_p: Number | None = None
@@ -41,7 +41,7 @@ class _Request(Strict):
     n: StrictInt | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    user: StrictStr | None = None
+    user: Name | None = None
 
     @property
     def with_usage(self) -> bool:

@@ -18,9 +18,12 @@ from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLo
 from ray_lora.recipe import Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
+from ray_lora.serving.http.api_page import add_api_page
 from ray_lora.serving.http.asking import chosen, headers_of, ref_of, refs_of, user_of
 from ray_lora.serving.http.files import FileBodies
+from ray_lora.serving.http.guard import Guard
 from ray_lora.serving.http.hub import add_hub
+from ray_lora.serving.http.json_bodies import Route
 from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.openai import add_openai
 from ray_lora.serving.http.page import add_page
@@ -41,12 +44,23 @@ from ray_lora.tasks.scored import Scored
 
 def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     """The ASGI app that answers for an endpoint; `echo_ids=False` where the server sends request ids back itself."""
-    app = FastAPI(title="ray_lora", description="Many LoRA adapters on one shared base", responses=schemas.ERRORS)
-    faults.install(app)
+    app = FastAPI(
+        title="ray_lora",
+        description="Many LoRA adapters on one shared base",
+        responses=schemas.ERRORS,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.router.route_class = Route
+    faults.install(app, endpoint.keys)
     app.add_middleware(FileBodies, most=endpoint.args.max_inputs)
     app.add_middleware(
-        BodyLimit, largest=endpoint.args.max_body_bytes, larger={TRANSCRIPTIONS: endpoint.args.max_sound_bytes}
+        BodyLimit,
+        largest=endpoint.args.max_body_bytes,
+        larger={TRANSCRIPTIONS: endpoint.args.max_sound_bytes},
+        within_s=endpoint.args.body_s,
     )
+    app.add_middleware(Guard, args=endpoint.args, keys=endpoint.keys)
     app.add_middleware(RequestId, echo=echo_ids)
 
     async def elsewhere(request: Request, error: Exception) -> Response:
@@ -76,6 +90,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
     add_page(app)
+    add_api_page(app)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -89,6 +104,8 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
         mine, everyone = await endpoint.status(), await endpoint.names.peers.tell(None, "status")
         return {**mine, "others": [told for told in everyone if told["replica"] != mine["replica"]]}
 
+    for route in [route for route in app.routes if isinstance(route, Route) and "GET" in (route.methods or ())]:
+        app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return app
 
 

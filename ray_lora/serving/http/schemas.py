@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from ray_lora.recipe import Json
+
+_LONGEST_NAME = 512
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _name(text: str) -> str:
+    if len(text) > _LONGEST_NAME or _CONTROL.search(text):
+        raise ValueError(f"a name has at most {_LONGEST_NAME} letters, and no line ends or other control characters")
+    return text
+
+
+Name = Annotated[StrictStr, AfterValidator(_name)]  # of adapters, users and requests
 
 
 class Strict(BaseModel):
@@ -25,10 +38,10 @@ class PredictRequest(Strict):
     """`inputs` is one input of the adapter's task, or a list of them. Where `model` names several adapters,
     `parameters` are those of each, by its name."""
 
-    model: StrictStr | list[StrictStr] | None = None
+    model: Name | list[Name] | None = None
     inputs: Json
     parameters: dict[str, Json] = {}
-    user: StrictStr | None = None
+    user: Name | None = None
     person: StrictStr | None = None
     group: StrictStr | None = None
 
@@ -71,11 +84,19 @@ class SeveralResponse(BaseModel):
 
 
 class ClassifyRequest(Lenient):
-    """vLLM's `/classify`."""
+    """vLLM's `/classify`. Its fields that would change the answer are refused unless they ask for what is done."""
 
-    model: StrictStr | None = None
+    model: Name | None = None
     input: StrictStr | list[StrictStr]
-    user: StrictStr | None = None
+    user: Name | None = None
+    use_activation: Literal[True] | None = None
+    activation: Literal[True] | None = None
+    softmax: Literal[True] | None = None
+    add_special_tokens: Literal[True] | None = None
+    truncate_prompt_tokens: None = None
+    mm_processor_kwargs: None = None
+    chat_template: None = None
+    messages: None = None
 
 
 class Usage(BaseModel):
@@ -103,12 +124,20 @@ class ClassifyResponse(BaseModel):
 
 
 class EmbeddingsRequest(Lenient):
-    """OpenAI's; the base's mean-pooled hidden states."""
+    """OpenAI's; the base's mean-pooled hidden states. vLLM's fields that would change the answer are refused unless
+    they ask for what is done."""
 
-    model: StrictStr | None = None
+    model: Name | None = None
     input: StrictStr | list[StrictStr]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+    use_activation: Literal[False] | None = None
+    normalize: Literal[False] | None = None
+    add_special_tokens: Literal[True] | None = None
+    truncate_prompt_tokens: None = None
+    mm_processor_kwargs: None = None
+    chat_template: None = None
+    messages: None = None
 
 
 class Embedding(BaseModel):
@@ -129,7 +158,7 @@ class FeedbackRequest(Strict):
 
     id: StrictStr
     value: StrictBool | Annotated[float, Field(strict=True, allow_inf_nan=False)]
-    user: StrictStr | None = None
+    user: Name | None = None
 
 
 class FeedbackResponse(BaseModel):
@@ -145,8 +174,8 @@ class LoadRequest(Lenient):
     """vLLM's; without `lora_path` the adapter is the store's own. `pinned` is SGLang's. `if_version`: only where this
     version is the newest (with `lora_path`; 0: where there is none), or the one that the bare name means."""
 
-    lora_name: StrictStr
-    lora_path: StrictStr | None = None
+    lora_name: Name
+    lora_path: Annotated[StrictStr, Field(max_length=4096)] | None = None
     load_inplace: StrictBool = False
     pinned: StrictBool = False
     if_version: Annotated[int, Field(strict=True, ge=0)] | None = None
@@ -155,7 +184,7 @@ class LoadRequest(Lenient):
 class UnloadRequest(Lenient):
     """vLLM's. `if_version`: only where the bare name means this version."""
 
-    lora_name: StrictStr
+    lora_name: Name
     if_version: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
@@ -211,10 +240,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         403: "the API key is not for this",
         404: "the ref names nothing",
         409: "another version is there than the request expects; x-adapter says which",
+        408: "the body was not there in time",
         413: "too large",
         415: "the body is of a type that is not taken",
         429: "the adapter's share of the queue is used up",
         503: "overloaded; Retry-After says when to come again",
+        507: "the disk is full, and nothing was kept",
     }.items()
 }
 

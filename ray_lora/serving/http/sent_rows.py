@@ -28,7 +28,7 @@ from ray_lora.recipe import DataSpec, Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import ref_of
 from ray_lora.serving.http.people import ServedBy, served_by, some
-from ray_lora.serving.http.schemas import Strict
+from ray_lora.serving.http.schemas import Name, Strict
 from ray_lora.store import Entry
 from ray_lora.store.people import person_name
 from ray_lora.store.refs import check_name
@@ -40,7 +40,7 @@ _WHERE = "rows"  # what messages call the request's rows
 class RowsRequest(Strict):
     """Rows under the task's own column names."""
 
-    model: StrictStr | None = None
+    model: Name | None = None
     person: StrictStr
     group: StrictStr | None = None
     rows: list[dict[StrictStr, Any]]
@@ -76,7 +76,7 @@ def add_rows(app: FastAPI, endpoint: Endpoint) -> None:
 class ForgetRequest(Strict):
     """Whose adapter is gone from the store."""
 
-    model: StrictStr
+    model: Name
     person: StrictStr
 
 

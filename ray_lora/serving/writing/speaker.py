@@ -24,7 +24,7 @@ from ray_lora.inference.sampling import Sampling
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.serving.gate import Gate
 from ray_lora.serving.http.keys import EVERYONE, Key
-from ray_lora.serving.inputs import check_count
+from ray_lora.serving.inputs import check_count, check_size
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice
 from ray_lora.serving.trials.results import Results
@@ -111,6 +111,7 @@ class Speaker:
         endpoint, began = self._endpoint, time.perf_counter()
         name = BASE if choice is None else choice.entry.name
         check_count(wanted.count * sampling.n, endpoint.args.max_inputs)
+        check_size(wanted.size(), endpoint.args.max_text_chars)
         trace = current()
         trace.adapter, trace.rows = "" if choice is None else choice.entry.ref, wanted.count * sampling.n
         try:
@@ -119,7 +120,9 @@ class Speaker:
                 endpoint.gate.enter(name, wanted.count * sampling.n),
             ):
                 async with AsyncExitStack() as stack:
-                    entry, slot = await endpoint.in_time(self._ready(stack, choice))
+                    entry, slot = await endpoint.in_time(
+                        self._ready(stack, choice), None if choice is None else choice.began
+                    )
                     prompts, ids = await self._encode(wanted)
                     trace.encode_s = time.perf_counter() - began
                     ends = prompts.ends if wanted.messages is None else prompts.message_ends
