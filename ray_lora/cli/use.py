@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Score an adapter on rows, or compare several on the same rows."""
     with answering(as_json) as say:
-        columns = _columns(column)
+        columns = columns_of(column)
         if len(refs) > 1 or by is not None or len(data) > 1:
             from ray_lora.inference.comparing import compare
 
@@ -113,7 +113,7 @@ def predict(
             from ray_lora.running.answers import answer_files
 
             wanted = asked_for(
-                data, output, ref, adapter_column, store=store, base=base, columns=_columns(column),
+                data, output, ref, adapter_column, store=store, base=base, columns=columns_of(column),
                 parameters=options, prefix=prefix, format=format, tracking_uri=tracking_uri,
             )  # fmt: skip
             result = answer_files(wanted, workers=workers, gpu=gpu, slots=slots, max_errors=max_errors)
@@ -194,7 +194,8 @@ def _app_args(options: dict[str, Any]) -> Any:
         raise RecipeError("\n".join(problems)) from None
 
 
-def _columns(given: list[str] | None) -> dict[str, str]:
+def columns_of(given: list[str] | None) -> dict[str, str]:
+    """The pairs of --column."""
     return dict(_pair(text, "--column text=review") for text in given or [])
 
 

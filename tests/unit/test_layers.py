@@ -15,7 +15,7 @@ ROOT = Path(ray_lora.__file__).parent
 LAYERS = [
     {"errors", "atomic", "allowed", "task_spec", "transform_spec", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
-    {"data", "inference", "augmentation", "training"},
+    {"data", "inference", "augmentation", "training", "export"},
     {"running", "tracking", "pyfunc"},
     {"search", "serving"},
     {"cli", "__main__"},
@@ -32,6 +32,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "tasks": {"bases.plain", "bases.queries", "bases.padding", "bases.segments", "bases.speech"},
     "inference": {"data"},
     "training": {"inference", "augmentation"},
+    "export": {"inference", "data"},
     "running": {"tracking"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,103 @@
+"""Which tasks and which bases can be exported, and what a runner must know of each to read its rows.
+
+A task is one entry of `KINDS` and one file in `edge/`. Bases are named, because a graph of one is only as good as the
+comparison of its kind with the plain class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_lora.bases.base import Base
+from ray_lora.bases.segments import tells_apart
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import Json
+from ray_lora.tasks import Row, Task
+from ray_lora.tasks.rows import is_text
+
+ENCODERS = ("bert", "roberta")
+_SIZES = (3, 4, 7, 12, 20, 33)  # tokens of texts that are drawn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task on the edge.
+
+    Attributes:
+        rows: the file in `edge/` that reads its rows.
+        bases: the types of bases that were compared.
+        of_base: what a runner must know of the base; of_adapter: of one adapter.
+        save: writes the files beside the card that its rows are read with.
+        drawn: rows of no meaning, for a comparison without data.
+    """
+
+    rows: str
+    bases: tuple[str, ...]
+    of_base: Callable[[Base], Mapping[str, Json]]
+    of_adapter: Callable[[Task], Mapping[str, Json]]
+    save: Callable[[Base, Path], object]
+    drawn: Callable[[Base, Task], Sequence[Row]]
+
+
+def kind_of(task: Task, base: Base) -> Kind:
+    """RecipeError where the task, or its base, cannot be exported yet."""
+    kind = KINDS.get(task.spec.type)
+    if kind is None:
+        raise RecipeError(f"export of {task.spec.type} is not supported yet; supported: {', '.join(KINDS)}")
+    known = getattr(base.config, "model_type", None) or base.prefix
+    if known not in kind.bases:
+        raise RecipeError(
+            f"export of {task.spec.type} on a base of type {known!r} was not compared with its plain class; supported: "
+            f"{', '.join(kind.bases)}"
+        )
+    return kind
+
+
+# -------------------------------------------------------------------- texts
+
+
+def _of_tokenizer(base: Base) -> dict[str, Json]:
+    tokenizer = base.processor
+    if not getattr(tokenizer, "is_fast", False):
+        raise RecipeError(f"base {base.id!r} has no fast tokenizer, the only kind that runs without transformers")
+    if tokenizer.padding_side != "right":
+        raise RecipeError(
+            f"the tokenizer of base {base.id!r} pads on the left, which was not compared; none is exported"
+        )
+    typed = tells_apart(tokenizer)
+    inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
+    return {
+        "inputs": inputs,
+        "texts": 1 if typed is None else 2,
+        "padding": {"input_ids": tokenizer.pad_token_id or 0},
+        "truncation_side": tokenizer.truncation_side,
+    }
+
+
+def _save_tokenizer(base: Base, folder: Path) -> None:
+    base.processor.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _of_classifier(task: Any) -> dict[str, Json]:
+    return {"labels": list(task.labels), "function": task.function, "max_length": task.longest}
+
+
+def _texts(base: Base, task: Any) -> list[Row]:
+    sizes = [size for size in _SIZES if size < task.longest]
+    return [{"text": text} for text in _drawn_texts(base, sizes)]
+
+
+def _drawn_texts(base: Base, sizes: Sequence[int]) -> list[str]:
+    """Texts of about so many tokens."""
+    texts = [base.processor.decode(row["input_ids"]) for row in base.examples(sizes)]
+    return [text if is_text(text) else "a" for text in texts]
+
+
+KINDS: Mapping[str, Kind] = {
+    "text-classification": Kind(
+        "text_classification", ENCODERS, _of_tokenizer, _of_classifier, _save_tokenizer, _texts
+    ),
+}
