@@ -70,7 +70,8 @@ def write_bundle(
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
     graph, stacks = (plain, None) if merge else _with_inputs(base, held, arrays)
     whole = _traced(folder, inputs, held)
-    write_onnx(graph, whole, folder / GRAPH, stacks)
+    card["outputs"] = write_onnx(graph, whole, folder / GRAPH, stacks)
+    (folder / CARD).write_text(json.dumps(card))
     card["figures"] = {"float": _figures(folder, inputs, held, plain)}
     if int8:
         card["figures"]["int8"] = _made_int8(folder, inputs, held, plain)
@@ -86,7 +87,7 @@ def _card(held: Sequence[Held], base: Base, kind: Kind, merge: bool, int8: bool)
             "ref": one.entry.ref,
             "sha256": one.entry.sha256,
             "base_fingerprint": base.fingerprint,
-            **kind.of_adapter(one.task),
+            **kind.of_adapter(one.task, base),
         }
         for one in held
     }

@@ -26,6 +26,7 @@ from ray_lora.export.onnx_file import check_installed
 from ray_lora.export.parity import wanted_of
 from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.stored import named_base
+from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Row, Task, build_task, plain_spec
@@ -68,7 +69,7 @@ def export_refs(
     entry, adapter = loaded[0]
     model = base or named_base(entry.base or adapter.card.base, entry.ref)
     opened = load_base(BaseSpec(model=model, dtype="float32"))
-    held, inputs, kind = _answered(loaded, opened, data, columns or {})
+    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         whole = Path(place) / "bundle"
@@ -81,7 +82,7 @@ def export_refs(
 
 
 def _answered(
-    loaded: Sequence[tuple[Entry, Adapter]], base: Base, data: str | None, columns: Mapping[str, str]
+    loaded: Sequence[tuple[Entry, Adapter]], base: Base, data: str | None, columns: Mapping[str, str], int8: bool
 ) -> tuple[list[Held], list[Any], Kind]:
     """What every adapter says in PyTorch to the rows, and the rows as a runner is given them."""
     adapters = [adapter for _, adapter in loaded]
@@ -102,7 +103,13 @@ def _answered(
                     f"{entry.ref} does {task.spec.type} and {loaded[0][0].ref} {tasks[0].spec.type}; one graph has one "
                     "task: export them apart"
                 )
-        rows = _rows(tasks[0], kind, base, data, columns)
+        if int8 and not kind.eight_bits:
+            raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
+        rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row)]
+        if not rows:
+            raise RecipeError(
+                "every row is longer than the task's max_length, and a runner reads no windows; give shorter ones"
+            )
         names = _names([entry for entry, _ in loaded])
         held = []
         for slot, task, name, (entry, adapter) in zip(slots, tasks, names, loaded, strict=True):
@@ -143,6 +150,12 @@ def _rows(task: Task, kind: Kind, base: Base, data: str | None, columns: Mapping
     table = read_rows(data, DataSpec(columns=dict(columns)), _unlabelled(task), "test").table
     rows: list[Row] = table.slice(0, _MOST_ROWS).to_pylist()
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def _is_whole(tasks: Sequence[Task], row: Row) -> bool:
+    """Whether all adapters read a row in one window; those that do not are left out of the comparison."""
+    windowed = [task for task in tasks if isinstance(task, Windowed)]
+    return all(len(task.windows(task.encode([row])[0])) == 1 for task in windowed)
 
 
 def _unlabelled(task: Task) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_lora.adapters.adapter import Adapter
@@ -71,6 +72,8 @@ def with_inputs(base: Base, spec: HeadSpec, names: Iterable[str], head: Mapping[
         module = model.get_submodule(name)
         if is_linear(module):
             model.set_submodule(name, _LoraProduct(name, module, given))
+        elif type(module) is nn.Conv2d:
+            model.set_submodule(name, _LoraConvolution(name, module, given))
         else:
             raise AdapterError(
                 f"adapters on {name!r}, a {type(module).__name__}, cannot be inputs of a graph; export with --merge"
@@ -147,6 +150,33 @@ class _LoraProduct(_Product):
         rows = x.unsqueeze(1) if x.dim() == 2 else x
         term = (rows @ a.transpose(1, 2)) @ b.transpose(1, 2)
         return super().forward(x) + (term.squeeze(1) if x.dim() == 2 else term)
+
+
+class _LoraConvolution(nn.Conv2d):
+    """A target layer: A of all slots as one convolution of the layer's own kind, of which each row keeps its own
+    channels, and its own B behind it. A graph's convolution cannot have groups that follow from its rows."""
+
+    def __init__(self, name: str, module: nn.Conv2d, given: _Given) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(module.__dict__)  # a class may read the layer's sizes
+        self.name, self.given = name, given
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        stack, groups = self.given.stacks[f"{self.name}.A"], self.groups
+        slots, rank = stack.shape[:2]
+        weight = stack.reshape(slots * rank, *self.weight.shape[1:])
+        weight = weight.repeat(groups, 1, 1, 1)  # every group's own channels by the same A
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        wide = F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)
+        wide = wide.reshape(x.shape[0], groups, slots, rank, -1)
+        chosen = self.given.slots.reshape(-1, 1, 1, 1, 1).expand(-1, groups, 1, rank, wide.shape[-1])
+        own = wide.gather(2, chosen).squeeze(2)  # [rows, groups, rank, pixels]
+        b = self.given.of(f"{self.name}.B").unflatten(1, (groups, -1))
+        term: Tensor = (b @ own).reshape(y.shape)
+        return y + term
 
 
 class _HeadProduct(nn.Module):

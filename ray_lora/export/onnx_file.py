@@ -37,8 +37,8 @@ def check_installed() -> None:
 
 def write_onnx(
     graph: Graph, batch: Mapping[str, Tensor], path: Path, stacks: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write the graph.
+) -> list[str]:
+    """Write the graph; returns its outputs' names.
 
     Args:
         batch: two rows or more, as the graph takes them.
@@ -61,7 +61,7 @@ def write_onnx(
     names = list(batch)
     if stacks is not None:
         given |= {"slots": torch.arange(rows) % 2, "stacks": dict(stacks)}
-        free |= {"slots": {0: any_size}, "stacks": {name: dict.fromkeys(_free_axes(name), any_size) for name in stacks}}
+        free |= {"slots": {0: any_size}, "stacks": {name: _free(name) for name in stacks}}
         names += ["slots", *stacks]
     with _quiet(), torch.no_grad():
         outputs = list(graph(**given))
@@ -76,6 +76,7 @@ def write_onnx(
             verbose=False,
         )
     _save(program.model_proto, path)
+    return outputs
 
 
 def _save(model: Any, path: Path) -> None:
@@ -89,9 +90,10 @@ def _save(model: Any, path: Path) -> None:
     onnx.save_model(model, path)
 
 
-def _free_axes(name: str) -> tuple[int, int]:
-    """Slots, and of a pair its rank, of a head its labels."""
-    return (0, 2) if name.endswith(".B") else (0, 1)
+def _free(name: str) -> dict[int, Any]:
+    """Slots, and of a pair its rank; of a head its labels, unless the class says how many outputs a layer has."""
+    found, maybe = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
+    return {0: found, 2: found} if name.endswith(".B") else {0: found, 1: found if name.endswith(".A") else maybe}
 
 
 class _quiet:

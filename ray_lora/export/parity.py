@@ -48,7 +48,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Parity:
-    """Attributes: rows that were compared; largest: difference of outputs; same: share of rows answered alike."""
+    """Attributes: rows that were compared; largest: difference of outputs, of those beyond 1 as a
+    share; same: share of rows answered alike."""
 
     rows: int
     largest: float
@@ -97,10 +98,17 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
             mine = {key: values[at] for key, values in found.items()}
             for key, want in wanted[name].outputs[row].items():
                 got = mine[key][tuple(map(slice, want.shape))]
-                largest = max(largest, float(np.abs(got - want).max())) if np.isfinite(got).all() else float("inf")
+                largest = max(largest, _difference(got, want))
             said = bundle.rows.decode(mine, encoded[at][1], bundle.adapter(name)[0])
             alike += _without_scores(said) == _without_scores(wanted[name].answers[row])
     return Parity(len(inputs), largest, alike / sum(map(len, runs)))
+
+
+def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
+    """The largest of a row; of outputs beyond 1 as a share of the largest, since float32 rounds by shares."""
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got - want).max() / max(1.0, float(np.abs(want).max())))
 
 
 def _own(values: NDArray[np.float32], features: Features, task: Any) -> NDArray[np.float32]:

@@ -21,8 +21,7 @@ class Bundle:
         self.card = json.loads((self.folder / "card.json").read_text())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        graph, kinds = str(self.folder / "graph.onnx"), ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(graph, options, providers=kinds)
+        self.session = onnxruntime.InferenceSession(str(self.folder / "graph.onnx"), options, ["CPUExecutionProvider"])
         self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
         self.held: dict[tuple[str, ...], dict[str, Any]] = {}  # stacks of the adapters of the last run
 
@@ -36,15 +35,16 @@ class Bundle:
 
     def run(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """The graph's outputs, [rows, ...], of rows as rows.py encodes them."""
-        feed = {key: stacked([one[key] for one in feeds], self.card["padding"].get(key, 0)) for key in feeds[0]}
+        pad = self.card["padding"]  # inputs that are not in it have one shape
+        several = {key: [one[key] for one in feeds] for key in feeds[0]}
+        feed = {key: stacked(mine, pad[key]) if key in pad else np.stack(mine) for key, mine in several.items()}
         if not self.card["merged"]:
             kinds = tuple(dict.fromkeys(names))
             if kinds not in self.held:
                 arrays = [self.adapter(name)[1] for name in kinds]
                 self.held = {kinds: {key: stacked([one[key] for one in arrays]) for key in arrays[0]}}
             feed |= self.held[kinds] | {"slots": np.array([kinds.index(name) for name in names])}
-        outputs = [one.name for one in self.session.get_outputs()]
-        return dict(zip(outputs, self.session.run(None, feed), strict=True))
+        return dict(zip(self.card["outputs"], self.session.run(self.card["outputs"], feed), strict=True))
 
     def adapter(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts and arrays of an adapter's file; SystemExit where there is none, or it is another base's."""

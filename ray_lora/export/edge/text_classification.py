@@ -1,5 +1,7 @@
 """Texts, or rows {"text": ..., "text_pair": ...}, and their labels."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,11 @@ from tokenizers import Tokenizer
 
 
 class Rows:
-    def __init__(self, folder: Path, card: "dict[str, Any]") -> None:
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
         self.tokenizer, self.card = Tokenizer.from_file(str(folder / "tokenizer.json")), card
         self.tokenizer.no_padding()
 
-    def encode(self, value: Any, facts: "dict[str, Any]") -> "tuple[dict[str, Any], Any]":
+    def encode(self, value: Any, facts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         row = value if isinstance(value, dict) else {"text": value}
         texts = [row[name] for name in ("text", "text_pair") if name in row]
         if not all(isinstance(text, str) and text.strip() for text in texts) or len(texts) > self.card["texts"]:
@@ -22,7 +24,7 @@ class Rows:
         feed = {"input_ids": found.ids, "attention_mask": found.attention_mask, "token_type_ids": found.type_ids}
         return {name: np.array(feed[name]) for name in self.card["inputs"]}, None
 
-    def decode(self, outputs: "dict[str, Any]", row: Any, facts: "dict[str, Any]") -> Any:
+    def decode(self, outputs: dict[str, Any], row: Any, facts: dict[str, Any]) -> Any:
         labels, function = facts["labels"], facts["function"]
         scores = outputs["logits"][: len(labels)]
         if function != "none":
