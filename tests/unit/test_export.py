@@ -19,6 +19,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.export import bundle as writing
+from ray_lora.export import onnx_file
 from ray_lora.export.arrays import arrays_of
 from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.exporting import export_refs
@@ -196,3 +197,11 @@ def test_the_runner_is_short_and_knows_no_torch() -> None:
         text = path.read_text()
         assert len(text.splitlines()) < 80, path.name
         assert not re.search(r"^\s*(import|from) (ray_lora|torch|transformers|ray)\b", text, re.M), path.name
+
+
+def test_without_the_extra_the_way_to_install_it_is_said(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "_NEEDED", ("onnx", "no_such_library"))
+    with pytest.raises(RecipeError, match=r"no_such_library, which is not installed: pip install 'ray_lora\[export\]'"):
+        export_refs(["moods"], tmp_path / "edge", store=str(store))
