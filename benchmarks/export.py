@@ -10,7 +10,7 @@ same merged adapter in PyTorch with one thread each, in one process.
     largest         difference of outputs; same: share of rows that are answered like PyTorch
     accuracy        of the runner's answers on the rows, and PyTorch's
     onnx_ms         of one row; pytorch_ms beside it; swap_ms: from an adapter's file to arrays that the graph takes
-    peak_mb         the largest memory of a process that holds a bundle and answers a row, in a process of its own
+    peak_mb         the largest memory of a process of its own that answers one row: the runner's, and `predict_ref`'s
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ from ray_lora.tasks.text_classification import TextClassificationSpec
 
 LABELS = ("negative", "positive")
 KINDS = {"inputs": {}, "merged": {"merge": True}, "int8": {"int8": True}}
-PEAK = (
-    "import resource, sys; sys.path.insert(0, sys.argv[1]); from runner import Bundle; "
+HIGHEST = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"  # kB
+EDGE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from runner import Bundle; "
     "Bundle(sys.argv[1]).answer(['so happy with my new phone'], ['tweets']); "
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+)
+PYTORCH = (
+    "import sys; from ray_lora.inference.stored import predict_ref; "
+    "predict_ref('tweets', ['so happy with my new phone'], sys.argv[1]); "
 )
 
 
@@ -63,11 +67,16 @@ def main() -> None:
         open_store(str(folder / "store")).put(adapter, "tweets")
         plain = accuracy(in_pytorch(adapter, [row["text"] for row in rows]), rows)
         found = {kind: measured(folder, kind, rows) for kind in KINDS}
+        largest = peak(PYTORCH, folder / "store")
     whole = found["inputs"]["bytes"]
     for part in found.values():
         part["share"] = round((part["bytes"] + part["adapter_bytes"]) / whole, 3)
         print(part)
-    print(write("export", {"what": __doc__, "rows": len(rows), "pytorch accuracy": plain, **found}))
+    print(
+        write(
+            "export", {"what": __doc__, "rows": len(rows), "pytorch": {"accuracy": plain, "peak_mb": largest}, **found}
+        )
+    )
 
 
 def _rows(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
@@ -133,14 +142,19 @@ def measured(folder: Path, kind: str, rows: Sequence[dict[str, Any]]) -> dict[st
     figures = export_refs(["tweets"], place, **given)["figures"]
     mine = figures["int8" if kind == "int8" else "float"]
     answers = Bundle(place).answer([row["text"] for row in rows], ["tweets"] * len(rows))
-    peak = subprocess.run([sys.executable, "-c", PEAK, place], capture_output=True, text=True, check=True)
     return {
         "kind": kind,
         **mine,
         "adapter_bytes": figures["adapter_bytes"]["tweets"],
         "accuracy": accuracy(answers, rows),
-        "peak_mb": round(float(peak.stdout), 1),
+        "peak_mb": peak(EDGE, place),
     }
+
+
+def peak(program: str, place: Path) -> float:
+    """Megabytes of a process of its own at its largest."""
+    done = subprocess.run([sys.executable, "-c", program + HIGHEST, place], capture_output=True, text=True, check=True)
+    return round(int(done.stdout.split()[-1]) / 1000, 1)
 
 
 if __name__ == "__main__":

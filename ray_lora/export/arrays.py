@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter
@@ -77,5 +77,5 @@ def write_arrays(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: M
     """`adapters/NAME.safetensors` in a bundle's folder."""
     path = folder / "adapters" / f"{name}{SUFFIX}"
     path.parent.mkdir(exist_ok=True)
-    save_file(dict(arrays), path, metadata={"adapter": json.dumps(facts)})
+    path.write_bytes(save(dict(arrays), metadata={"adapter": json.dumps(facts)}))
     return path

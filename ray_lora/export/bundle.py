@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import AdapterError
 from ray_lora.export.arrays import arrays_of, filled, stacked, write_arrays
-from ray_lora.export.edge.runner import Bundle
-from ray_lora.export.edge.runner import stacked as fill
 from ray_lora.export.figures import latency, swap
 from ray_lora.export.graph import Graph, merged, with_inputs
 from ray_lora.export.int8 import quantise
@@ -34,6 +32,9 @@ from ray_lora.export.parity import LEAST, MOST, Wanted, compare
 from ray_lora.recipe import Json
 from ray_lora.store import Entry
 from ray_lora.tasks import Task
+
+if TYPE_CHECKING:
+    from ray_lora.export.edge.runner import Bundle  # whose onnxruntime may not be installed
 
 GRAPH, CARD, RUNNER, ROWS = "graph.onnx", "card.json", "runner.py", "rows.py"
 
@@ -111,6 +112,8 @@ def _with_inputs(base: Base, held: Sequence[Held], arrays: Sequence[Mapping[str,
 
 def _traced(folder: Path, inputs: Sequence[Any], held: Sequence[Held]) -> dict[str, Tensor]:
     """Rows as the runner feeds them, two or more, so that their number is not taken for a constant."""
+    from ray_lora.export.edge.runner import stacked as fill
+
     card = json.loads((folder / CARD).read_text())
     reader = runpy.run_path(str(folder / ROWS))["Rows"](folder, card)
     chosen = [*inputs, *inputs][: max(2, min(4, len(inputs)))]
@@ -124,7 +127,7 @@ def _figures(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: G
     Raises:
         AdapterError: it does not answer as PyTorch does.
     """
-    bundle = Bundle(folder)
+    bundle = _opened(folder)
     found = compare(bundle, inputs, {one.name: one.wanted for one in held})
     if not found.largest <= MOST or found.same < LEAST:
         raise AdapterError(
@@ -133,6 +136,12 @@ def _figures(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: G
         )
     told: dict[str, Json] = {"parity": asdict(found), "bytes": (folder / GRAPH).stat().st_size}
     return told | _costs(bundle, inputs, held[0], plain)
+
+
+def _opened(folder: Path) -> Bundle:
+    from ray_lora.export.edge.runner import Bundle
+
+    return Bundle(folder)
 
 
 def _costs(bundle: Bundle, inputs: Sequence[Any], one: Held, plain: Graph) -> dict[str, Json]:
@@ -148,7 +157,7 @@ def _made_int8(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain:
     small = folder / "int8.onnx"
     quantise(folder / GRAPH, small)
     small.replace(folder / GRAPH)
-    bundle = Bundle(folder)
+    bundle = _opened(folder)
     found = compare(bundle, inputs, {one.name: one.wanted for one in held})
     told: dict[str, Json] = {"parity": asdict(found), "bytes": (folder / GRAPH).stat().st_size}
     return told | _costs(bundle, inputs, held[0], plain)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.graph import Graph
+
+if TYPE_CHECKING:
+    from ray_lora.export.edge.runner import Bundle
 
 _TIMES = 30
 

@@ -4,7 +4,7 @@ Each target layer adds its low-rank term from inputs of the graph, `NAME.A` [slo
 rank] with the scaling in B, of which each row takes those of its own slot. A head's layers are taken from `NAME.weight`
 and `NAME.bias` with an axis of slots in front. It knows modules and tensors: no files, no tasks and no ONNX.
 
-    graph = with_inputs(base, spec, stacks)
+    graph = with_inputs(base, spec, adapter.layers, adapter.head)
     graph({"input_ids": ids, "attention_mask": mask}, slots, stacks)     # {"logits": [rows, labels]}
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError
-from ray_lora.export.edge.runner import Bundle
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, Row, Task
+
+if TYPE_CHECKING:
+    from ray_lora.export.edge.runner import Bundle
 
 MOST = 1e-4  # a difference of outputs that rounding explains
 LEAST = 0.995  # the share of rows that must be answered alike

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.cli import main
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.export import bundle as writing
-from ray_lora.export import onnx_file
 from ray_lora.export.arrays import arrays_of
 from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.exporting import export_refs
@@ -199,9 +199,12 @@ def test_the_runner_is_short_and_knows_no_torch() -> None:
         assert not re.search(r"^\s*(import|from) (ray_lora|torch|transformers|ray)\b", text, re.M), path.name
 
 
-def test_without_the_extra_the_way_to_install_it_is_said(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnx_file, "_NEEDED", ("onnx", "no_such_library"))
-    with pytest.raises(RecipeError, match=r"no_such_library, which is not installed: pip install 'ray_lora\[export\]'"):
-        export_refs(["moods"], tmp_path / "edge", store=str(store))
+def test_without_the_extra_the_way_to_install_it_is_said() -> None:
+    lost = (
+        "import sys; sys.modules['onnxruntime'] = None; from ray_lora.cli import main; sys.exit(main(['export', 'a']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lost], capture_output=True, text=True, cwd=Path(writing.__file__).parents[2]
+    )
+    assert done.returncode == 2
+    assert "onnxruntime, which is not installed: pip install 'ray_lora[export]'" in done.stderr.replace("\n", " ")
