@@ -22,6 +22,8 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
 
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -165,3 +167,27 @@ def bucket() -> Iterator[str]:
     filesystem.create_dir("rows")
     yield options
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has what runners need and nothing else."""
+    folder = tmp_path_factory.mktemp("edge") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    pinned = ["-c", str(Path(__file__).parent.parent / "constraints.txt")]
+    subprocess.run(
+        [
+            folder / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            *pinned,
+            "numpy",
+            "onnxruntime",
+            "tokenizers",
+            "pillow",
+        ],
+        check=True,
+    )
+    return folder / "bin" / "python"

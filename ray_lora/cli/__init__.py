@@ -9,23 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ray_lora.cli import adapters, cache, explaining, merging, runs, start, use, versions, vllm
+from ray_lora.cli import adapters, cache, explaining, export, merging, runs, start, use, versions, vllm
 from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
 app = new_group("Train, search and serve many LoRA adapters on one shared frozen base.")
 BEGINNING = (start.init, start.doctor)
 RUNS = (runs.train, runs.search, runs.personal, runs.plan)
-for command in (
-    *BEGINNING,
-    *RUNS,
-    use.evaluate,
-    use.predict,
-    use.serve,
-    explaining.explain,
-    merging.merge,
-    runs.schema,
-):
+USES = (use.evaluate, use.predict, use.serve, explaining.explain, merging.merge, export.export)
+for command in (*BEGINNING, *RUNS, *USES, runs.schema):
     app.command()(command)
 for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab):
     adapters.app.command()(steering)

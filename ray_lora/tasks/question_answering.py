@@ -109,6 +109,11 @@ class QuestionAnswering(LongTextRows):
             )
         self._typed = typed
 
+    @property
+    def longest_question(self) -> int:
+        """Tokens, of a question."""
+        return self._asked_len
+
     # ------------------------------------------------------------ of a block of rows
 
     @classmethod

@@ -15,7 +15,7 @@ ROOT = Path(ray_lora.__file__).parent
 LAYERS = [
     {"errors", "atomic", "allowed", "task_spec", "transform_spec", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
-    {"data", "inference", "augmentation", "training", "explain"},
+    {"data", "inference", "augmentation", "training", "explain", "export"},
     {"running", "tracking", "pyfunc"},
     {"search", "serving"},
     {"cli", "__main__"},
@@ -33,6 +33,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "inference": {"data"},
     "training": {"inference", "augmentation"},
     "explain": {"inference"},
+    "export": {"inference", "data"},
     "running": {"tracking"},
     "__main__": {"cli"},
 }

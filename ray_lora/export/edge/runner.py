@@ -1,0 +1,78 @@
+"""Answers rows with this folder's graph: python runner.py --adapter NAME INPUT...
+
+Bundle(".").answer(["what a lovely day", "win a prize"], ["moods", "spam"])    # each row by its own adapter
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+class Bundle:
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        self.folder = Path(folder)
+        self.card = json.loads((self.folder / "card.json").read_text())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(self.folder / "graph.onnx"), options, ["CPUExecutionProvider"])
+        self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
+        self.held: dict[tuple[str, ...], dict[str, Any]] = {}  # stacks of the adapters of the last run
+
+    def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
+        """Of each input what its adapter says."""
+        facts = [self.adapter(name)[0] for name in names]
+        rows = [self.rows.encode(value, told) for value, told in zip(inputs, facts, strict=True)]
+        found = self.run([feed for feed, _ in rows], names)
+        mine = [{key: values[at] for key, values in found.items()} for at in range(len(rows))]
+        return [self.rows.decode(one, row[1], told) for one, row, told in zip(mine, rows, facts, strict=True)]
+
+    def run(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+        """The graph's outputs, [rows, ...], of rows as rows.py encodes them."""
+        pad = self.card["padding"]  # inputs that are not in it have one shape
+        several = {key: [one[key] for one in feeds] for key in feeds[0]}
+        feed = {key: stacked(mine, pad[key]) if key in pad else np.stack(mine) for key, mine in several.items()}
+        if not self.card["merged"]:
+            kinds = tuple(dict.fromkeys(names))
+            if kinds not in self.held:
+                arrays = [self.adapter(name)[1] for name in kinds]
+                self.held = {kinds: {key: stacked([one[key] for one in arrays]) for key in arrays[0]}}
+            feed |= self.held[kinds] | {"slots": np.array([kinds.index(name) for name in names])}
+        return dict(zip(self.card["outputs"], self.session.run(self.card["outputs"], feed), strict=True))
+
+    def adapter(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Facts and arrays of an adapter's file; SystemExit where there is none, or it is another base's."""
+        path = self.folder / "adapters" / f"{name}.safetensors"
+        data = path.read_bytes() if path.exists() else b""
+        told = json.loads(data[8 : (begin := 8 + int.from_bytes(data[:8], "little"))] or "null")
+        facts = json.loads(told.pop("__metadata__")["adapter"]) if told else {}
+        if facts.get("base_fingerprint") != self.card["base_fingerprint"]:
+            raise SystemExit(f"{path} is no adapter of this graph's base; give one of those in adapters/")
+        at = {key: (int(np.prod(one["shape"])), begin + one["data_offsets"][0]) for key, one in told.items()}
+        return facts, {key: np.frombuffer(data, "<f4", *at[key]).reshape(told[key]["shape"]) for key in at}
+
+
+def stacked(arrays: list[Any], value: int = 0) -> Any:
+    """One array, [arrays, ...], of arrays that are filled up to the largest with a value."""
+    if len(arrays) == 1:
+        return arrays[0][None]
+    whole = np.full((len(arrays), *np.max([one.shape for one in arrays], axis=0)), value, arrays[0].dtype)
+    for at, one in enumerate(arrays):
+        whole[at][tuple(map(slice, one.shape))] = one
+    return whole
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapter", required=True)
+    parser.add_argument("input", nargs="+", help="a text, a file, or a row as JSON")
+    asked = parser.parse_args()
+    given = [json.loads(text) if text.startswith("{") else text for text in asked.input]
+    for said in Bundle(Path(__file__).parent).answer(given, [asked.adapter] * len(given)):
+        print(json.dumps(said))

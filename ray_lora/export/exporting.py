@@ -1,0 +1,164 @@
+"""Stored adapters of one base and one task as a folder that runs without torch.
+
+    export_refs(["moods@champion", "spam"], Path("edge"))          # one graph, both adapters' arrays beside it
+    export_refs(["moods"], Path("edge"), merge=True)               # one graph with the adapter in its weights
+
+The folder is written whole or not at all: a graph whose answers differ from PyTorch's by more than 1e-4 is refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.bases.base import Base
+from ray_lora.bases.load import load_base
+from ray_lora.data.rows import read_rows
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import AdapterError, RecipeError
+from ray_lora.export.bundle import Held, write_bundle
+from ray_lora.export.kinds import Kind, kind_of
+from ray_lora.export.onnx_file import check_installed
+from ray_lora.export.parity import wanted_of
+from ray_lora.inference.adopt import check_answers
+from ray_lora.inference.stored import named_base
+from ray_lora.inference.windows import Windowed
+from ray_lora.recipe import BaseSpec, DataSpec, Json
+from ray_lora.store import Entry, open_store
+from ray_lora.tasks import Row, Task, build_task, plain_spec
+from ray_lora.tasks.rows import answering, may_have
+
+_MOST_ROWS = 1000  # of data that are compared
+
+
+def export_refs(
+    refs: Sequence[str],
+    folder: Path,
+    *,
+    merge: bool = False,
+    int8: bool = False,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    store: str = "./store",
+    base: str | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Json]:
+    """Write a bundle; returns its card.
+
+    Args:
+        folder: is made; it must not be there, or be empty.
+        merge: the adapter's numbers go into the weights, and no other can take its place.
+        int8: the base's products and tables have weights of 8 bits.
+        data: rows to compare with PyTorch on, a file, a folder or a glob; else rows without meaning are drawn.
+
+    Raises:
+        RecipeError: a task or base that is not supported, or options that do not fit each other.
+        AdapterError: the adapters are not of one base and task, or the graph does not answer as PyTorch does.
+        RayLoraError: as `open_ref`.
+    """
+    check_installed()
+    if merge and len(refs) > 1:
+        raise RecipeError(f"--merge puts one adapter into the weights, and {len(refs)} are given; export them apart")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{str(folder)!r} exists and is not empty; give another folder or remove it first")
+    loaded = [open_store(store, tracking_uri).load(ref) for ref in refs]
+    entry, adapter = loaded[0]
+    model = base or named_base(entry.base or adapter.card.base, entry.ref)
+    opened = load_base(BaseSpec(model=model, dtype="float32"))
+    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+        whole = Path(place) / "bundle"
+        whole.mkdir()
+        card = write_bundle(whole, held, inputs, opened, kind, merge, int8)
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(str(whole), str(folder))
+    return card
+
+
+def _answered(
+    loaded: Sequence[tuple[Entry, Adapter]], base: Base, data: str | None, columns: Mapping[str, str], int8: bool
+) -> tuple[list[Held], list[Any], Kind]:
+    """What every adapter says in PyTorch to the rows, and the rows as a runner is given them."""
+    adapters = [adapter for _, adapter in loaded]
+    pairs = [pair for adapter in adapters for pair in adapter.layers.values()]
+    engine = AdapterEngine(
+        base,
+        slots=len(adapters),
+        max_rank=max((pair.rank for pair in pairs), default=1),
+        embeddings=any(pair.embedding for pair in pairs),
+    )
+    try:
+        slots = [engine.load(adapter) for adapter in adapters]
+        tasks = [_task(engine, slot, *one) for slot, one in zip(slots, loaded, strict=True)]
+        kind = kind_of(tasks[0], base)
+        for task, (entry, _) in zip(tasks, loaded, strict=True):
+            if kind_of(task, base) is not kind:
+                raise AdapterError(
+                    f"{entry.ref} does {task.spec.type} and {loaded[0][0].ref} {tasks[0].spec.type}; one graph has one "
+                    "task: export them apart"
+                )
+        if int8 and not kind.eight_bits:
+            raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
+        rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row)]
+        if not rows:
+            raise RecipeError(
+                "every row is longer than the task's max_length, and a runner reads no windows; give shorter ones"
+            )
+        names = _names([entry for entry, _ in loaded])
+        held = []
+        for slot, task, name, (entry, adapter) in zip(slots, tasks, names, loaded, strict=True):
+            spec = engine.residents[slot].head
+            assert spec is not None  # `check_answers` has seen to it
+            whole = engine.export(slot, adapter.card)
+            held.append(Held(name, entry, whole, spec, task, wanted_of(engine, slot, task, rows)))
+    finally:
+        engine.close()
+    asked = {*answering(tasks[0]), *may_have(tasks[0])}
+    return held, [{key: row[key] for key in row if key in asked} for row in rows], kind
+
+
+def _task(engine: AdapterEngine, slot: int, entry: Entry, adapter: Adapter) -> Task:
+    head = engine.residents[slot].head
+    spec = adapter.card.task or plain_spec(head, engine.base.labels)
+    if spec is None:
+        raise AdapterError(
+            f"adapter {entry.ref!r} has no task in its card and no head that tells one; "
+            "say it once: ray-lora adapters import FOLDER NAME --task TYPE"
+        )
+    check_answers(spec, head)
+    return build_task(spec, engine.base.processor)
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """Names in the bundle: the store's, with the version where two versions of one name are in it."""
+    names = [entry.name for entry in entries]
+    told = [f"{one.name}-{one.version}" if names.count(one.name) > 1 else one.name for one in entries]
+    if len(set(told)) < len(told):
+        raise RecipeError(f"an adapter is given twice: {', '.join(told)}; give each once")
+    return told
+
+
+def _rows(task: Task, kind: Kind, base: Base, data: str | None, columns: Mapping[str, str]) -> Sequence[Row]:
+    if data is None:
+        return kind.drawn(base, task)
+    table = read_rows(data, DataSpec(columns=dict(columns)), _unlabelled(task), "test").table
+    rows: list[Row] = table.slice(0, _MOST_ROWS).to_pylist()
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
+def _is_whole(tasks: Sequence[Task], row: Row) -> bool:
+    """Whether all adapters read a row in one window; those that do not are left out of the comparison."""
+    windowed = [task for task in tasks if isinstance(task, Windowed)]
+    return all(len(task.windows(task.encode([row])[0])) == 1 for task in windowed)
+
+
+def _unlabelled(task: Task) -> Mapping[str, Any]:
+    """Columns of rows to be answered."""
+    asked = {*answering(task), *may_have(task)}
+    return {name: column for name, column in task.columns.items() if name in asked}

@@ -1,0 +1,56 @@
+"""What a bundle costs beside PyTorch: milliseconds of one row, and of another adapter in its place. One thread each.
+
+It knows the runner and graphs: no stores and no tasks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ray_lora.export.graph import Graph
+
+if TYPE_CHECKING:
+    from ray_lora.export.edge.runner import Bundle
+
+_TIMES = 30
+
+
+def latency(bundle: Bundle, feed: Mapping[str, Any], name: str, graph: Graph) -> dict[str, float]:
+    """Medians of one row, milliseconds: the bundle's graph, and the same adapter merged into the plain class."""
+    batch: dict[str, Tensor] = {key: torch.as_tensor(value)[None] for key, value in feed.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            plain = _milliseconds(lambda: graph(batch))
+    finally:
+        torch.set_num_threads(threads)
+    return {"onnx_ms": _milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
+
+
+def swap(bundle: Bundle, name: str) -> float:
+    """Milliseconds from an adapter's file to arrays that the graph takes, median."""
+
+    def once() -> None:
+        bundle.held = {}
+        _, arrays = bundle.adapter(name)
+        for array in arrays.values():
+            array[None]
+
+    return _milliseconds(once)
+
+
+def _milliseconds(act: Callable[[], object]) -> float:
+    act()
+    spent = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        act()
+        spent.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(spent), 3)

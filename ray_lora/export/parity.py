@@ -1,0 +1,138 @@
+"""A bundle compared with PyTorch: the same rows through the engine and through the bundle's own runner.
+
+    wanted = answers_of(engine, {slot: task}, rows)          # of every adapter, every row
+    found = compare(Bundle(folder), {"moods": slot}, wanted)
+    found.largest, found.same                                 # difference of outputs; share of like answers
+
+It knows engines, tasks and the runner: no ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_lora.engine import AdapterEngine
+from ray_lora.errors import AdapterError
+from ray_lora.inference.predict import forward, passes, predict
+from ray_lora.inference.windows import Windowed
+from ray_lora.recipe import Json
+from ray_lora.tasks import Features, Row, Task
+
+if TYPE_CHECKING:
+    from ray_lora.export.edge.runner import Bundle
+
+MOST = 1e-4  # a difference of outputs that rounding explains
+LEAST = 0.995  # the share of rows that must be answered alike
+_ROWS = 16  # of one run of the graph
+OUTPUTS = ("logits", "start_logits", "end_logits")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one adapter says in PyTorch.
+
+    Attributes:
+        features: of each row, as the task encodes it.
+        outputs: of each row by name, without padding.
+        answers: of each row.
+    """
+
+    features: Sequence[Features]
+    outputs: Sequence[Mapping[str, NDArray[np.float32]]]
+    answers: Sequence[Json]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Attributes: rows that were compared; largest: difference of outputs, of those beyond 1 as a
+    share; same: share of rows answered alike."""
+
+    rows: int
+    largest: float
+    same: float
+
+
+def wanted_of(engine: AdapterEngine, slot: int, task: Task, rows: Sequence[Row]) -> Wanted:
+    """What the adapter in a slot says to rows.
+
+    Raises:
+        AdapterError: it has outputs that are none of `OUTPUTS`.
+    """
+    features = task.encode(rows)
+    whole = [task.windows(one)[0] if isinstance(task, Windowed) else one for one in features]
+    slots = [slot] * len(rows)
+    outputs: list[dict[str, NDArray[np.float32]]] = [{} for _ in rows]
+    for chunk in passes(engine, {slot: task}, whole, slots):
+        with torch.inference_mode():
+            for _, chosen, given in forward(engine, {slot: task}, whole, slots, chunk):
+                for name in OUTPUTS:
+                    values: Any = getattr(given, name, None)
+                    for at, row in enumerate(() if values is None else chosen):
+                        outputs[row][name] = _own(values[at].float().cpu().numpy(), whole[row], task)
+    if not all(outputs):
+        raise AdapterError(f"an adapter of {task.spec.type} has none of the outputs {', '.join(OUTPUTS)}")
+    return Wanted(features, outputs, predict(engine, {slot: task}, features, slots))
+
+
+def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted]) -> Parity:
+    """The bundle's adapters on rows: each row by each adapter, in runs where rows of all adapters are mixed, and some
+    rows alone.
+
+    Args:
+        inputs: what the runner is given of each row.
+        wanted: of each adapter.
+    """
+    asked = [(row, name) for row in range(len(inputs)) for name in wanted]
+    runs = [asked[at : at + _ROWS] for at in range(0, len(asked), _ROWS)] + [[one] for one in asked[: 2 * len(wanted)]]
+    largest, alike = 0.0, 0
+    for run in runs:
+        names = [name for _, name in run]
+        encoded = [bundle.rows.encode(inputs[row], bundle.adapter(name)[0]) for row, name in run]
+        found = bundle.run([feed for feed, _ in encoded], names)
+        for at, (row, name) in enumerate(run):
+            _check_encoded(encoded[at][0], wanted[name].features[row])
+            mine = {key: values[at] for key, values in found.items()}
+            for key, want in wanted[name].outputs[row].items():
+                got = mine[key][tuple(map(slice, want.shape))]
+                largest = max(largest, _difference(got, want))
+            said = bundle.rows.decode(mine, encoded[at][1], bundle.adapter(name)[0])
+            alike += _without_scores(said) == _without_scores(wanted[name].answers[row])
+    return Parity(len(inputs), largest, alike / sum(map(len, runs)))
+
+
+def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
+    """The largest of a row; of outputs beyond 1 as a share of the largest, since float32 rounds by shares."""
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got - want).max() / max(1.0, float(np.abs(want).max())))
+
+
+def _own(values: NDArray[np.float32], features: Features, task: Any) -> NDArray[np.float32]:
+    """Outputs of a row's own tokens where they are of tokens."""
+    of_tokens = task.spec.type in ("token-classification", "question-answering")
+    return values[: len(features["input_ids"])] if of_tokens else values
+
+
+def _check_encoded(feed: Mapping[str, Any], features: Features) -> None:
+    """AdapterError unless the runner reads a row as the task does."""
+    told = features["windows"][0] if "windows" in features else features
+    for name in ("input_ids", "token_type_ids", "pixel_values"):
+        if name in feed and name in told:
+            given = np.asarray(told[name])
+            if given.shape != feed[name].shape or not np.allclose(given, feed[name], atol=1e-5):
+                raise AdapterError(
+                    f"the runner reads a row's {name} otherwise than the base's own processor, so its answers would be "
+                    "others; a base with such a processor cannot be exported yet"
+                )
+
+
+def _without_scores(answer: Json) -> Json:
+    if isinstance(answer, Mapping):
+        return {key: _without_scores(value) for key, value in answer.items() if key != "score"}
+    return [_without_scores(one) for one in answer] if isinstance(answer, (list, tuple)) else answer
