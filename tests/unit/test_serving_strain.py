@@ -20,6 +20,7 @@ from ray_lora.serving.cluster.draining import inside
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.gate import OverloadedError
+from ray_lora.serving.http.limits import BodyLimit
 from ray_lora.serving.http.routes import create_app
 from ray_lora.store.local import LocalFiles
 from tests.unit.serving_world import card, make_adapter, make_base, spoil
@@ -97,6 +98,38 @@ def test_bodies_on_their_way_hold_so_much_memory_and_no_more(world: Path) -> Non
                     refused(answer, 503, "on their way")
                     assert answer.headers["retry-after"] == "1"
             assert (await client.post("/v1/predict", json=ASK)).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_bodies_that_come_beside_each_other_are_all_counted_and_given_back() -> None:
+    async def main() -> None:
+        taken: list[bytes] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            taken.append((await receive())["body"])
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody is refused")
+
+        limit, queues = BodyLimit(app, largest=100), [asyncio.Queue[Any]() for _ in range(3)]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+        asked = [asyncio.create_task(limit(scope, queue.get, send)) for queue in queues]
+
+        async def give(to: int, size: int, more: bool) -> None:
+            queues[to].put_nowait({"type": "http.request", "body": b"x" * size, "more_body": more})
+            for _ in range(10):  # turns of the loop, in which it is taken
+                await asyncio.sleep(0)
+
+        held = []
+        for to, size, more in [(0, 10, True), (1, 20, True), (2, 30, True), (1, 1, False), (0, 2, False)]:
+            await give(to, size, more)
+            held.append(limit.held)
+        assert held == [10, 30, 60, 40, 30]
+        await give(2, 3, False)
+        await asyncio.gather(*asked)
+        assert limit.held == 0
+        assert sorted(map(len, taken)) == [10, 20, 30]
 
     asyncio.run(main())
 

@@ -58,7 +58,8 @@ class BodyLimit:
                 return fault(503, said, "overloaded", headers={"retry-after": "1"})
             if body.ended:
                 return None
-            self.held += await body.read()
+            came = await body.read()  # others come and go meanwhile: the sum is read after it
+            self.held += came
 
 
 class _Body:
