@@ -15,7 +15,7 @@ from ray_lora.errors import RayLoraError
 
 app = new_group("Train, search and serve many LoRA adapters on one shared frozen base.")
 BEGINNING = (start.init, start.doctor)
-RUNS = (runs.train, runs.search, runs.personal, runs.plan)
+RUNS = (runs.train, runs.search, runs.personal, runs.plan, runs.curve)
 USES = (use.evaluate, use.predict, use.serve, explaining.explain, merging.merge, export.export)
 for command in (*BEGINNING, *RUNS, *USES, runs.schema):
     app.command()(command)

@@ -10,7 +10,7 @@ import typer
 
 from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, table
 from ray_lora.errors import RecipeError
-from ray_lora.recipe import Recipe
+from ray_lora.recipe import Json, Recipe
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
@@ -86,6 +86,42 @@ def personal(
 
             result = personal_recipe(read)
         say(result, table(["", ""], [[key, value] for key, value in result.items() if key != "lines"]))
+
+
+def curve(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", metavar="N,N,...", help="Numbers of rows; else all, a half, a quarter...")
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", help="How often rows are drawn for each.")] = 3,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train on growing numbers of rows: what more rows would bring."""
+    with answering(as_json) as say:
+        read = Recipe.load(recipe, overrides or [])
+        try:
+            asked = None if sizes is None else [int(size) for size in sizes.split(",")]
+        except ValueError:
+            raise RecipeError(f"--sizes {sizes!r} is no list of numbers; give one such as 64,128,256") from None
+        from ray_lora.running.learning_curve import learning_curve
+
+        result = learning_curve(read, asked, draws)
+        points = result["points"]
+        rows = [[point["rows"], point["mean"], _span(point["low"], point["high"]), *_gain(point)] for point in points]
+        head = ["rows", result["metric"], "95 %", "gain", "95 %"]
+        say(result, table(head, rows), result["verdict"], *result["files"])
+
+
+def _gain(point: dict[str, Json]) -> list[Json]:
+    if point["gain"] is None:
+        return [None, None]
+    gain, low, high = point["gain"]
+    return [gain, _span(low, high)]
+
+
+def _span(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
 def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:

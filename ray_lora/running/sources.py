@@ -120,7 +120,7 @@ def _few(recipe: Recipe, datasets: Mapping[str, ray.data.Dataset] | None, pieces
     task = check_tables(recipe, tables, processor)
     identity: dict[str, str] = {}
     for split, rows in tables.items():
-        content = digest(rows.files) if rows.files and not rows.elsewhere else _hash(rows.table)
+        content = digest(rows.files) if rows.files and not rows.elsewhere else table_hash(rows.table)
         found = {"path": rows.given, "files": len(rows.files), "rows": rows.table.num_rows, "sha256": content}
         identity |= {f"{split}.{key}": str(value) for key, value in found.items()}
     return Source(
@@ -186,7 +186,8 @@ def check_tables(recipe: Recipe, splits: Mapping[str, Rows], processor: Any = No
     return spec
 
 
-def _hash(table: pa.Table) -> str:
+def table_hash(table: pa.Table) -> str:
+    """sha256 over a table's rows."""
     sink = hashlib.sha256()
     for batch in table.combine_chunks().to_batches():
         sink.update(batch.serialize())

@@ -103,6 +103,20 @@ def test_an_adapter_is_swapped_by_its_file(store: Path, shared: Path, tiny_bert_
         assert all(like(found[at], wanted[at]) for at, owner in enumerate(names) if owner == name)
 
 
+def test_a_file_that_is_replaced_changes_no_answers_of_a_bundle_that_has_read_it(shared: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared, tmp_path / "shared")
+    adapters = tmp_path / "shared" / "adapters"
+    bundle = Bundle(tmp_path / "shared")
+    first = bundle.answer(TEXTS, ["stars"] * len(TEXTS))
+    shutil.copy(adapters / "moods.safetensors", adapters / "stars.safetensors")
+    assert bundle.answer(TEXTS, ["stars"] * len(TEXTS)) == first
+    assert bundle.answer(TEXTS, ["moods", "stars"] * (len(TEXTS) // 2))[1::2] == [
+        pytest.approx(answer) for answer in first[1::2]
+    ]
+    fresh = Bundle(tmp_path / "shared")
+    assert fresh.answer(TEXTS, ["stars"] * len(TEXTS)) == bundle.answer(TEXTS, ["moods"] * len(TEXTS))
+
+
 def operators(folder: Path) -> Counter[str]:
     graph = onnx.load(folder / "graph.onnx").graph
     return Counter(node.op_type for node in graph.node)

@@ -6,6 +6,7 @@ Bundle(".").answer(["what a lovely day", "win a prize"], ["moods", "spam"])    #
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -23,6 +24,7 @@ class Bundle:
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(self.folder / "graph.onnx"), options, ["CPUExecutionProvider"])
         self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
+        self.adapter = functools.cache(self.read)  # once: labels and arrays of one answer are of one file
         self.held: dict[tuple[str, ...], dict[str, Any]] = {}  # stacks of the adapters of the last run
 
     def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
@@ -46,7 +48,7 @@ class Bundle:
             feed |= self.held[kinds] | {"slots": np.array([kinds.index(name) for name in names])}
         return dict(zip(self.card["outputs"], self.session.run(self.card["outputs"], feed), strict=True))
 
-    def adapter(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Facts and arrays of an adapter's file; SystemExit where there is none, or it is another base's."""
         path = self.folder / "adapters" / f"{name}.safetensors"
         data = path.read_bytes() if path.exists() else b""
@@ -74,5 +76,4 @@ if __name__ == "__main__":
     parser.add_argument("input", nargs="+", help="a text, a file, or a row as JSON")
     asked = parser.parse_args()
     given = [json.loads(text) if text.startswith("{") else text for text in asked.input]
-    for said in Bundle(Path(__file__).parent).answer(given, [asked.adapter] * len(given)):
-        print(json.dumps(said))
+    print(*map(json.dumps, Bundle(Path(__file__).parent).answer(given, [asked.adapter] * len(given))), sep="\n")
