@@ -386,6 +386,7 @@ def test_links_out_of_the_store_are_refused(tmp_path: Path, caplog: pytest.LogCa
     assert store.list() == [good]
     assert caplog.text.count("leads out of the store") == 3
     assert sorted(path.name for path in (tmp_path / "outside").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "ray_lora.json",
@@ -616,7 +617,7 @@ def test_the_registry_shows_people_what_they_look_for(tmp_path: Path, mlflow_sto
     assert version.tags["sha256"] == adapter().sha256
     assert json.loads(version.tags["labels"]) == ["no", "yes"]
     held = {path.name for path in Path(version.source.removeprefix("file://")).iterdir()}
-    assert held == {"MLmodel", "adapter_config.json", "adapter_model.safetensors", "ray_lora.json"}
+    assert held == {"README.md", "MLmodel", "adapter_config.json", "adapter_model.safetensors", "ray_lora.json"}
 
 
 def test_other_models_of_the_registry_are_not_adapters(tmp_path: Path, mlflow_store: MlflowStore) -> None:
