@@ -49,11 +49,9 @@ TWEETS = "data/tweets/test.parquet"
 SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here now, no obligation!"
 MAILS = (
     "task.labels=[ham, spam]",
-    "task.max_length=256",  # of mails most are longer; at 128 tokens 566 of 649 are cut, at 256 448
-    "training.num_train_epochs=4",
-    "lora.r=16",  # this and the rate by the validation rows, of 8 and 16 at 5e-4 and 1e-3
-    "lora.lora_alpha=32",
-    "training.learning_rate=1e-3",
+    "task.max_length=128",
+    "training.num_train_epochs=4",  # this and the rate by the validation rows, of 2 to 5 epochs at 3e-4 to 1e-3
+    "training.learning_rate=5e-4",
     "training.eval_steps=null",
 )
 SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
