@@ -8,11 +8,50 @@ from collections.abc import Iterator
 
 import ray
 
+from ray_lora.errors import RayLoraError
+
+_TRIES = 2  # of half a minute each, which Ray gives its own processes
+_LATE = "timed out during startup"  # as Ray says it
+_LONGEST = 300  # letters of a reason
+
+
+class StartError(RayLoraError, ConnectionError):
+    """Ray or Serve did not come up, or a replica did not."""
+
 
 def start_ray() -> None:
-    """Join the running cluster, or start Ray on this machine."""
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    """Join the running cluster, or start Ray on this machine.
+
+    Raises:
+        StartError: it did not come up.
+    """
+    if ray.is_initialized():
+        return
+    with in_a_sentence("Ray"):
+        for left in reversed(range(_TRIES)):
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+                return
+            except Exception as error:
+                if not left or _LATE not in str(error):  # on a busy machine a second try comes through
+                    raise
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def in_a_sentence(what: str) -> Iterator[None]:
+    """StartError in place of what Ray raises while `what` starts, which is pages long; errors of ours pass."""
+    try:
+        yield
+    except RayLoraError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[-1][:_LONGEST] if lines else type(error).__name__
+        raise StartError(
+            f"{what} could not be started ({why}); where the machine is busy, try again, else see Ray's logs in "
+            "session_latest/logs of its folder"
+        ) from None
 
 
 @contextlib.contextmanager

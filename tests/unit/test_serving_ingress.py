@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from ray_lora.errors import RecipeError
+from ray_lora.running.local_ray import StartError, in_a_sentence, start_ray
 from ray_lora.serving.args import AppArgs, BaseArgs
 from ray_lora.serving.cluster import ingress
-from ray_lora.serving.cluster.app import StartError, _crowded, _in_a_sentence, _start_serve
+from ray_lora.serving.cluster.app import _crowded, _start_serve
 from ray_lora.serving.cluster.identity import AWAY, Identity
 from ray_lora.store import StoreAwayError
 
@@ -59,9 +60,31 @@ def test_an_endpoint_for_this_machine_has_a_ray_for_this_machine() -> None:
         assert os.environ.get(local) == told
 
 
+def test_ray_that_comes_late_is_asked_once_more_and_then_says_so_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    late = "The current node timed out during startup. This could happen because the GCS has become overloaded."
+
+    def init(**options: object) -> None:
+        tried.append("init")
+        if len(tried) < needed:
+            raise Exception(late)
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    needed = 2
+    start_ray()
+    assert len(tried) == 2
+    tried.clear()
+    needed = 9
+    with pytest.raises(StartError, match=r"Ray could not be started .* timed out during startup"):
+        start_ray()
+    assert len(tried) == 2
+
+
 @pytest.mark.parametrize("error", [TimeoutError("pages\nof text\nProxies not available"), RuntimeError("")])
 def test_a_start_that_fails_is_one_sentence(error: Exception) -> None:
-    with pytest.raises(StartError) as refusal, _in_a_sentence():
+    with pytest.raises(StartError) as refusal, in_a_sentence("the endpoint"):
         raise error
     said = str(refusal.value)
     assert "\n" not in said

@@ -6,14 +6,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_lora.allowed import environment
-from ray_lora.errors import RayLoraError, RecipeError
+from ray_lora.errors import RecipeError
 from ray_lora.running.allocator import REPLICA_ENV
+from ray_lora.running.local_ray import StartError, in_a_sentence
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster import ingress
 from ray_lora.serving.cluster.bases import choose_bases
@@ -28,14 +27,9 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _TRIES = 3  # of a minute each, for Serve's proxy to come up
-_LONGEST = 300  # letters of a reason
 _SLOW = 1024  # bodies that may be on their way at once; each has `body_s` seconds
 # Replicas do not inherit it from Serve's start. Requests are counted, and logged where asked for, by `serving/seen.py`.
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
-
-
-class StartError(RayLoraError, ConnectionError):
-    """Ray or Serve did not come up, or a replica did not."""
 
 
 def build_app(args: AppArgs) -> "Application":  # Serve reads this annotation: it must be the class, not its name
@@ -111,7 +105,7 @@ def run(args: AppArgs, block: bool = True) -> str:
     from ray_lora.serving.metrics.ray_sink import pages
 
     if started:
-        with _in_a_sentence():
+        with in_a_sentence("the endpoint"):
             ray.init(
                 address=os.environ.get("RAY_ADDRESS"),
                 include_dashboard=False,
@@ -123,7 +117,7 @@ def run(args: AppArgs, block: bool = True) -> str:
         if not serve.status().proxies:  # else the address is that of the Serve that runs
             _check_port(args)
         port = args.port or ingress.free_port()
-        with _in_a_sentence():
+        with in_a_sentence("the endpoint"):
             _start_serve(args.host, port)
             serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
     except StartError:
@@ -153,22 +147,6 @@ def _start_serve(host: str, port: int) -> None:
         except TimeoutError:
             if not left:
                 raise
-
-
-@contextmanager
-def _in_a_sentence() -> Iterator[None]:
-    """StartError in place of what Ray raises, which is pages long; errors of ours pass."""
-    try:
-        yield
-    except RayLoraError:
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        why = lines[-1][:_LONGEST] if lines else type(error).__name__
-        raise StartError(
-            f"the endpoint could not be started ({why}); where the machine is busy, try again, else see Ray's logs in "
-            "session_latest/logs of its folder"
-        ) from None
 
 
 def _crowded(args: AppArgs) -> bool:
