@@ -110,7 +110,9 @@ def closing(summary: Summary) -> list[Any]:
         lines.append(
             f"default     {describe(default.config)}: {said(summary, default)}; the best is {gain:+.4f} from it"
         )
-    elif default is None:
+    elif default is not None:
+        lines.append("default     the best has the recipe's own values")
+    else:
         lines.append("default     the recipe's own values were not among what was tried")
     if small is not None and small is not best:
         lines.append(f"smallest    {describe(small.config)}: {said(summary, small)}")

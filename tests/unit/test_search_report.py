@@ -55,6 +55,11 @@ def test_a_default_that_was_not_tried_is_said_to_be_missing() -> None:
     assert "were not among what was tried" in shown(summary_of([trial(8, 1e-3, 0.95), trial(2, 1e-3, 0.9)]))
 
 
+def test_a_default_that_is_the_best_is_said_to_be() -> None:
+    trials = [trial(8, 1e-3, 0.95), trial(2, 1e-3, 0.9)]
+    assert "the best has the recipe's own values" in shown(summary_of(trials, default=trials[0]))
+
+
 def test_an_error_that_is_to_be_small_has_no_interval_of_shares() -> None:
     assert "0.2000 ±" not in shown(summary_of([trial(8, 1e-3, 0.2), trial(2, 1e-3, 0.3)], mode="min"))
 
