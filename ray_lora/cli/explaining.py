@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, answering, table
+from ray_lora.cli.output import BaseOption, ColumnOption, JsonFlag, StoreOption, answering, table
 from ray_lora.cli.use import columns_of
 from ray_lora.recipe import Json
 
@@ -26,9 +26,7 @@ def explain(
         typer.Option("--input", help="A text, an image file, a row as JSON, to be attributed; again for more."),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="A folder for the page, the plots and JSON.")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
-    ] = None,
+    column: ColumnOption = None,
     store: StoreOption = "./store",
     base: BaseOption = None,
     tracking_uri: Annotated[

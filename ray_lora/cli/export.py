@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering, table
+from ray_lora.cli.output import BaseOption, ColumnOption, JsonFlag, StoreOption, TrackingOption, answering, table
 from ray_lora.cli.use import columns_of
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
@@ -29,9 +29,7 @@ def export(
     data: Annotated[
         str | None, typer.Option("--data", help="Rows to compare with PyTorch on: a file, a folder or a glob.")
     ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
-    ] = None,
+    column: ColumnOption = None,
     store: StoreOption = "./store",
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering
+from ray_lora.cli.output import BaseOption, ColumnOption, JsonFlag, StoreOption, TrackingOption, answering
 from ray_lora.cli.results import comparison
 from ray_lora.cli.use import columns_of
 from ray_lora.errors import RecipeError
@@ -32,9 +32,7 @@ def merge(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Rows on which parents and merged are scored; again for more.")
     ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
-    ] = None,
+    column: ColumnOption = None,
     store: StoreOption = "./store",
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,

@@ -21,6 +21,9 @@ TrackingOption = Annotated[
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Where the base is: a packaged base, a hub id or a folder.")
 ]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
+]
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

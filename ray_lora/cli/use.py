@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_lora.cli.output import BaseOption, JsonFlag, StoreOption, TrackingOption, answering, scores, table
+from ray_lora.cli.output import (
+    BaseOption,
+    ColumnOption,
+    JsonFlag,
+    StoreOption,
+    TrackingOption,
+    answering,
+    scores,
+    table,
+)
 from ray_lora.cli.results import answered, comparison
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json
@@ -29,9 +38,7 @@ def evaluate(
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="Score the rows of each of its values too.")
     ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME=NAME", help="The task's column = the file's column.")
-    ] = None,
+    column: ColumnOption = None,
     store: StoreOption = "./store",
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,

@@ -24,12 +24,11 @@ from ray_lora.export.bundle import Held, write_bundle
 from ray_lora.export.kinds import Kind, kind_of
 from ray_lora.export.onnx_file import check_installed
 from ray_lora.export.parity import wanted_of
-from ray_lora.inference.adopt import check_answers
-from ray_lora.inference.stored import named_base
+from ray_lora.inference.stored import named_base, task_in
 from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
-from ray_lora.tasks import Row, Task, build_task, plain_spec
+from ray_lora.tasks import Row, Task
 from ray_lora.tasks.rows import answering, may_have
 
 _MOST_ROWS = 1000  # of data that are compared
@@ -95,7 +94,7 @@ def _answered(
     )
     try:
         slots = [engine.load(adapter) for adapter in adapters]
-        tasks = [_task(engine, slot, *one) for slot, one in zip(slots, loaded, strict=True)]
+        tasks = [task_in(engine, slot, adapter, one.ref) for slot, (one, adapter) in zip(slots, loaded, strict=True)]
         kind = kind_of(tasks[0], base)
         for task, (entry, _) in zip(tasks, loaded, strict=True):
             if kind_of(task, base) is not kind:
@@ -114,25 +113,13 @@ def _answered(
         held = []
         for slot, task, name, (entry, adapter) in zip(slots, tasks, names, loaded, strict=True):
             spec = engine.residents[slot].head
-            assert spec is not None  # `check_answers` has seen to it
+            assert spec is not None  # `task_in` has seen to it
             whole = engine.export(slot, adapter.card)
             held.append(Held(name, entry, whole, spec, task, wanted_of(engine, slot, task, rows)))
     finally:
         engine.close()
     asked = {*answering(tasks[0]), *may_have(tasks[0])}
     return held, [{key: row[key] for key in row if key in asked} for row in rows], kind
-
-
-def _task(engine: AdapterEngine, slot: int, entry: Entry, adapter: Adapter) -> Task:
-    head = engine.residents[slot].head
-    spec = adapter.card.task or plain_spec(head, engine.base.labels)
-    if spec is None:
-        raise AdapterError(
-            f"adapter {entry.ref!r} has no task in its card and no head that tells one; "
-            "say it once: ray-lora adapters import FOLDER NAME --task TYPE"
-        )
-    check_answers(spec, head)
-    return build_task(spec, engine.base.processor)
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:

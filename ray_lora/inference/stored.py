@@ -166,6 +166,15 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     if adapter.card.base is None and adapter.card.base_fingerprint is None:
         raise BaseModelError(not_its_base(f"adapter {ref!r}", None, model))
     engine, slot = mounted(adapter, load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})))
+    return engine, slot, task_in(engine, slot, adapter, ref)
+
+
+def task_in(engine: AdapterEngine, slot: int, adapter: Adapter, ref: str) -> Task:
+    """The task of the adapter that a slot holds: its card's, else what its head tells.
+
+    Raises:
+        AdapterError: neither tells one, or its head is not the task's.
+    """
     head = engine.residents[slot].head
     spec = adapter.card.task or plain_spec(head, engine.base.labels)
     if spec is None:
@@ -174,7 +183,7 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
             "say it once: ray-lora adapters import FOLDER NAME --task TYPE"
         )
     check_answers(spec, head)
-    return engine, slot, build_task(spec, engine.base.processor)
+    return build_task(spec, engine.base.processor)
 
 
 def named_base(model: str | None, ref: str) -> str:
