@@ -22,7 +22,6 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base
 from ray_lora.engine.targets import check_base
-from ray_lora.errors import AdapterNotFoundError, RecipeError
 from ray_lora.explain import attribution
 from ray_lora.explain.attribution import Attributed, Attributor
 from ray_lora.explain.change import changes
@@ -31,7 +30,7 @@ from ray_lora.explain.reliability import reliability, why_not
 from ray_lora.explain.report import write
 from ray_lora.explain.switched_off import switched_off
 from ray_lora.inference.comparing import answers_to, features_of, scored_rows
-from ray_lora.inference.pinned import SLOTS, Pinned, pin
+from ray_lora.inference.pinned import SLOTS, Pinned, pin_all
 from ray_lora.inference.stored import encode_inputs, named_base
 from ray_lora.inference.table_rows import TableRows
 from ray_lora.inference.tables import TableAnswers
@@ -71,12 +70,8 @@ def explain(
     Raises:
         RayLoraError: a ref, the base, a file, a row or an input is wrong.
     """
-    if len(set(refs)) < len(refs):
-        raise RecipeError(f"an adapter is named twice among {', '.join(refs)}; name each once")
     opened = open_store(store, tracking_uri)
-    pinned = pin(opened, refs)
-    if pinned.missing:
-        raise AdapterNotFoundError("\n".join(pinned.missing.values()))
+    pinned = pin_all(opened, refs)
     adapters = {ref: opened.load(pinned.entries[ref].ref)[1] for ref in refs}
     bases: dict[str, Base] = {}
     told: dict[str, dict[str, Json]] = {}

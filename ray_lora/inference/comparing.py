@@ -20,9 +20,9 @@ from ray_lora.data.check import check_tables, say_cut
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import Piece, read_piece, settle
 from ray_lora.data.rows import say_given
-from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError, RecipeError, did_you_mean
+from ray_lora.errors import AdapterError, DataError, RayLoraError, RecipeError, did_you_mean
 from ray_lora.inference.intervals import Scored, as_good, intervals
-from ray_lora.inference.pinned import Pinned, pin
+from ray_lora.inference.pinned import Pinned, pin_all
 from ray_lora.inference.table_rows import TableRows, asked, view
 from ray_lora.inference.tables import Answer, TableAnswers
 from ray_lora.recipe import Json, LoraSpec
@@ -62,12 +62,8 @@ def compare(
     Raises:
         RayLoraError: a ref, the base, a file or a row is wrong, or the adapters' tasks are scored differently.
     """
-    if len(set(refs)) < len(refs):
-        raise RecipeError(f"an adapter is named twice among {', '.join(refs)}; name each once")
     opened = open_store(store, tracking_uri)
-    pinned = pin(opened, refs)
-    if pinned.missing:
-        raise AdapterNotFoundError("\n".join(pinned.missing.values()))
+    pinned = pin_all(opened, refs)
     tables = TableAnswers(
         opened, pinned, base=base, columns=columns, scoring=True, slots=min(32, len(refs) + len(added) + 1)
     )

@@ -9,7 +9,7 @@ It knows refs and what a store says of them, no rows and no engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,6 +52,20 @@ def pin(store: Store, refs: Iterable[str]) -> Pinned:
     entries = {ref: entry for ref, entry in found.items() if isinstance(entry, Entry)}
     missing = {ref: why for ref, why in found.items() if isinstance(why, str)}
     return Pinned(entries, missing, pipelines(store, entries.values()))
+
+
+def pin_all(store: Store, refs: Sequence[str]) -> Pinned:
+    """`pin`, of refs that are all there, each named once.
+
+    Raises:
+        RecipeError: one is named twice. AdapterNotFoundError: one names nothing.
+    """
+    if len(set(refs)) < len(refs):
+        raise RecipeError(f"an adapter is named twice among {', '.join(refs)}; name each once")
+    pinned = pin(store, refs)
+    if pinned.missing:
+        raise AdapterNotFoundError("\n".join(pinned.missing.values()))
+    return pinned
 
 
 def pipelines(store: Store, entries: Iterable[Entry]) -> tuple[str, ...]:
