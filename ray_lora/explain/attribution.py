@@ -5,9 +5,10 @@
 
 Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): gradients along the straight way from a baseline to
 the row, which add up to what the output gained on that way; how much they lack is told. They are taken by Gauss and
-Legendre's rule over the way's third root, as layers' norms make outputs turn most where inputs are small. All points of
-the way are rows of one pass. The baseline is the zero embedding for tokens, special ones staying as they are, and what
-the processor makes zero of, a mean colour, for pictures. It knows rows and engines, no files.
+Legendre's rule over the way's third root, as layers' norms make outputs turn most where inputs are small. What a piece
+of the way lacks is known from the outputs at its ends, so the piece that lacks most is halved until they add up. All
+points of a piece are rows of one pass. The baseline is the zero embedding for tokens, special ones staying as they are,
+and what the processor makes zero of, a mean colour, for pictures. It knows rows and engines, no files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from ray_lora.tasks.image_classification import ImageClassification
 from ray_lora.tasks.labels import plain_labels
 from ray_lora.tasks.texts import Texts
 
-STEPS = (16, 32, 64, 128)  # points of the way, more where the values do not add up
+STEPS = 16  # points of a piece of the way
+MOST_STEPS = 512  # after which it is only told how much the values lack
 ENOUGH = 0.01  # of what the output gained: a gap that small is well computed
 CELLS = 32  # a side, of a picture's values
 _TOKENS, _PICTURES = 2048, 8  # of a pass
@@ -74,6 +76,22 @@ class Attributed:
     picture: Tensor | None
     adapter: Way
     base: Way
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece of the way, between two third roots: its values, and the output at its ends."""
+
+    start: float
+    end: float
+    values: Tensor
+    first: float
+    last: float
+
+    @property
+    def gap(self) -> float:
+        """What the values lack."""
+        return self.last - self.first - float(self.values.sum())
 
 
 def why_not(task: Task) -> str | None:
@@ -182,19 +200,27 @@ class Attributor:
         return outputs
 
     def _way(self, slot: int, features: Features, target: int, answer: Json, head: str) -> Way:
-        part = self._pixels if _PIXELS in features else self._tokens
-        for steps in STEPS:
-            nodes, weights = np.polynomial.legendre.leggauss(steps)
-            roots = (nodes + 1) / 2
-            points = torch.tensor([0.0, 1.0, *roots**3], dtype=torch.float32)
-            shares = torch.tensor([0.0, 0.0, *(weights / 2 * 3 * roots**2)], dtype=torch.float64)
+        nodes, weights = np.polynomial.legendre.leggauss(STEPS)
+
+        def piece(start: float, end: float) -> _Piece:
+            roots = start + (end - start) * (nodes + 1) / 2
+            points = torch.tensor([start**3, end**3, *roots**3], dtype=torch.float32)
+            shares = torch.tensor([0.0, 0.0, *((end - start) * weights / 2 * 3 * roots**2)], dtype=torch.float64)
+            part = self._pixels if _PIXELS in features else self._tokens
             values, outputs = part(slot, features, target, points, shares)
-            gained = float(outputs[1] - outputs[0])
-            gap = gained - float(values.sum())
-            if abs(gap) <= ENOUGH * abs(gained):
-                break
+            return _Piece(start, end, values, float(outputs[0]), float(outputs[1]))
+
+        whole = piece(0.0, 1.0)
+        pieces, steps, gained = [whole], STEPS, whole.last - whole.first
+        while abs(gap := sum(one.gap for one in pieces)) > ENOUGH * abs(gained) and steps < MOST_STEPS:
+            worst = max(pieces, key=lambda one: abs(one.gap))
+            middle = (worst.start + worst.end) / 2
+            pieces.remove(worst)
+            pieces += [piece(worst.start, middle), piece(middle, worst.end)]
+            steps += 2 * STEPS
+        values = torch.stack([one.values for one in pieces]).sum(0)
         told = values.tolist() if values.dim() == 1 else _cells(values).tolist()
-        return Way(told, answer, float(outputs[1]), float(outputs[0]), gap, steps, head)
+        return Way(told, answer, whole.last, whole.first, gap, steps, head)
 
     def _tokens(
         self, slot: int, features: Features, target: int, points: Tensor, shares: Tensor

@@ -335,7 +335,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = {name: torch.randn_like(tensor) for name, tensor in adapter.head.items()}
     open_store(str(root / "store")).put(replace(adapter, layers=layers, head=head), "drawings")
     engine.close()
-    Image.effect_noise((48, 48), 80).convert("RGB").save(root / "noise.png")
+    noise = torch.randint(0, 256, (48, 48), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).convert("RGB").save(root / "noise.png")
     return root
 
 
