@@ -41,12 +41,16 @@ __all__ = [
 ]
 
 
+QuantisedDtype = Literal["int8", "nf4"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", QuantisedDtype]
+
+
 class BaseSpec(Spec):
     """Which frozen pretrained model: a packaged base's name, a hub id, a folder, a GGUF file, or a builder that the
     user allowed, `package.module:callable`."""
 
     model: str = "minilm"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"  # int8, nf4: of linear layers and large tables; all else is as auto has it
     attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
 
 

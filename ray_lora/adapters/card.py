@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 
 from ray_lora.adapters.merge import Combination
-from ray_lora.recipe import Json, Spec, TaskSpec
+from ray_lora.recipe import BaseSpec, Json, QuantisedDtype, Spec, TaskSpec
 from ray_lora.task_spec import Attention
 
 CARD = "ray_lora.json"
@@ -36,6 +36,9 @@ class Card(Spec):
     task: TaskSpec | None = None
     base: str | None = None
     base_fingerprint: str | None = None
+    base_dtype: QuantisedDtype | None = Field(
+        default=None, exclude_if=lambda told: told is None
+    )  # "int8" or "nf4": of its weights
     base_revision: str | None = None  # of a hub id, where PEFT noted one
     architecture: str | None = None  # the plain class whose head this adapter carries
     attention: Attention | None = Field(default=None, exclude_if=lambda told: told is None)  # as `HeadSpec` has it
@@ -53,6 +56,16 @@ class Card(Spec):
     def reads(self) -> Attention | None:
         """What a token sees of its row, as the adapter was trained; None: what the base's class lets it see."""
         return self.attention or (self.task.reads if self.task is not None else None)
+
+    def spec_of(self, model: str, dtype: str = "auto") -> BaseSpec:
+        """The base that it answers on: `model`, in `dtype`, else in the few bits that it was trained on.
+
+        Args:
+            dtype: as `base.dtype`; "auto" leaves it to the card.
+        """
+        return BaseSpec.model_validate(
+            {"model": model, "dtype": dtype if dtype != "auto" else self.base_dtype or dtype}
+        )
 
     @field_validator("task", mode="before")
     @classmethod

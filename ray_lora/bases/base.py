@@ -23,6 +23,7 @@ from ray_lora.bases.padding import pad
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.speech import frames_of
 from ray_lora.errors import AdapterError
+from ray_lora.recipe import QuantisedDtype
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Base:
         backbone: the model without a task head.
         processor: its tokenizer or image processor, or None.
         config: transformers' config, or the facts that a builder gives.
-        fingerprint: sha256 over its weights, whatever dtype they are held in.
+        fingerprint: sha256 over its weights, whatever float they are held in; another one where they are quantised.
         prefix: the attribute under which task classes hold the backbone ("bert").
         built: what its builder gave, on the meta device; None for a transformers model.
+        quantised: "int8" or "nf4"; None of a base of floats. All else is then in `dtype`, and products too.
+        origin: the fingerprint of its float weights, where it is quantised.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Base:
     dtype: torch.dtype
     device: torch.device
     built: Built | None = None
+    quantised: QuantisedDtype | None = None
+    origin: str | None = None
 
     def plain(self, spec: HeadSpec) -> nn.Module:
         """The plain class with such a head, on the meta device, in eval mode; the backbone is its attribute `prefix`.

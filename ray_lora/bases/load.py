@@ -8,6 +8,7 @@ It knows nothing of adapters or tasks.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ray_lora.bases.converted import CONVERTED, convert
 from ray_lora.bases.fingerprint import fingerprint, module_fingerprint
 from ray_lora.bases.packaged import PACKAGED, fetch
 from ray_lora.bases.positions import limit
+from ray_lora.bases.quantised import SCHEMES, quantise, quantised_mark
 from ray_lora.bases.queries import tell_queries
 from ray_lora.bases.segments import tell_segments
 from ray_lora.bases.speech import tell_speech
@@ -36,7 +38,10 @@ def load_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     Raises:
         BaseModelError: it cannot be loaded; the message says what to give instead.
     """
-    device = torch.device(device)
+    return _quantised(_load(spec, torch.device(device)), spec, torch.device(device))
+
+
+def _load(spec: BaseSpec, device: torch.device) -> Base:
     dtype = pick_dtype(spec.dtype, device)
     if builders.is_builder(spec.model):
         return _of_builder(spec, dtype, device)
@@ -60,7 +65,11 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     Raises:
         BaseModelError: as `load_base`.
     """
-    dtype, meta = pick_dtype(spec.dtype, torch.device(device)), torch.device("meta")
+    return _quantised(_describe(spec, torch.device(device)), spec, torch.device(device))
+
+
+def _describe(spec: BaseSpec, device: torch.device) -> Base:
+    dtype, meta = pick_dtype(spec.dtype, device), torch.device("meta")
     if builders.is_builder(spec.model):
         return _of_builder(spec, dtype, meta)
     path = locate(spec.model)
@@ -68,6 +77,17 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     if ours is not None:
         return _of_builder(spec, dtype, meta, path, ours)
     return _of_transformers(spec, path, transformers_base.describe_backbone(path, spec.model), dtype, meta)
+
+
+def _quantised(base: Base, spec: BaseSpec, device: torch.device) -> Base:
+    """The base in few bits, where its dtype says so; it was read in float32."""
+    if spec.dtype not in SCHEMES:
+        return base
+    quantise(base.backbone, spec.dtype, base.id)
+    dtype = pick_dtype("auto", device)
+    base.backbone.to(dtype)
+    mark = quantised_mark(base.fingerprint, spec.dtype)
+    return replace(base, dtype=dtype, quantised=spec.dtype, origin=base.fingerprint, fingerprint=mark)
 
 
 def _of_transformers(
@@ -123,9 +143,10 @@ def _of_builder(
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The named dtype; `auto` is bfloat16 where the device multiplies it natively, else float32."""
+    """The named dtype; `auto` is bfloat16 where the device multiplies it natively, else float32. A base that is to be
+    quantised is read in float32."""
     if name != "auto":
-        return _DTYPES[name]
+        return _DTYPES.get(name, torch.float32)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":

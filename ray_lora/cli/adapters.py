@@ -201,6 +201,7 @@ def _plain(entry: Any) -> dict[str, Json]:
         "task": entry.task.model_dump(mode="json") if entry.task else None,
         "base": entry.base,
         "base_fingerprint": entry.base_fingerprint,
+        **({"base_dtype": entry.base_dtype} if entry.base_dtype else {}),
         "metrics": entry.metrics,
         "num_parameters": entry.num_parameters,
         "bytes": entry.bytes,

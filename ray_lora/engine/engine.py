@@ -265,7 +265,11 @@ class AdapterEngine:
         resident = self.residents[slot]
         layers, head = split(self.read(slot), f"slot {slot}")
         modules = self.heads[resident.head.architecture].modules_to_save if resident.head else ()
-        origin: dict[str, str | None] = {"base": self.base.id, "base_fingerprint": self.base.fingerprint}
+        origin: dict[str, str | None] = {
+            "base": self.base.id,
+            "base_fingerprint": self.base.fingerprint,
+            "base_dtype": self.base.quantised,
+        }
         if resident.head is not None:
             origin |= {"architecture": resident.head.architecture, "attention": resident.head.attention}
         beyond = tuple(

@@ -19,9 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.quantised import output_layers
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, reordered, saved_modules
-from ray_lora.engine.own_head import own_values
+from ray_lora.engine.own_head import own_values, tied_tables
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
 from ray_lora.engine.token_states import TokenStates
@@ -274,8 +275,12 @@ class Head:
 
     def _slotted(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
         if self.own is not None:
+            scheme = self._base.quantised
+            tied = tied_tables(self._base, model) if scheme is not None else {}
             setattr(model, self._base.prefix, self._given)
             model.requires_grad_(False).load_state_dict(self.own, strict=False, assign=True)
+            if scheme is not None:
+                self.own |= output_layers(model, self._base.backbone, tied, scheme)
             return self._whole(model)
         for name, module in owners(model, self._base.prefix, self.architecture).items():
             own = {part: tensor.shape for part, tensor in own_tensors(module).items()}

@@ -38,6 +38,7 @@ def own_values(base: Base, spec: HeadSpec, model: nn.Module) -> dict[str, Tensor
     outside = {name: tensor for name, tensor in _named(model).items() if not name.startswith(f"{base.prefix}.")}
     real = _named(base.backbone)
     found = {name: real[names[id(tensor)]] for name, tensor in outside.items() if id(tensor) in names}
+    held = {} if base.quantised is None else found.copy()  # tables in few bits, which `heads` puts there
     wanted = {name: tuple(tensor.shape) for name, tensor in outside.items() if name not in found}
     if wanted:
         found |= base.trained(wanted) or base.unpacked(wanted)
@@ -49,7 +50,17 @@ def own_values(base: Base, spec: HeadSpec, model: nn.Module) -> dict[str, Tensor
             f"the head of {spec.architecture} is the base's own, and base {base.id!r} has no "
             f"{', '.join(lost[:_MOST_NAMED])}; give a base that was saved with its head"
         )
-    return {name: _as_base(tensor.detach(), base) for name, tensor in found.items()}
+    return {name: _as_base(tensor.detach(), base) for name, tensor in found.items() if name not in held} | held
+
+
+def tied_tables(base: Base, model: nn.Module) -> dict[str, str]:
+    """The backbone's module whose weight an output layer's is, by the layer's name in the plain class."""
+    inside = {id(tensor): name for name, tensor in _named(getattr(model, base.prefix)).items()}
+    return {
+        name.rpartition(".")[0]: inside[id(tensor)].rpartition(".")[0]
+        for name, tensor in _named(model).items()
+        if not name.startswith(f"{base.prefix}.") and id(tensor) in inside
+    }
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

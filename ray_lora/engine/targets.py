@@ -16,6 +16,7 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.fingerprint import fingerprint_of
 from ray_lora.bases.identity import at_revision, means, not_its_base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.quantised import use_own
 from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
@@ -140,13 +141,15 @@ def _check_rank(rank: int, name: str, layer: TargetLayer, max_rank: int) -> None
 
 
 def check_base(adapter: Adapter, base: Base) -> None:
-    """BaseModelError when the adapter's card names another base: by its fingerprint, else by its name."""
+    """BaseModelError when the adapter's card names another base: by its fingerprint, else by its name. A quantised
+    base takes adapters of its float weights too: whoever asks for it in few bits asks for that."""
     card = adapter.card
     if card.base_fingerprint is not None:
-        if card.base_fingerprint != base.fingerprint:
+        if card.base_fingerprint not in (base.fingerprint, base.origin):
             raise BaseModelError(
                 f"the adapter was trained on base {card.base!r} ({card.base_fingerprint[:12]}…), this engine holds "
-                f"{base.id!r} ({base.fingerprint[:12]}…); serve it on its own base"
+                f"{base.id!r} ({base.fingerprint[:12]}…); "
+                + use_own(card.base_fingerprint, base.origin or base.fingerprint)
             )
         return
     if card.base is None:
@@ -154,7 +157,7 @@ def check_base(adapter: Adapter, base: Base) -> None:
     named = means(card.base, base.id, base.folder)
     if named and not at_revision(base.folder, card.base_revision):
         raise BaseModelError(not_its_base("the adapter", card.base, base.id, card.base_revision))
-    if not named and fingerprint_of(card.base) != base.fingerprint:
+    if not named and fingerprint_of(card.base) not in (base.fingerprint, base.origin or base.fingerprint):
         raise BaseModelError(not_its_base("the adapter", card.base, base.id))
 
 

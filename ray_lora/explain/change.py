@@ -17,6 +17,7 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.adapters.merge import singular_values
 from ray_lora.bases.base import Base
+from ray_lora.bases.quantised import float_weight
 from ray_lora.engine.targets import check_base, prefix_of
 from ray_lora.errors import AdapterError
 
@@ -60,7 +61,7 @@ def changes(adapter: Adapter, base: Base) -> list[LayerChange]:
     energy = sum(float(mine.square().sum()) for mine in values.values())
     found = []
     for name in names:
-        weight: Tensor = known[name].weight
+        weight = float_weight(known[name])
         norm, weight_norm = float(values[name].norm()), float(weight.detach().float().norm())
         found.append(
             LayerChange(

@@ -73,15 +73,16 @@ def explain(
     opened = open_store(store, tracking_uri)
     pinned = pin_all(opened, refs)
     adapters = {ref: opened.load(pinned.entries[ref].ref)[1] for ref in refs}
-    bases: dict[str, Base] = {}
+    bases: dict[BaseSpec, Base] = {}
     told: dict[str, dict[str, Json]] = {}
     for ref, adapter in adapters.items():
         entry = pinned.entries[ref]
         model = base or named_base(entry.base or adapter.card.base, ref)
-        if model not in bases:
-            bases[model] = load_base(BaseSpec.model_validate({"model": model, "dtype": "float32"}))
-        check_base(adapter, bases[model])
-        told[ref] = _alone(opened, entry, adapter, bases[model], inputs)
+        spec = adapter.card.spec_of(model, adapter.card.base_dtype or "float32")
+        if spec not in bases:
+            bases[spec] = load_base(spec)
+        check_base(adapter, bases[spec])
+        told[ref] = _alone(opened, entry, adapter, bases[spec], inputs)
     bases.clear()  # the rows' engines load their own, in the dtype in which they answer
     rows, where = 0, None
     if data is not None:

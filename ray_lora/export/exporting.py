@@ -67,6 +67,11 @@ def export_refs(
     loaded = [open_store(store, tracking_uri).load(ref) for ref in refs]
     entry, adapter = loaded[0]
     model = base or named_base(entry.base or adapter.card.base, entry.ref)
+    if (bits := next((one.card.base_dtype for _, one in loaded if one.card.base_dtype), None)) is not None:
+        raise RecipeError(
+            f"an adapter was trained on a base in {bits}, of which no graph is made; train it on the float base, and "
+            "--int8 gives its graph weights of 8 bits"
+        )
     opened = load_base(BaseSpec(model=model, dtype="float32"))
     held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
     folder.parent.mkdir(parents=True, exist_ok=True)

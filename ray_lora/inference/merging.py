@@ -27,7 +27,7 @@ from ray_lora.engine.targets import check_base
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.inference.comparing import compare
 from ray_lora.inference.stored import named_base
-from ray_lora.recipe import BaseSpec, Json, LoraSpec, TaskSpec
+from ray_lora.recipe import Json, LoraSpec, TaskSpec
 from ray_lora.store import Store, open_store
 from ray_lora.store.refs import check_name
 
@@ -164,7 +164,7 @@ def _one_base(parents: Mapping[str, Adapter], base: str | None) -> Base | None:
 
 
 def _describe(card: Card, ref: str, base: str | None) -> Base:
-    return describe_base(BaseSpec.model_validate({"model": base or named_base(card.base, ref)}))
+    return describe_base(card.spec_of(base or named_base(card.base, ref)))
 
 
 def _alike(parents: Mapping[str, Adapter]) -> None:

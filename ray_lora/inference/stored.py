@@ -25,7 +25,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
 from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.predict import predict
-from ray_lora.recipe import BaseSpec, DataSpec, Json
+from ray_lora.recipe import DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Row, Task, build_task, plain_spec, row_of, scoring_of, task_of
 from ray_lora.tasks.rows import answering, count_cut, may_have, shown
@@ -165,7 +165,7 @@ def alone(adapter: Adapter, ref: str, base: str | None = None, dtype: str = "aut
     model = base or named_base(adapter.card.base, ref)
     if adapter.card.base is None and adapter.card.base_fingerprint is None:
         raise BaseModelError(not_its_base(f"adapter {ref!r}", None, model))
-    engine, slot = mounted(adapter, load_base(BaseSpec.model_validate({"model": model, "dtype": dtype})))
+    engine, slot = mounted(adapter, load_base(adapter.card.spec_of(model, dtype)))
     return engine, slot, task_in(engine, slot, adapter, ref)
 
 

@@ -33,6 +33,8 @@ from ray_lora.tasks import Features, Task, scoring_of
 _RAM_BYTES = 1 << 30
 _BLOCK = 512  # rows that are encoded and answered at a time: some passes of texts, 300 MB of pictures of 224 x 224
 
+_Place = tuple[str, str]  # a base, and its dtype
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -85,7 +87,7 @@ class TableAnswers:
         self._base, self._scoring, self._device, self._dtype = base, scoring, device, dtype
         self._slots = slots
         self._fetched = Fetched(store, ram_bytes)
-        self._mounts: dict[str, Mounts | str] = {}  # by place; a sentence where the base cannot be loaded
+        self._mounts: dict[_Place, Mounts | str] = {}  # by place and dtype; a sentence where the base cannot be loaded
         self._unusable: dict[str, str] = {}  # adapters, by content hash
 
     def answer(
@@ -119,18 +121,18 @@ class TableAnswers:
         self, rows: TableRows, of_ref: Mapping[str | None, Sequence[int]]
     ) -> Iterator[tuple[str | None, Sequence[int], list[Answer]]]:
         """(ref, rows, their answers), some rows at a time, each ref's in their order; a row may be asked of several."""
-        by_base: dict[str, list[_Asked]] = {}
+        by_base: dict[_Place, list[_Asked]] = {}
         for ref, chosen in of_ref.items():
             entry = self.pinned.entries.get(ref) if ref is not None else None
             if entry is None:
                 yield ref, chosen, [Answer(None, error=self._missing(ref))] * len(chosen)
                 continue
             try:
-                by_base.setdefault(self._named(entry), []).append(_Asked(ref, entry, chosen))
+                by_base.setdefault((self._named(entry), self._dtype_of(entry)), []).append(_Asked(ref, entry, chosen))
             except BaseModelError as error:
                 yield ref, chosen, [Answer(entry, error=str(error))] * len(chosen)
-        for model, asked in by_base.items():
-            yield from self._on_base(model, rows, asked)
+        for base, asked in by_base.items():
+            yield from self._on_base(base, rows, asked)
 
     def task(self, ref: str) -> Task:
         """What a ref's adapter does; it is mounted for that.
@@ -139,7 +141,7 @@ class TableAnswers:
             AdapterError, BaseModelError: it cannot be used.
         """
         entry = self.pinned.entries[ref]
-        mounts = self._mounts_of(self.base_of(ref))
+        mounts = self._mounts_of((self.base_of(ref), self._dtype_of(entry)))
         if isinstance(mounts, str):
             raise BaseModelError(mounts)
         refused = mounts.mount([entry], self._fetched.take)
@@ -158,7 +160,7 @@ class TableAnswers:
 
     def labels(self, ref: str) -> tuple[str, ...] | None:
         """What the files of a ref's base call their own head's outputs."""
-        mounts = self._mounts_of(self.base_of(ref))
+        mounts = self._mounts_of((self.base_of(ref), self._dtype_of(self.pinned.entries[ref])))
         return mounts.labels if isinstance(mounts, Mounts) else None
 
     def close(self) -> None:
@@ -176,19 +178,24 @@ class TableAnswers:
     def _named(self, entry: Entry) -> str:
         return self._base or named_base(entry.base, entry.ref)
 
-    def _mounts_of(self, model: str) -> Mounts | str:
-        at = place(model)
+    def _dtype_of(self, entry: Entry) -> str:
+        """As was asked, else the few bits of the base that the adapter was trained on."""
+        return self._dtype if self._dtype != "auto" else entry.base_dtype or self._dtype
+
+    def _mounts_of(self, base: _Place) -> Mounts | str:
+        model, dtype = base
+        at = place(model), dtype
         if at not in self._mounts:
             try:
-                self._mounts[at] = Mounts(model, slots=self._slots, dtype=self._dtype, device=self._device)
+                self._mounts[at] = Mounts(model, slots=self._slots, dtype=dtype, device=self._device)
             except (BaseModelError, RecipeError) as error:
                 self._mounts[at] = str(error)
         return self._mounts[at]
 
     def _on_base(
-        self, model: str, rows: TableRows, asked: Sequence[_Asked]
+        self, base: _Place, rows: TableRows, asked: Sequence[_Asked]
     ) -> Iterator[tuple[str | None, Sequence[int], list[Answer]]]:
-        mounts = self._mounts_of(model)
+        mounts = self._mounts_of(base)
         if isinstance(mounts, str):
             for one in asked:
                 yield one.ref, one.rows, [Answer(one.entry, error=mounts)] * len(one.rows)

@@ -23,6 +23,7 @@ from ray_lora.augmentation.apply import check_transforms
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.quantised import nbytes
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.frozen import folded
 from ray_lora.engine.packed import transposes
@@ -106,9 +107,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     numbers = engine.flat.shape[1] + sum(flat.shape[1] for flat in engine.head_flat.values())
     width = torch.empty(0, dtype=base.dtype).element_size()
     device = "cuda" if recipe.scaling.use_gpu else "cpu"
-    weights = sum(p.numel() for p in base.backbone.parameters())
-    weights += folded(base.backbone) + (transposes(base.backbone) if device == "cpu" else 0)
-    base_bytes = weights * width
+    base_bytes = _base_bytes(base, width, device)
     slot_bytes = numbers * (16 + (width if base.dtype != torch.float32 else 0))
     free = _free_memory(device)
     max_rows = _MAX_ROWS[device]
@@ -130,7 +129,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     return Plan(
         base=base.id,
         passes=passes,
-        dtype=_name(base.dtype),
+        dtype=_name(base),
         device=device,
         max_rank=max_rank,
         parameters=parameters,
@@ -147,16 +146,23 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
 def _probe_once(recipe: Recipe, base: Base, head: HeadSpec) -> None:
     """Load the base and compare, unless that was done before: a base that cannot share passes is refused here."""
     if not is_known(base, head):
-        engine = AdapterEngine(
-            load_base(recipe.base.model_copy(update={"dtype": _name(base.dtype)})), slots=1, max_rank=1
-        )
+        engine = AdapterEngine(load_base(recipe.base.model_copy(update={"dtype": _name(base)})), slots=1, max_rank=1)
         if not engine.sharing.refused:
             engine.reserve_head(head)
         engine.close()
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(base: Base) -> str:
+    """As `base.dtype` says it."""
+    return base.quantised or str(base.dtype).removeprefix("torch.")
+
+
+def _base_bytes(base: Base, width: int, device: str) -> int:
+    """The base's numbers where it trains, with what an engine keeps beside them."""
+    if base.quantised is not None:
+        return nbytes(base.backbone)
+    weights = sum(p.numel() for p in base.backbone.parameters())
+    return (weights + folded(base.backbone) + (transposes(base.backbone) if device == "cpu" else 0)) * width
 
 
 def choices(recipe: Recipe, key: str) -> list[Any]:

@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_lora.recipe import Spec
+from ray_lora.recipe import Dtype, Spec
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogRequests = Literal["none", "errors", "all"]
 
 

@@ -66,7 +66,7 @@ class Endpoint:
     def __init__(self, machine: Machine, store: Store, args: AppArgs) -> None:
         self.machine, self.args = machine, args
         self.registry = Registry(store, args.freshness_s)
-        self.names = Names(self.registry, machine.base.id, machine.base.fingerprint)
+        self.names = Names(self.registry, machine.base.id, machine.base.fingerprint, machine.base.origin)
         self.names.peers = Alone(self)
         self.names.on_unusable = self.failed
         self.gate = Gate(args.max_waiting, args.max_waiting_per_adapter)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ray_lora.bases.fingerprint import fingerprint_of
 from ray_lora.bases.identity import means, not_its_base
+from ray_lora.bases.quantised import use_own
 from ray_lora.errors import AdapterError, AdapterNotFoundError, BaseModelError, DataError
 from ray_lora.serving.http.relay import ElsewhereError
 from ray_lora.serving.registry import Registry
@@ -54,12 +55,13 @@ class Names:
     Args:
         base_id: the base's name, hub id or folder.
         fingerprint: of its weights.
+        origin: of its float weights, where it is quantised; it answers their adapters too.
     """
 
     peers: Peers
 
-    def __init__(self, registry: Registry, base_id: str, fingerprint: str) -> None:
-        self.registry, self.base_id, self.fingerprint = registry, base_id, fingerprint
+    def __init__(self, registry: Registry, base_id: str, fingerprint: str, origin: str | None = None) -> None:
+        self.registry, self.base_id, self.fingerprint, self.origin = registry, base_id, fingerprint, origin
         self.on_unusable: Callable[[Arm, Exception], None] = lambda arm, error: None  # told of a split's broken version
         self._gone: set[tuple[str, int]] = set()  # versions of splits that are not there any more, and it was said
         self._homes: dict[str, str] = {}  # a base's name as adapters spell it -> the id here
@@ -106,7 +108,7 @@ class Names:
             mark = await asyncio.to_thread(fingerprint_of, entry.base)  # where that folder is on this machine
         if mark is None:
             return None
-        if mark == self.fingerprint:
+        if mark in (self.fingerprint, self.origin):
             return self.base_id
         for base in self.peers.bases:
             if await self.fingerprint_of(base) == mark:
@@ -184,7 +186,7 @@ class Names:
             raise BaseModelError(f"{not_its_base(entry.ref, entry.base, self.base_id)}; this endpoint holds {held}")
         raise BaseModelError(
             f"{entry.ref} was trained on base {entry.base!r} ({entry.base_fingerprint[:12]}…), this endpoint "
-            f"holds {held}; serve it on its own base"
+            f"holds {held}; {use_own(entry.base_fingerprint, self.origin or self.fingerprint)}"
         )
 
     async def _check_home(self, entry: Entry, version: int | None = None) -> None:

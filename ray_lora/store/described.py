@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
 from ray_lora.errors import AdapterError
-from ray_lora.recipe import TaskSpec
+from ray_lora.recipe import QuantisedDtype, TaskSpec
 from ray_lora.store.cache import is_sha256
 from ray_lora.store.files import CARD, CONFIG, PARTS, PICKLED, WEIGHTS, Files, Listing, Stat
 from ray_lora.store.refs import version_of
@@ -68,6 +68,7 @@ class Described:
                 metrics={str(key): float(value) for key, value in (card.get("metrics") or {}).items()},
                 num_parameters=self._num_parameters(name, f"{prefix}{WEIGHTS}", listing),
                 bytes=listing[f"{prefix}{WEIGHTS}"].size,
+                base_dtype=_dtype(card.get("base_dtype")),
             )
         except (ValidationError, TypeError, ValueError, AttributeError) as error:
             raise AdapterError(f"{ref}: {CARD} is not a card of this library: {error}") from None
@@ -124,3 +125,11 @@ def versions_of(listing: Listing) -> dict[int, str]:
 def stats_of(listing: Listing, prefix: str) -> Stats:
     """What changes when a version's files do, or its own folder."""
     return (*(listing.get(prefix + part) for part in PARTS), listing.get(prefix) if prefix else None)
+
+
+def _dtype(told: Any) -> QuantisedDtype | None:
+    """ValueError for a dtype that no base in few bits has."""
+    known = get_args(QuantisedDtype)
+    if told is not None and told not in known:
+        raise ValueError(f"base_dtype is {str(told)[:40]!r}; it is one of {', '.join(known)}")
+    return cast("QuantisedDtype | None", told)

@@ -99,6 +99,7 @@ def entry_of(adapter: Adapter, name: str, size: int) -> Entry:
         metrics=dict(card.metrics),
         num_parameters=adapter.num_parameters,
         bytes=size,
+        base_dtype=card.base_dtype,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_lora.errors import AdapterError, RayLoraError
-from ray_lora.recipe import TaskSpec
+from ray_lora.recipe import QuantisedDtype, TaskSpec
 from ray_lora.store.steer import Change, Pointers
 from ray_lora.store.traffic import Traffic
 
@@ -38,6 +38,7 @@ class Entry:
     metrics: dict[str, float]
     num_parameters: int
     bytes: int  # of the weights file
+    base_dtype: QuantisedDtype | None = None  # "int8" or "nf4", where its base was in few bits
     traffic: Traffic = field(default_factory=Traffic)  # of the name: the same for all its versions
 
     @property

@@ -64,7 +64,7 @@ def _name_of(base: Base) -> str:
     """What was probed: the class, its sizes and dtype."""
     shapes = [f"{name}{tuple(parameter.shape)}" for name, parameter in base.backbone.named_parameters()]
     sizes = hashlib.sha256("|".join(shapes).encode()).hexdigest()[:16]
-    return f"{type(base.backbone).__name__}|{sizes}|{base.dtype}"
+    return f"{type(base.backbone).__name__}|{sizes}|{base.quantised or base.dtype}"
 
 
 def _name_of_head(base: Base, architecture: str, attention: Attention | None) -> str:

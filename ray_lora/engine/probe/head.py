@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bases.quantised import QUANTISED, float_weight
 from ray_lora.engine import architecture, narrow
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.heads import Head
@@ -127,13 +128,21 @@ class HeadProbe:
 
 
 def _plain_with(base: Base, head: Head, labels: int, values: Mapping[str, Tensor]) -> Any:
-    """The plain class on the base's own backbone, its head with these values."""
+    """The plain class on the base's own backbone, its head with these values; what is quantised there is unfolded."""
     plain: Any = base.plain(HeadSpec(head.architecture, labels))
     setattr(plain, base.prefix, torch.nn.Identity())  # its own is without memory
+    ours = head.of(labels)
     cast = {
-        name: value.to(base.device, base.dtype if value.is_floating_point() else value.dtype)
+        name: _unfolded(ours, name, value).to(base.device, base.dtype if value.is_floating_point() else value.dtype)
         for name, value in values.items()
     }
     plain.load_state_dict(cast, strict=False, assign=True)
     setattr(plain, base.prefix, base.backbone)
     return plain.eval()
+
+
+def _unfolded(ours: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A value of the head, or the numbers of one that is held in few bits."""
+    owner, _, part = name.rpartition(".")
+    module = ours.get_submodule(owner) if owner in dict(ours.named_modules()) else None
+    return float_weight(module) if part == "weight" and isinstance(module, QUANTISED) else value
