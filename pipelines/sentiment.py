@@ -50,7 +50,10 @@ SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here 
 MAILS = (
     "task.labels=[ham, spam]",
     "task.max_length=128",
-    "training.num_train_epochs=4",  # this and the rate by the validation rows, of 2 to 5 epochs at 3e-4 to 1e-3
+    # by the validation rows, of 2 to 5 epochs at 2e-4 to 1e-3 with either start; a fitted head parts the few training
+    # mails so well that little is left for the layers to learn
+    "training.head_start=random",
+    "training.num_train_epochs=4",
     "training.learning_rate=5e-4",
     "training.eval_steps=null",
 )

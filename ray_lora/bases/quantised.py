@@ -16,7 +16,9 @@ layer answers no numbers, and is refused for that.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast, get_args
 
@@ -186,6 +188,7 @@ def quantise(backbone: nn.Module, scheme: QuantisedDtype, called: str) -> None:
             made[module] = _quantised(module, scheme, tied)
             module.weight = None
         backbone.set_submodule(name, made[module])
+    _give_back()
 
 
 def float_weight(module: Any) -> Tensor:
@@ -267,6 +270,13 @@ def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     between = (_NF4[1:] + _NF4[:-1]) / 2
     nearest = torch.bucketize(flat / scale[:, None], between.to(flat)).to(torch.uint8).view(-1, 2)
     return nearest[:, 0] << 4 | nearest[:, 1], scale
+
+
+def _give_back() -> None:
+    """Have the C library return the memory of the floats, which it would keep for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 # -------------------------------------------------------------------- products with gradients
