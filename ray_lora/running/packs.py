@@ -27,6 +27,7 @@ from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import BaseSpec, Recipe
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
@@ -63,6 +64,12 @@ class Prepared:
         """The first recipe; base, scaling and tracking are the same in all."""
         return next(iter(self.recipes.values()))
 
+    @property
+    def teachers(self) -> list[str]:
+        """Hashes of the recipes' teachers: a run goes on with the very one that it began with, whatever a ref means."""
+        hashes = (source.identity.get("teacher.hash") for source in self.sources.values())
+        return [known for known in hashes if known is not None]
+
 
 def check(
     recipes: Mapping[str, Recipe],
@@ -88,6 +95,7 @@ def check(
         base = described.result()
     pieces = max(4, first.scaling.num_workers)
     sources = {name: prepare(recipe, datasets, pieces, base.processor, quiet) for name, recipe in recipes.items()}
+    sources = {name: with_soft_targets(recipe, sources[name], base, quiet) for name, recipe in recipes.items()}
     plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
     widest = max(plans, key=lambda plan: plan.max_rank)
     slots = min(plan.slots for plan in plans)
