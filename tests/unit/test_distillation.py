@@ -47,6 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_base("bert", tmp_path_factory.mktemp("bases") / "bert")
 
 
+def processor_of(folder: Path) -> Any:
+    """The tokenizer, with what its base tells it."""
+    return describe_base(BaseSpec(model=str(folder))).processor
+
+
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
@@ -119,7 +124,7 @@ def test_words_that_the_teacher_does_not_read_are_trained_by_their_labels(tiny_b
 
 def test_answers_are_compared_over_what_can_be_one(tiny_bert_folder: Path) -> None:
     spec = QuestionAnsweringSpec(max_length=16, doc_stride=2, max_question_len=5, handle_impossible_answer=True)
-    task = build_task(spec, AutoTokenizer.from_pretrained(tiny_bert_folder))
+    task = build_task(spec, processor_of(tiny_bert_folder))
     context = "a good film and a bad book was the best of the day and the worst of the story"
     [row] = task.encode([{"question": "good film ?", "context": context, "answers": "bad book"}])
     assert isinstance(task, Distilled)
@@ -295,7 +300,7 @@ def test_words_are_taught_over_other_tokenizers(tiny_bert_folder: Path, tmp_path
     soft = soft_targets(engine, slot, task, [theirs])
     assert soft.values.shape == (4, 2)
     assert np.isnan(soft[0]).all(1).tolist() == [False, False, False, True]
-    learner = build_task(student, AutoTokenizer.from_pretrained(tiny_bert_folder))
+    learner = build_task(student, processor_of(tiny_bert_folder))
     assert isinstance(learner, Distilled)
     [mine] = learner.encode([row])
     pieces, given = learner.with_soft_targets(mine, soft[0])[SOFT]
@@ -325,8 +330,8 @@ def test_questions_are_not_taught_in_other_tokens(tiny_bert_folder: Path, tmp_pa
     save_letters(tiny_bert_folder, tmp_path / "letters")
     spec = QuestionAnsweringSpec(max_length=30, doc_stride=4, max_question_len=13, handle_impossible_answer=True)
     rows = [{"question": "good ?", "context": "a good film was the best", "answers": "film"}]
-    task = build_task(spec, AutoTokenizer.from_pretrained(tiny_bert_folder))
-    other = build_task(spec, AutoTokenizer.from_pretrained(tmp_path / "letters"))
+    task = build_task(spec, processor_of(tiny_bert_folder))
+    other = build_task(spec, processor_of(tmp_path / "letters"))
     teacher = Teacher("large@1", "", BaseSpec(), "cpu", spec)
     _check_pieces(teacher, task, task.encode(rows), task, rows)
     with pytest.raises(RecipeError, match=r"'large@1' reads training row 1 in other tokens than the recipe's base"):
