@@ -60,7 +60,7 @@ def with_soft_targets(recipe: Recipe, source: Source, base: Base, quiet: bool = 
     teacher = find_teacher(recipe, source.task, base)
     soft = _kept(teacher, recipe, source, base)
     if soft is None:
-        student = (source.task, recipe.base.model_copy(update={"model": anywhere(recipe.base.model).model}))
+        student = (source.task, anywhere(recipe.base, base))
         rows = source.rows("train")
         with reading(recipe.name, quiet) as tell:
             tell("the teacher answers", 0, 1, 0, rows)

@@ -87,13 +87,15 @@ def _stored(recipe: Recipe, ref: str, device: str) -> tuple[Teacher, Base]:
     entry, adapter = open_store(recipe.store, recipe.tracking.uri).load(ref)
     if adapter.card.task is None:
         raise RecipeError(f"teacher {entry.ref!r} says no task; import it with its task: ray-lora adapters import")
-    base = anywhere(named_base(entry.base or adapter.card.base, entry.ref))
-    return Teacher(entry.ref, entry.sha256, base, device, adapter.card.task, None, adapter), describe_base(base, device)
+    base = BaseSpec(model=named_base(entry.base or adapter.card.base, entry.ref))
+    described = describe_base(base, device)
+    found = Teacher(entry.ref, entry.sha256, anywhere(base, described), device, adapter.card.task, None, adapter)
+    return found, described
 
 
 def _bare(model: str, spec: TaskSpec, device: str) -> tuple[Teacher, Base]:
     """A model whose own head answers: it reads rows as the student does, and its config names its labels."""
-    base = anywhere(model)
+    base = BaseSpec(model=model)
     described = describe_base(base, device)
     problem = getattr(described.config, "problem_type", None)
     if problem not in (None, getattr(spec, "problem_type", None) or "single_label_classification"):
@@ -102,13 +104,13 @@ def _bare(model: str, spec: TaskSpec, device: str) -> tuple[Teacher, Base]:
         if described.labels is None:
             raise RecipeError(f"teacher {model!r} has no names for its outputs; write id2label into its config.json")
         spec = spec.model_copy(update={"labels": described.labels})
-    return Teacher(model, described.fingerprint, base, device, spec), described
+    return Teacher(model, described.fingerprint, anywhere(base, described), device, spec), described
 
 
-def anywhere(model: str) -> BaseSpec:
-    """The base under a name that does not follow from this process's folder."""
-    path = Path(model).expanduser()
-    return BaseSpec(model=str(path.resolve()) if path.exists() else model)
+def anywhere(spec: BaseSpec, base: Base) -> BaseSpec:
+    """The base as a process in another folder names it: a relative folder becomes an absolute one."""
+    local = base.folder == Path(spec.model).expanduser()
+    return spec.model_copy(update={"model": str(base.folder.resolve())}) if local else spec
 
 
 def _order(teacher: Teacher, spec: TaskSpec) -> tuple[int, ...] | None:

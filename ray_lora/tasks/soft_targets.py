@@ -17,6 +17,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
 from ray_lora.tasks.task import Features
 
@@ -106,6 +107,8 @@ class SoftRows:
         return parts[0][None]
 
     def with_soft_targets(self, features: Features, soft: NDArray[np.float32]) -> Features:
+        if soft.shape != (1, len(self.labels)):
+            raise DataError(f"soft targets {soft.shape} were given for a row of {len(self.labels)} outputs")
         return features | {SOFT: soft[0]}
 
     def _pair(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:

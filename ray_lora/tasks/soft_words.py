@@ -56,8 +56,9 @@ class SoftWords:
 
     def with_soft_targets(self, features: Features, soft: NDArray[np.float32]) -> Features:
         """In each window: the pieces that stand for words, and the soft targets of these words."""
-        if len(soft) != len(features["pieces"]):
-            raise DataError(f"soft targets of {len(soft)} words were given for a row of {len(features['pieces'])}")
+        words = len(features["pieces"])
+        if soft.shape != (words, len(self.labels)):
+            raise DataError(f"soft targets {soft.shape} were given for a row of {words} words")
         windows = features.get("windows", [features])
         firsts = numbered(windows)
         mine: list[list[tuple[int, int]]] = [[] for _ in windows]

@@ -118,7 +118,7 @@ def test_words_that_the_teacher_does_not_read_are_trained_by_their_labels(tiny_b
     begin = mine.shape[1] - task.size(other) if side == "left" else 0
     alone = hinton(mine[1, begin + other["pieces"][0]], soft[0], HEAT[2])
     torch.testing.assert_close(found, torch.stack([expected, alone]).to(found))
-    with pytest.raises(DataError, match="soft targets of 4 words were given for a row of 1"):
+    with pytest.raises(DataError, match=r"soft targets \(4, 2\) were given for a row of 1 words"):
         task.with_soft_targets(other, soft.numpy())
 
 
