@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from pipelines import smaller_base
+from pipelines.kept_rows import digest
 from pipelines.rated_texts import prepare
 from pipelines.story import Asked, asked, console, few, step
 from ray_lora.adapters.adapter import Adapter
@@ -75,7 +76,9 @@ def seeded(recipe: Recipe, how: str, seed: int) -> Recipe:
 
 def train(recipes: Sequence[Recipe]) -> None:
     """Train adapters in one pack and put them into the store."""
-    results = LoraTrainer(recipes).fit()
+    mark = digest("".join(recipe.model_dump_json() for recipe in recipes))[:8]  # another set of recipes is another run
+    output = str(Path(recipes[0].output_dir) / f"distill-{mark}")
+    results = LoraTrainer([recipe.override({"output_dir": output}) for recipe in recipes]).fit()
     assert isinstance(results, list)
     store = open_store(recipes[0].store, recipes[0].tracking.uri)
     for recipe, result in zip(recipes, results, strict=True):

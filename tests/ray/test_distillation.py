@@ -10,9 +10,10 @@ import pytest
 from ray import tune
 from ray.train import Result
 
+from pipelines import distill
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.data.row_cache import RowCache
-from ray_lora.errors import RecipeError
+from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.stored import predict_ref
 from ray_lora.recipe import Recipe
 from ray_lora.running import distilling
@@ -104,3 +105,23 @@ def test_what_is_wrong_is_said_in_a_sentence(taught: Recipe, tmp_path: Path, mon
         monkeypatch.setattr(threshold, 50)
     with pytest.raises(RecipeError, match="training rows, and there are 96; give a part of them"):
         LoraTrainer(taught.override({"name": "large"}), quiet=True).fit()
+
+
+@pytest.mark.network
+def test_the_pipeline_ends_in_its_table_and_its_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        distill.main(["--smoke", "--json"])
+    except DataError as error:
+        pytest.skip(str(error))
+    *told, last = capsys.readouterr().out.strip().splitlines()
+    lines = json.loads(last)["lines"]
+    assert list(lines) == ["teacher", "student, taught", "student, labels alone"]
+    for name, line in lines.items():
+        assert any(name in text for text in told), "the table has the line"
+        assert 0 <= line["scores"]["accuracy"][0] <= 1
+        assert line["milliseconds"] > 0
+        assert (line["size_share"] == 1) == (name == "teacher")
+        assert line["size_share"] <= 0.6 or name == "teacher"
