@@ -287,7 +287,7 @@ def test_words_are_taught_over_other_tokenizers(tiny_bert_folder: Path, tmp_path
     """The teacher reads letters, the student words, and a text's end not at all."""
     letters = tmp_path / "letters"
     save_letters(tiny_bert_folder, letters)
-    spec = TokenClassificationSpec(labels=("yes", "no"), max_length=12)
+    spec = TokenClassificationSpec(labels=("yes", "no"), max_length=11)
     store_teacher(letters, tmp_path / "store", spec)
     student = TokenClassificationSpec(labels=TWO)
     recipe = recipe_of(tiny_bert_folder, tmp_path, task={"type": "token-classification", "labels": list(TWO)})
@@ -295,7 +295,7 @@ def test_words_are_taught_over_other_tokenizers(tiny_bert_folder: Path, tmp_path
     engine, slot, task = _mounted(teacher)
     row = {"tokens": ["a", "good", "film", "was"], "tags": ["no", "yes", "no", "yes"]}
     [theirs] = task.encode([row])
-    assert len(theirs["input_ids"]) == 12
+    assert len(theirs["input_ids"]) == 11
     assert theirs["pieces"][-1] is None
     soft = soft_targets(engine, slot, task, [theirs])
     assert soft.values.shape == (4, 2)
@@ -395,7 +395,7 @@ def test_soft_targets_that_are_no_numbers_are_refused(tiny_bert_folder: Path, tm
         (
             TokenClassificationSpec(labels=TWO),
             TextClassificationSpec(labels=TWO),
-            "is for token-classification, and the recipe's task is text-classification; give a teacher of",
+            "is for token-classification, and the recipe's task is text-classification",
         ),
         (
             TextClassificationSpec(labels=TWO, problem_type="multi_label_classification"),
