@@ -19,6 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 from ray_lora.transform_spec import TransformSpec
@@ -26,6 +27,7 @@ from ray_lora.transform_spec import TransformSpec
 __all__ = [
     "BaseSpec",
     "DataSpec",
+    "DistillationSpec",
     "Json",
     "LoraSpec",
     "PersonalSpec",
@@ -193,6 +195,7 @@ class Recipe(Spec):
     training: TrainingSpec = TrainingSpec()
     # what is done to training rows, one after the other
     augmentation: tuple[SerializeAsAny[TransformSpec], ...] = Field(default=(), exclude_if=lambda told: not told)
+    distillation: DistillationSpec = Field(default=NO_TEACHER, exclude_if=lambda told: told == NO_TEACHER)
     search: SearchSpec = SearchSpec()
     personal: PersonalSpec = Field(default=PersonalSpec(), exclude_if=lambda told: told == PersonalSpec())
     scaling: ScalingSpec = ScalingSpec()
@@ -204,6 +207,15 @@ class Recipe(Spec):
     def _space_keys_exist(self) -> Recipe:
         for key in self.search.space or {}:
             check_key(key, self.task.type)
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_reads_the_same_rows(self) -> Recipe:
+        if self.distillation.teacher is not None and self.augmentation:
+            raise ValueError(
+                "augmentation and distillation.teacher are both given; the teacher's logits are computed once and are "
+                "of unaltered rows: leave one of them out"
+            )
         return self
 
     @classmethod

@@ -45,7 +45,8 @@ class Card(Spec):
     metrics: dict[str, float] = Field(default_factory=dict)
     # by which the head's outputs were divided so that scores are calibrated; None: they were not
     temperature: float | None = Field(default=None, gt=0, exclude_if=lambda value: value is None)
-    # what it learnt by: {"training": {...}, "augmentation": [...], "data": {"train.rows": ..., "train.sha256": ...}}
+    # what it learnt by: {"training": {...}, "augmentation": [...], "distillation": {"teacher": "name@3", "sha256": ...,
+    # "temperature": ..., "weight": ...}, "data": {"train.rows": ..., "train.sha256": ...}}
     recipe: dict[str, Json] | None = None
     merged: Merged | None = Field(default=None, exclude_if=lambda told: told is None)
     # layers whose pair PEFT does not compute, and why: plain PEFT refuses the folder

@@ -86,6 +86,10 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     for split, name in (("train", "trained on"), ("validation", "scored on")):
         if f"{split}.sha256" in learnt:
             facts.append((name, f"{int(learnt[f'{split}.rows']):,} rows, sha256 `{learnt[f'{split}.sha256']}`"))
+    taught: Any = (card.recipe or {}).get("distillation")
+    if isinstance(taught, dict):
+        mark = f", sha256 `{_plain(str(taught['sha256']))}`" if taught.get("sha256") else ""
+        facts.append(("teacher", f"{_plain(str(taught.get('teacher')))}{mark}"))
     if card.metrics:
         facts.append(("scores", ", ".join(f"{_plain(name)} {value:.4f}" for name, value in card.metrics.items())))
     if card.merged is not None:

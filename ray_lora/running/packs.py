@@ -24,13 +24,15 @@ from ray.train.torch import TorchTrainer
 from ray_lora.allowed import environment
 from ray_lora.bases.load import Base, describe_base
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.recipe import BaseSpec, Recipe
+from ray_lora.recipe import Recipe
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
+from ray_lora.running.teachers import anywhere
 from ray_lora.running.watch import Watch
 from ray_lora.running.worker import PackConfig, run_worker
 from ray_lora.tasks import task_of
@@ -63,6 +65,12 @@ class Prepared:
         """The first recipe; base, scaling and tracking are the same in all."""
         return next(iter(self.recipes.values()))
 
+    @property
+    def teachers(self) -> list[str]:
+        """Hashes of the recipes' teachers: a run goes on with the very one that it began with, whatever a ref means."""
+        hashes = (source.identity.get("teacher.hash") for source in self.sources.values())
+        return [known for known in hashes if known is not None]
+
 
 def check(
     recipes: Mapping[str, Recipe],
@@ -88,6 +96,7 @@ def check(
         base = described.result()
     pieces = max(4, first.scaling.num_workers)
     sources = {name: prepare(recipe, datasets, pieces, base.processor, quiet) for name, recipe in recipes.items()}
+    sources = {name: with_soft_targets(recipe, sources[name], base, quiet) for name, recipe in recipes.items()}
     plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
     widest = max(plans, key=lambda plan: plan.max_rank)
     slots = min(plan.slots for plan in plans)
@@ -201,7 +210,7 @@ class PackRun:
         told = PackConfig(
             pack=f"pack-{number}",
             coordinator=self.coordinator,
-            base=base_for_workers(self.prepared),
+            base=anywhere(self.prepared.recipe.base, self.prepared.base),
             sources=self.prepared.sources,
             output=str(self.output / "jobs"),
             slots=plan.slots,
@@ -232,13 +241,6 @@ class PackRun:
             callbacks=given.callbacks if given else None,
             worker_runtime_env={"env_vars": {**WORKER_ENV, **environment()}},  # type: ignore[call-arg]  # mypy sees the class of Train v1
         )
-
-
-def base_for_workers(prepared: Prepared) -> BaseSpec:
-    """The base as a process in another folder names it: a relative folder becomes an absolute one."""
-    spec, folder = prepared.recipe.base, prepared.base.folder
-    local = folder == Path(spec.model).expanduser()
-    return spec.model_copy(update={"model": str(folder.resolve())}) if local else spec
 
 
 def scaling_of(recipe: Recipe) -> ScalingConfig:

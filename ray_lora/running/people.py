@@ -67,6 +67,8 @@ class PersonalTrainer:
         check_parent(recipe.name)
         if recipe.data.validation is not None:
             raise RecipeError("data.validation is given; of everyone's rows the latest choose (personal.held_out)")
+        if recipe.distillation.teacher is not None:
+            raise RecipeError("distillation.teacher is given; people learn from their own rows alone: leave it out")
         self.recipe, self.quiet = recipe, quiet
 
     def fit(self) -> PersonalResult:

@@ -19,8 +19,9 @@ from ray.util import ActorPool
 from ray_lora.allowed import environment
 from ray_lora.recipe import TrainingSpec
 from ray_lora.running.allocator import WORKER_ENV
-from ray_lora.running.packs import Prepared, base_for_workers
+from ray_lora.running.packs import Prepared
 from ray_lora.running.people_worker import PeopleTold, PeopleWorker
+from ray_lora.running.teachers import anywhere
 from ray_lora.training.people import Share
 
 SLOTS = 32  # people at a time on a worker: enough for full passes when some have ended
@@ -43,7 +44,7 @@ class PeoplePool:
         room = plan.free_bytes * _FREE / count - plan.base_bytes - plan.pass_bytes
         slots = recipe.scaling.slots or max(1, min(SLOTS, int(room // plan.slot_bytes) - 1))
         told = PeopleTold(
-            base_for_workers(prepared), prepared.sources[recipe.name], recipe.lora, recipe.augmentation,
+            anywhere(recipe.base, prepared.base), prepared.sources[recipe.name], recipe.lora, recipe.augmentation,
             replace(plan, slots=slots), recipe.store, recipe.tracking.uri,
         )  # fmt: skip
         self._told = ray.put(told)

@@ -198,9 +198,11 @@ def largest_rank(recipe: Recipe) -> int:
 def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     """The plan of a recipe as plain data; reads and checks its files, starts nothing."""
     from ray_lora.running.sources import inspect
+    from ray_lora.running.teachers import find_teacher
 
     base = describe_base(recipe.base, "cuda" if recipe.scaling.use_gpu else "cpu")
     task, rows = inspect(recipe, base.processor)
+    teacher = None if recipe.distillation.teacher is None else find_teacher(recipe, task, base)
     plan = make_plan(recipe, task, base)
     batch = recipe.training.per_device_train_batch_size * recipe.scaling.num_workers
     per_epoch = math.ceil(rows["train"] / batch)
@@ -212,6 +214,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
         "task": {"type": task.type, **task.describe()},
         "rows": rows,
         **({"augmentation": [said(transform) for transform in recipe.augmentation]} if recipe.augmentation else {}),
+        **({} if teacher is None else {"teacher": f"{teacher.ref} on {teacher.base.model}"}),
         "steps": steps,
         "rows_trained": steps * batch,
     }
@@ -228,6 +231,7 @@ def show(plan: Mapping[str, Json]) -> str:
         ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
         *((key, _words(value)) for key, value in plan["task"].items()),
         *(("augmented", transform) for transform in plan.get("augmentation", [])),
+        *(("teacher", plan[key]) for key in ("teacher",) if key in plan),
         ("training", f"{plan['steps']:,} steps, {plan['rows_trained']:,} rows for each adapter"),
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in lines)

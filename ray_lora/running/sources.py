@@ -22,11 +22,13 @@ from ray_lora.data.rows import Rows, read_rows, say_given
 from ray_lora.data.stored_rows import StoredRows
 from ray_lora.data.through import look_through
 from ray_lora.errors import DataError
+from ray_lora.inference.teacher import SoftTargets
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.running.datasets import size_of, write
 from ray_lora.running.large import LARGE_BYTES, LARGE_ROWS, Encoded, is_large, prepare_large, stretches
 from ray_lora.running.reading import reading
 from ray_lora.tasks import Features, Task, task_of
+from ray_lora.tasks.soft_targets import Distilled
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Split, Splits
 
@@ -51,7 +53,8 @@ class Source:
 
     task: TaskSpec  # completed by what the training rows teach
     splits: dict[str, tuple[Block, ...] | Encoded]
-    identity: dict[str, str]  # path, files, rows and sha256 of each split
+    identity: dict[str, str]  # path, files, rows and sha256 of each split; ref and hash of the teacher
+    soft: Any = None  # ray.ObjectRef[SoftTargets] of the training rows, where there is a teacher
 
     def rows(self, split: str) -> int:
         """How many rows a split has."""
@@ -219,6 +222,8 @@ def load_splits(source: Source, task: Task, rank: int, world: int) -> Splits:
     """This worker's share of a source, encoded."""
     validation = source.splits.get("validation")
     train = _load(source.splits["train"], task, rank, world)
+    if source.soft is not None:
+        train = _taught(train, task, source.soft)
     held = None if validation is None else _load(validation, task, rank, world)
     return Splits(train, held, source.identity)
 
@@ -237,9 +242,19 @@ def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int)
     return Split(rows, sum(block.rows for block in split))
 
 
+def _taught(split: Split, task: Task, soft: Any) -> Split:
+    """The rows with what their teacher says of each."""
+    import ray
+
+    assert isinstance(task, Distilled)
+    told: SoftTargets = ray.get(soft)
+    rows = {row: task.with_soft_targets(features, told[row]) for row, features in split.rows.items()}
+    return Split(rows, split.total)
+
+
 def jobs_of(recipes: Mapping[str, Recipe], sources: Mapping[str, Source]) -> list[Job]:
     """One job a recipe, on the source of the same name."""
     return [
-        Job(name, name, sources[name].task, recipe.lora, recipe.training, recipe.augmentation)
+        Job(name, name, sources[name].task, recipe.lora, recipe.training, recipe.augmentation, recipe.distillation)
         for name, recipe in recipes.items()
     ]

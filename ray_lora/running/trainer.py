@@ -76,7 +76,7 @@ class LoraTrainer:
         scaling = self.scaling_config or scaling_of(self.recipes[0])
         prepared, packs = spread(prepared, scaling, len(self.recipes))
         first = located(self.recipes[0], self.run_config)
-        text = "\n".join(recipe.model_dump_json() for recipe in self.recipes)
+        text = "\n".join([*(recipe.model_dump_json() for recipe in self.recipes), *prepared.teachers])
         with claimed(first, "train", text) as output:
             records = self._train(prepared, packs, first, output)
         seconds = time.perf_counter() - started

@@ -105,7 +105,8 @@ class Watch:
         told = {"ray_lora.config": json.dumps(record.config)}
         data = self._identities.get(record.job.data, {})
         named = describe(record.config) or name
-        self._tracker.open_child(name, params(record.job), told, named=named, data=data)
+        teacher = {key: value for key, value in data.items() if key.startswith("teacher.")}
+        self._tracker.open_child(name, params(record.job) | teacher, told, named=named, data=data)
         for line in read_history(self._jobs / name):  # of a run that was killed
             self._tracker.log(name, line["step"], line["metrics"])
 
@@ -129,5 +130,10 @@ def params(job: Job) -> dict[str, Any]:
         job.lora.model_dump(mode="json")
         | job.training.model_dump(mode="json")
         | {"task": job.task.type, "data": job.data}
+        | {f"distillation.{key}": value for key, value in _distillation(job).items()}
         | {f"augmentation.{number}": said(transform) for number, transform in enumerate(job.augmentation)}
     )
+
+
+def _distillation(job: Job) -> dict[str, Any]:
+    return job.distillation.model_dump(mode="json") if job.distillation.teacher is not None else {}

@@ -101,6 +101,8 @@ def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:
         raise RecipeError("the search space is empty; give search.space at least one recipe key to try")
     for key, sampler in space.items():
         check_key(key, recipe.task.type)
+        if key.startswith("distillation.") and recipe.distillation.teacher is None:
+            raise RecipeError(f"{key} is searched without a teacher; set distillation.teacher to a ref in the store")
         for value in grid_of(sampler) or []:
             job_of("check", recipe, {key: value}, recipe.task)
 

@@ -20,7 +20,7 @@ from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.training.job import Job
 
-SEARCHED = ("lora.", "training.", "augmentation")
+SEARCHED = ("lora.", "training.", "augmentation", "distillation.weight", "distillation.temperature")
 
 
 class PackTrial(Trainable):
@@ -90,7 +90,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"lora": {"r": 8}}` and `{"lora.r": 8}` as the latter."""
     values: dict[str, Any] = {}
     for key, value in config.items():
-        nested = isinstance(value, Mapping) and prefix + key in ("lora", "training")
+        nested = isinstance(value, Mapping) and prefix + key in ("lora", "training", "distillation")
         values |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return values
 
@@ -105,11 +105,11 @@ def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec)
     other = [key for key in values if not key.startswith(SEARCHED)]
     if other:
         raise RecipeError(
-            f"a search on one base can try augmentation and keys under lora. and training., not {', '.join(other)}; "
-            "run one search for each value of it"
+            "a search on one base can try augmentation, distillation's weight and temperature, and keys under lora. "
+            f"and training., not {', '.join(other)}; run one search for each value of it"
         )
     mine = recipe.override(values)
-    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation)
+    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation, mine.distillation)
 
 
 def _plain(value: Any) -> Any:

@@ -93,6 +93,7 @@ class LoraTuner:
             raise RecipeError("a search compares scores on validation rows; set data.validation")
         located_at = located(self.recipe, self.run_config)
         text = self.recipe.model_dump_json() + repr(sorted((key, values_of(s)) for key, s in self.space.items()))
+        text += "".join(prepared.teachers)
         with claimed(located_at, "search", text) as output:
             self.folder = output
             return self._search(prepared, trials, output, metric, mode)

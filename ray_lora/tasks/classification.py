@@ -12,6 +12,7 @@ from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.labels import label_index
 from ray_lora.tasks.pictures import confusion
 from ray_lora.tasks.scored import Scored
+from ray_lora.tasks.soft_targets import SoftLabel
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import NOTHING, Taught, settle, teach, wrong_labels
 
@@ -103,7 +104,7 @@ def taught(spec: TaskSpec, values: Iterable[tuple[int, Any]]) -> Taught:
     return NOTHING if cast(ClassificationSpec, spec).labels is not None else teach(values)
 
 
-class Classification(Labelled, Scored):
+class Classification(Labelled, Scored, SoftLabel):
     """One label a row, from logits [rows, labels].
 
     Attributes:

@@ -19,6 +19,7 @@ from ray_lora.tasks.labels import Learnt, label_word
 from ray_lora.tasks.pictures import bars
 from ray_lora.tasks.rows import BLANKS, shown
 from ray_lora.tasks.scored import Scored
+from ray_lora.tasks.soft_targets import SoftLabels
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import NOTHING, Taught, wrong_labels
 from ray_lora.tasks.text_options import TextClassificationSpec
@@ -35,7 +36,7 @@ _MOST_NAMED = 10  # rows without labels in one message
 _SURE = 0.5  # a label of at least this score is answered
 
 
-class MultiLabelTexts(Texts, Labelled, Scored):
+class MultiLabelTexts(Texts, Labelled, Scored, SoftLabels):
     """Any number of labels a text, from the plain class AutoModelForSequenceClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TextClassificationSpec

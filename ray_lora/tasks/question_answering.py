@@ -21,6 +21,7 @@ from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.gold_answers import Gold, answers_of
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import is_text, say_text
+from ray_lora.tasks.soft_spans import NONE, SoftSpans, impossible
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.text_rows import LongTextRows
 
@@ -35,7 +36,6 @@ _PLAIN = "AutoModelForQuestionAnswering"
 # tokens of a window, of what two windows share, and of a question, as in Hugging Face's pipeline; on a base of fewer
 # positions these give way, any other number is refused
 _LENGTH, _STRIDE, _QUESTION = 384, 128, 64
-_NONE = 0  # the place of the CLS token, which stands for no answer
 
 
 class QuestionAnsweringSpec(TaskSpec):
@@ -64,7 +64,7 @@ class QuestionAnsweringSpec(TaskSpec):
         return {"handle_impossible_answer": bool(self.handle_impossible_answer)}
 
 
-class QuestionAnswering(LongTextRows):
+class QuestionAnswering(LongTextRows, SoftSpans):
     """Spans of a context, from the plain class AutoModelForQuestionAnswering."""
 
     spec_type: ClassVar[type[TaskSpec]] = QuestionAnsweringSpec
@@ -215,11 +215,7 @@ class QuestionAnswering(LongTextRows):
         import torch.nn.functional as F
 
         starts, ends = outputs.start_logits, outputs.end_logits
-        allowed = torch.zeros(starts.shape, dtype=torch.bool)
-        for row, window in enumerate(features):
-            allowed[row, _NONE] = True
-            allowed[row, window["begin"] : window["end"]] = True
-        never = ~allowed.to(starts.device)
+        never = impossible(features, starts.shape[1]).to(starts.device)
         targets = torch.tensor([window["target"] for window in features], device=starts.device)
         losses = [
             F.cross_entropy(logits.masked_fill(never, float("-inf")), targets[:, at], reduction="none")
@@ -283,10 +279,10 @@ def _target(window: Features, golds: Sequence[Gold]) -> tuple[int, int]:
     """First and last token of the first right answer, or twice the CLS token where the window does not hold it."""
     begin, end, offsets = window["begin"], window["end"], window["offsets"]
     if not golds:
-        return _NONE, _NONE
+        return NONE, NONE
     first, last = golds[0].span
     if offsets[begin][0] > first or offsets[end - 1][1] < last:
-        return _NONE, _NONE
+        return NONE, NONE
     start = bisect_right(offsets, first, begin, end, key=lambda place: place[0]) - 1
     stop = bisect_left(offsets, last, begin, end, key=lambda place: place[1])
-    return (start, stop) if begin <= start <= stop < end else (_NONE, _NONE)
+    return (start, stop) if begin <= start <= stop < end else (NONE, NONE)

@@ -21,6 +21,7 @@ from ray_lora.tasks.labels import plain_labels
 from ray_lora.tasks.pictures import scatter
 from ray_lora.tasks.rows import shown
 from ray_lora.tasks.scored import Scored
+from ray_lora.tasks.soft_targets import SoftNumber
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.text_options import TextClassificationSpec
 from ray_lora.tasks.texts import TEXTS, Texts, bad_rows
@@ -34,7 +35,7 @@ _TARGET = "labels"  # the number in a row's features
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
-class RegressionTexts(Texts, Scored):
+class RegressionTexts(Texts, Scored, SoftNumber):
     """A number a text, from the plain class AutoModelForSequenceClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TextClassificationSpec

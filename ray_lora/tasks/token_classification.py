@@ -24,6 +24,7 @@ from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.pictures import confusion
 from ray_lora.tasks.rows import is_text, say_text, shown
+from ray_lora.tasks.soft_words import SoftWords
 from ray_lora.tasks.spans import OUTSIDE, entities, options_of
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
@@ -61,7 +62,7 @@ class TokenClassificationSpec(ClassificationSpec):
         return self.attention
 
 
-class TokenClassification(LongTextRows, Labelled):
+class TokenClassification(LongTextRows, Labelled, SoftWords):
     """One label a word, from the plain class AutoModelForTokenClassification."""
 
     spec_type: ClassVar[type[TaskSpec]] = TokenClassificationSpec
@@ -182,12 +183,12 @@ class TokenClassification(LongTextRows, Labelled):
         logits = outputs.logits
         targets = torch.full(logits.shape[:2], _IGNORED)
         for row, feature in enumerate(features):
-            targets[row, self._held(len(feature["labels"]), targets.shape[1])] = torch.tensor(feature["labels"])
+            targets[row, self.held(len(feature["labels"]), targets.shape[1])] = torch.tensor(feature["labels"])
         targets = targets.to(logits.device)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=_IGNORED)
         return losses.sum(1), (targets != _IGNORED).sum(1).to(losses.dtype)
 
-    def _held(self, count: int, width: int) -> slice:
+    def held(self, count: int, width: int) -> slice:
         """Where in a padded row its tokens lie."""
         left = self._tokenizer.padding_side == "left"
         return slice(width - count, width) if left else slice(0, count)
@@ -200,7 +201,7 @@ class TokenClassification(LongTextRows, Labelled):
     def decode(self, outputs: Any, features: Sequence[Features], parameters: Mapping[str, Json]) -> list[Any]:
         """The logits of each window, [pieces, labels] float32, for `whole`."""
         return [
-            logits[self._held(self.size(window), logits.shape[0])]
+            logits[self.held(self.size(window), logits.shape[0])]
             for window, logits in zip(features, outputs.logits.float().cpu(), strict=True)
         ]
 

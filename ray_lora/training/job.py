@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
 from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec, TransformSpec
 
 
@@ -20,6 +21,7 @@ class Job:
     lora: LoraSpec
     training: TrainingSpec
     augmentation: tuple[TransformSpec, ...] = ()
+    distillation: DistillationSpec = NO_TEACHER
 
 
 @dataclass(frozen=True)

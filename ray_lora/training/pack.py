@@ -34,6 +34,7 @@ from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training.augmented import augmented
 from ray_lora.training.calibration import calibrated
+from ray_lora.training.distillation import check_taught, distilled, taught_by
 from ray_lora.training.evaluation import evaluate
 from ray_lora.training.figures import FIGURES, write_all
 from ray_lora.training.head_start import HeadStarts
@@ -93,7 +94,7 @@ class Pack:
 
         Raises:
             RecipeError: its targets or ranks do not fit the base, or its augmentation does not fit its rows.
-            DataError: its split has no rows.
+            DataError: its split has no rows, or it has a teacher and its rows have no soft targets.
             AdapterError: the checkpoint is of another adapter, or the base writes no answers, which the task's scores
                 ask for.
             CapacityError: no slot is free, or the name is taken.
@@ -104,6 +105,7 @@ class Pack:
         if splits.train.total == 0:
             raise DataError(f"job {job.name!r} has no training rows")
         check_transforms(task, job.augmentation)
+        check_taught(job, task, splits)
         batch = job.training.per_device_train_batch_size * self.group.world
         per_epoch = math.ceil(splits.train.total / batch)
         total = steps_of(job.training, per_epoch)
@@ -155,6 +157,7 @@ class Pack:
         recipe: dict[str, Json] = {"training": job.training.model_dump(mode="json")}
         if job.augmentation:
             recipe["augmentation"] = [transform.model_dump(mode="json") for transform in job.augmentation]
+        recipe |= taught_by(job, learnt)
         if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
             recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
         return self.engine.export(member.slot, Card(task=job.task, metrics=dict(metrics or {}), recipe=recipe))
@@ -229,6 +232,7 @@ class Pack:
             owners += [(member, row) for row in mine]
         prefetch(members)
         tasks = {member.slot: member.task for member in members}
+        teaching = {member.slot: member.job.distillation for member in members}
         spread = spread_windows(tasks, features, slots)
         draws = [draw_of_window(draws[row], number) for row, number in zip(spread.rows, spread.windows, strict=True)]
         with self._timed("augment"):
@@ -240,7 +244,9 @@ class Pack:
             total: Tensor | None = None
             with self._timed("forward"):
                 for task, rows, outputs in forward(self.engine, tasks, features, slots, chunk, draws):
-                    losses, terms = task.loss(outputs, [features[row] for row in rows])
+                    given = [features[row] for row in rows]
+                    losses, terms = task.loss(outputs, given)
+                    losses = distilled(task, losses, outputs, given, [teaching[slots[row]] for row in rows])
                     index = torch.tensor([slots[row] for row in rows], device=device)
                     sums.index_add_(0, index, losses.detach().double())
                     counts.index_add_(0, index, terms.double())

@@ -1,4 +1,4 @@
-"""Packed = alone, and a pack that was killed goes on, for jobs of any task."""
+"""Packed = alone, and a killed pack goes on, for jobs of any task; some are taught where it has soft targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_lora.recipe import LoraSpec, TrainingSpec
+from ray_lora.distillation_spec import NO_TEACHER
+from ray_lora.inference.teacher import soft_targets
+from ray_lora.recipe import DistillationSpec, LoraSpec, TrainingSpec
+from ray_lora.tasks import Features
+from ray_lora.tasks.soft_targets import Distilled
 from ray_lora.training.job import Job, Report
 from ray_lora.training.shards import Split, Splits
 from tests.conformance.case import Case
@@ -63,13 +67,19 @@ def check_resumed(case: Case, tmp_path: Path) -> None:
 
 
 def jobs_of(case: Case) -> list[Job]:
-    """Three jobs on the case's rows that have nothing in common but the task; one trains on altered rows."""
+    """Three jobs on the case's rows that have nothing in common but the task; one trains on altered rows, the others
+    learn from a teacher, each in its own way, where the task has soft targets."""
+    ways = {
+        "small": DistillationSpec(teacher="one", weight=0.7),
+        "late": DistillationSpec(teacher="one", temperature=5),
+    }
 
     def job(name: str, lora: dict[str, Any], **training: Any) -> Job:
         always = {"logging_steps": 1, "eval_steps": 10_000}
         spec = LoraSpec(target_modules=tuple(case.targets), **lora)
         augmentation = fitting(case.task) if name == "large" else ()
-        return Job(name, "rows", case.spec, spec, TrainingSpec(**always | training), augmentation)
+        taught = ways.get(name, NO_TEACHER) if isinstance(case.task, Distilled) else NO_TEACHER
+        return Job(name, "rows", case.spec, spec, TrainingSpec(**always | training), augmentation, taught)
 
     return [
         job("small", {"r": 1}, max_steps=6, learning_rate=1e-2, per_device_train_batch_size=2, seed=1),
@@ -92,7 +102,20 @@ def pack_of(case: Case, slots: int, max_rows: int = 4, output: Path | None = Non
     engine = case.engine(slots)
     engine.reserve_head(case.task.head)
     split = Split(dict(enumerate(case.features)), len(case.features))
-    return WatchedPack(engine, {"rows": Splits(split, split)}, output=output, max_rows=max_rows)
+    train = Split(dict(enumerate(taught_features(case))), len(case.features))
+    return WatchedPack(engine, {"rows": Splits(train, split)}, output=output, max_rows=max_rows)
+
+
+def taught_features(case: Case) -> list[Features]:
+    """The rows with what an untrained head says of each; as they are where the task has no soft targets."""
+    task = case.task
+    if not isinstance(task, Distilled):
+        return case.features
+    engine = case.engine(1)
+    slot = engine.init(LoraSpec(r=1, target_modules=tuple(case.targets)), task.head, seed=7)
+    soft = soft_targets(engine, slot, task, case.features, max_rows=3)
+    engine.close()
+    return [task.with_soft_targets(row, told) for row, told in zip(case.features, soft, strict=True)]
 
 
 def began(pack: WatchedPack, job: Job) -> dict[str, Tensor]:
