@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_lora.adapters.adapter import Adapter
+from ray_lora.adapters.adapter import Adapter, pattern_value
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.pruning.kinds import Kind
 from ray_lora.pruning.plan import Plan
@@ -61,7 +61,7 @@ def cut_state(state: Mapping[str, Tensor], prefix: str, kind: Kind, plan: Plan, 
 
 def cut_adapter(adapter: Adapter, prefix: str, kind: Kind, plan: Plan, sizes: Sizes) -> Adapter:
     """The adapter without what it changes in units that are gone. Its card is that of the whole base."""
-    pairs = {}
+    pairs, ranks, alphas = {}, {}, {}
     for name, pair in adapter.layers.items():
         where = place(name, prefix, kind, plan)
         if where is None:
@@ -71,8 +71,13 @@ def cut_adapter(adapter: Adapter, prefix: str, kind: Kind, plan: Plan, sizes: Si
             outputs, inputs = kept(inner, layer, kind, plan, sizes)
             a = pair.A if inputs is None else pair.A[:, inputs].contiguous()
             b = pair.B if outputs is None else pair.B[outputs].contiguous()
-            pairs[f"{prefix}{kind.blocks}.{layer}.{inner}"] = LowRank(a, b, pair.embedding)
-    return replace(adapter, layers=pairs)
+            new = f"{prefix}{kind.blocks}.{layer}.{inner}"
+            pairs[new] = LowRank(a, b, pair.embedding)
+            ranks[new] = pair.rank
+            alphas[new] = float(pattern_value(adapter.config.alpha_pattern, name, adapter.config.lora_alpha))
+    # patterns name layers by numbers, which are others now
+    told = adapter.config.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas})
+    return replace(adapter, config=told, layers=pairs)
 
 
 def place(module: str, prefix: str, kind: Kind, plan: Plan) -> tuple[int | None, str] | None:
