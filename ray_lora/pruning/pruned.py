@@ -30,6 +30,7 @@ from ray_lora.errors import DataError, RecipeError
 from ray_lora.inference.adopt import mounted
 from ray_lora.inference.predict import predict
 from ray_lora.inference.stored import named_base, task_in
+from ray_lora.inference.windows import spread_windows
 from ray_lora.pruning.cut import cut_adapter, cut_config, cut_state
 from ray_lora.pruning.folder import copy_whole, read_whole, write_card, write_cut
 from ray_lora.pruning.importance import importance_of
@@ -43,6 +44,7 @@ from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Features, Task, scoring_of
 
 MOST_ROWS = 1024
+_TIMED = 32  # rows, one at a time
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,9 @@ def _write(folder: Path, origin: _Origin, plan: Plan, keep: float, scored_by: st
     cut = load_base(BaseSpec(model=str(folder), dtype="float32"))
     card["fingerprint"] = cut.fingerprint
     after = _cut_score(origin, plan, cut)
-    times = milliseconds([base.backbone, cut.backbone], [origin.task.collate([row]) for row in origin.features[:32]])
+    windows = spread_windows({0: origin.task}, origin.features[:_TIMED], [0] * len(origin.features[:_TIMED])).features
+    inputs = [origin.task.collate([row]) for row in windows[:_TIMED]]
+    times = milliseconds([base.backbone, cut.backbone], inputs)
     for told, one, value, time in zip(("before", "after"), (base, cut), (score, after), times, strict=True):
         card[told] |= {"parameters": _count(one.backbone), "ms_a_row": time, "score": value}
     write_card(folder, card)
