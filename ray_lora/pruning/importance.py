@@ -63,7 +63,7 @@ def importance_of(
         AdapterError: the adapter leaves a layer out whose units are to be told apart, or its gradients are no numbers.
     """
     prefix = engine.residents[slot].prefix
-    _check_targets(adapter, prefix, kind, sizes)
+    check_targets(adapter, prefix, kind, sizes)
     whole, batches = sizes.whole, 0
     rows = torch.zeros(whole.layers, whole.rows, dtype=torch.float64)
     groups = torch.zeros(whole.layers, whole.groups or 0, dtype=torch.float64)
@@ -86,7 +86,12 @@ def importance_of(
     return Importance(tuple(rows / batches), tuple(told), tuple((layers / batches).tolist()))
 
 
-def _check_targets(adapter: Adapter, prefix: str, kind: Kind, sizes: Sizes) -> None:
+def check_targets(adapter: Adapter, prefix: str, kind: Kind, sizes: Sizes) -> None:
+    """AdapterError for an adapter without a pair on a layer that units are made of.
+
+    Args:
+        prefix: what the names of its layers begin with.
+    """
     wanted = [f"{prefix}{kind.blocks}.{layer}.{name}" for layer in range(sizes.whole.layers) for name in kind.linears]
     lacking = [name for name in wanted if name not in adapter.layers]
     if lacking:

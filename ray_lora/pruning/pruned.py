@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
@@ -32,8 +32,8 @@ from ray_lora.inference.predict import predict
 from ray_lora.inference.stored import named_base, task_in
 from ray_lora.inference.windows import spread_windows
 from ray_lora.pruning.cut import cut_adapter, cut_config, cut_state
-from ray_lora.pruning.folder import copy_whole, read_whole, write_card, write_cut
-from ray_lora.pruning.importance import importance_of
+from ray_lora.pruning.folder import Whole, copy_whole, read_whole, write_card, write_cut
+from ray_lora.pruning.importance import check_targets, importance_of
 from ray_lora.pruning.kinds import Kind, kind_of
 from ray_lora.pruning.latency import milliseconds
 from ray_lora.pruning.plan import Plan, best_plan, random_plan, whole_plan
@@ -59,6 +59,9 @@ class _Origin:
     task: Task
     features: Sequence[Features]
     rows_sha256: str
+    whole: Whole
+    prefix: str  # of the adapter's names
+    score: float
 
 
 def prune_ref(
@@ -98,19 +101,23 @@ def prune_ref(
     kind = kind_of(opened)
     sizes = Sizes.of(opened.backbone, opened.config, kind)
     shapes = shapes_within(sizes, keep, layers)
+    whole = read_whole(opened)
     engine, slot = mounted(adapter, opened)
     try:
+        prefix = engine.residents[slot].prefix
+        if shapes != [sizes.whole]:
+            check_targets(adapter, prefix, kind, sizes)
         task = task_in(engine, slot, adapter, entry.ref)
         features, mark = _rows(task, data, columns or {}, rows)
-        before = _score(engine, slot, task, features)
+        score = _score(engine, slot, task, features)
     finally:
         engine.close()
-    origin = _Origin(entry, adapter, opened, kind, sizes, task, features, mark)
+    origin = _Origin(entry, adapter, opened, kind, sizes, task, features, mark, whole, prefix, score)
     plan = _plan(origin, shapes, random)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         fresh = Path(temporary) / folder.name
-        card = _write(fresh, origin, plan, keep, "random" if random is not None else "lora", before)
+        card = _write(fresh, origin, plan, keep, "random" if random is not None else "lora")
         if folder.exists():
             folder.rmdir()
         shutil.move(str(fresh), str(folder))
@@ -142,8 +149,12 @@ def _plan(origin: _Origin, shapes: Sequence[Shape], random: int | None) -> Plan:
     """What stays; rows are read for it unless everything does."""
     if list(shapes) == [origin.sizes.whole]:
         return whole_plan(origin.sizes)
-    linears = {name: module for name, module in origin.base.backbone.named_modules() if isinstance(module, nn.Linear)}
-    weights = {name: module.weight.detach().clone() for name, module in linears.items()}
+    begins = origin.whole.prefix
+    weights = {
+        name.removeprefix(begins).removesuffix(".weight"): tensor
+        for name, tensor in origin.whole.state.items()
+        if name.startswith(begins) and name.endswith(".weight") and tensor.dim() == 2
+    }
     ranks = [pair.rank for pair in origin.adapter.layers.values()]
     engine = AdapterEngine(origin.base, slots=1, max_rank=max(ranks, default=1), train=True)
     try:
@@ -157,14 +168,13 @@ def _plan(origin: _Origin, shapes: Sequence[Shape], random: int | None) -> Plan:
     return best if random is None else random_plan(origin.sizes, best.shape, random)
 
 
-def _write(folder: Path, origin: _Origin, plan: Plan, keep: float, scored_by: str, score: float) -> dict[str, Json]:
+def _write(folder: Path, origin: _Origin, plan: Plan, keep: float, scored_by: str) -> dict[str, Json]:
     """The folder with its weights and its card."""
-    base, sizes = origin.base, origin.sizes
+    base, sizes, whole = origin.base, origin.sizes, origin.whole
     card = _card(folder.name, origin, plan, keep, scored_by)
     if plan.shape == sizes.whole:
         copy_whole(folder, base, card)
     else:
-        whole = read_whole(base)
         card["left_out"] = list(whole.left)
         state = dict(whole.state)
         engine = AdapterEngine(base, slots=1, max_rank=1)
@@ -180,7 +190,7 @@ def _write(folder: Path, origin: _Origin, plan: Plan, keep: float, scored_by: st
     windows = spread_windows({0: origin.task}, origin.features[:_TIMED], [0] * len(origin.features[:_TIMED])).features
     inputs = [origin.task.collate([row]) for row in windows[:_TIMED]]
     times = milliseconds([base.backbone, cut.backbone], inputs)
-    for told, one, value, time in zip(("before", "after"), (base, cut), (score, after), times, strict=True):
+    for told, one, value, time in zip(("before", "after"), (base, cut), (origin.score, after), times, strict=True):
         card[told] |= {"parameters": _count(one.backbone), "ms_a_row": time, "score": value}
     write_card(folder, card)
     return card
@@ -226,10 +236,7 @@ def _score(engine: AdapterEngine, slot: int, task: Task, features: Sequence[Feat
 
 def _cut_score(origin: _Origin, plan: Plan, cut: Base) -> float:
     """The metric of the adapter cut like the base, before anything is trained on it."""
-    prefix = (
-        f"{origin.base.prefix}." if any(n.startswith(f"{origin.base.prefix}.") for n in origin.adapter.layers) else ""
-    )
-    small = cut_adapter(origin.adapter, prefix, origin.kind, plan, origin.sizes)
+    small = cut_adapter(origin.adapter, origin.prefix, origin.kind, plan, origin.sizes)
     told = small.card.model_copy(update={"base": cut.id, "base_fingerprint": cut.fingerprint, "sha256": None})
     engine, slot = mounted(replace(small, card=told), cut)
     try:
@@ -239,5 +246,4 @@ def _cut_score(origin: _Origin, plan: Plan, cut: Base) -> float:
 
 
 def _count(backbone: nn.Module) -> int:
-    held: dict[int, Tensor] = {id(parameter): parameter for parameter in backbone.parameters()}
-    return sum(parameter.numel() for parameter in held.values())
+    return sum(parameter.numel() for parameter in backbone.parameters())
