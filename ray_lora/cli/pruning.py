@@ -40,7 +40,7 @@ def prune(
 ) -> None:
     """Cut a base to a share of its parameters, and write it as a base of its own."""
     with answering(as_json) as say:
-        from ray_lora.pruning import check_asked, prune_ref
+        from ray_lora.pruning import check_asked, check_base, prune_ref
 
         columns, ref = columns_of(column), target
         rows_of: str | Sequence[str] | None = data
@@ -50,6 +50,7 @@ def prune(
             recipe = Recipe.load(Path(target), overrides or [])
             output = output or Path(f"{recipe.name}-pruned")
             check_asked(output, keep, rows)
+            check_base(recipe.base, keep, layers)
             from ray_lora.running.trainer import train_recipe
 
             ref, store, tracking_uri = train_recipe(recipe)["ref"], recipe.store, recipe.tracking.uri

@@ -21,7 +21,7 @@ from torch import nn
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
-from ray_lora.bases.load import load_base
+from ray_lora.bases.load import describe_base, load_base
 from ray_lora.data.check import check_tables
 from ray_lora.data.pieces import digest
 from ray_lora.data.rows import read_rows
@@ -132,6 +132,16 @@ def check_asked(folder: Path, keep: float, rows: int) -> None:
         raise RecipeError(f"--keep {keep} is no share of a base; give one above 0 and up to 1, such as 0.4")
     if rows < 1:
         raise RecipeError(f"--rows {rows} must be at least 1")
+
+
+def check_base(spec: BaseSpec, keep: float, layers: int | None = None) -> None:
+    """Whether a base can be cut so, from its config alone.
+
+    Raises:
+        BaseModelError, RecipeError: as `prune_ref`.
+    """
+    base = describe_base(spec)
+    shapes_within(Sizes.of(base.backbone, base.config, kind_of(base)), keep, layers)
 
 
 def _rows(task: Task, data: str | Sequence[str], columns: Mapping[str, str], most: int) -> tuple[list[Features], str]:

@@ -44,6 +44,7 @@ from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Split, Splits
 from tests.conftest import rated
+from tests.unit.bases import open_base, save_base
 from tests.unit.exported import put
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
@@ -487,8 +488,6 @@ def test_wrong_options_are_refused(world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "resnet"])
 def test_a_kind_that_was_not_compared_is_refused_by_name(kind: str, tmp_path: Path) -> None:
-    from tests.unit.bases import open_base, save_base
-
     with pytest.raises(BaseModelError, match=f"pruning of a base of type '{kind}' was not compared"):
         kind_of(open_base(save_base(kind, tmp_path)))
 
@@ -553,6 +552,13 @@ def test_the_command_tells_both_sides(run: Any, world: Path, tmp_path: Path) -> 
     code, _, error = run("prune", "moods", *where[2:])
     assert code == 2
     assert "give --data with rows of its task" in error
+    (tmp_path / "recipe.yaml").write_text(f"{{name: moods, base: {{model: {save_base('gpt2', tmp_path / 'gpt2')}}}}}")
+    code, _, error = run("prune", tmp_path / "recipe.yaml", "--output", tmp_path / "none")
+    assert code == 2
+    assert "pruning of a base of type 'gpt2'" in error
+    code, _, error = run("prune", tmp_path / "recipe.yaml", *where[2:])
+    assert code == 2
+    assert "a recipe says store, tracking and base itself" in error
     code, _, error = run("prune", "moods", "lora.r=4", *where)
     assert code == 2
     assert "'moods' is no recipe" in error
