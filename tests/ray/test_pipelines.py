@@ -65,3 +65,25 @@ def check_answer(task: str, answer: Any) -> None:
     assert isinstance(answer, kind)
     for part in answer if isinstance(answer, list) else [answer]:
         assert part.keys() == keys
+
+
+def test_the_pruned_base_stands_beside_the_whole_and_a_random_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from pipelines import prune
+
+    try:
+        prune.main(["--smoke", "--json"])
+    except DataError as error:
+        pytest.skip(str(error))
+    line = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert line.keys() >= KEYS
+    whole, scored, drawn = line["cuts"]
+    assert [one["how"] for one in line["cuts"]] == ["whole", "lora", "random"]
+    assert scored["layer_parameters"] == drawn["layer_parameters"] <= prune.SHARE * whole["layer_parameters"]
+    assert whole["scores"] == [line["before"]]
+    assert scored["scores"] == line["after"]
+    assert len({one["base"] for one in line["cuts"]}) == 3
+    for answer in line["served"].values():
+        check_answer(line["task"], answer)

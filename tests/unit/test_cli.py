@@ -96,7 +96,7 @@ def last(out: str) -> dict[str, Any]:
 def test_help_names_every_command(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for name in "train search evaluate predict explain merge adapters serve plan schema".split():
+    for name in "train search evaluate predict explain merge prune adapters serve plan schema".split():
         assert f"  {name} " in out
     code, out, _ = run("adapters", "--help")
     assert all(f"  {name} " in out for name in ("list", "show", "alias", "import", "export", "rm"))

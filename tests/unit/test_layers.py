@@ -15,7 +15,7 @@ ROOT = Path(ray_lora.__file__).parent
 LAYERS = [
     {"errors", "atomic", "allowed", "task_spec", "transform_spec", "distillation_spec", "recipe"},
     {"bases", "adapters", "store", "engine", "tasks"},
-    {"data", "inference", "augmentation", "training", "explain", "export"},
+    {"data", "inference", "augmentation", "training", "explain", "export", "pruning"},
     {"running", "tracking", "pyfunc"},
     {"search", "serving"},
     {"cli", "__main__"},
@@ -35,6 +35,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "training": {"inference", "augmentation"},
     "explain": {"inference"},
     "export": {"inference", "data"},
+    "pruning": {"inference", "data"},
     "running": {"tracking"},
     "__main__": {"cli"},
 }
