@@ -122,6 +122,9 @@ class Remembered(tune.Callback):
         numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
         self._told.append((trial.trial_id, numbers))
 
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._told = [told for told in self._told if told[0] != trial.trial_id]  # it begins anew, under another name
+
     def get_state(self) -> dict[str, Any]:
         return {"told": list(self._told)}
 
