@@ -3,6 +3,8 @@ process.
 
     python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha]
         needs: pip install datasets
+    python -m benchmarks.search --early-stopping [--seeds N] [--rows N]
+        the same search, ours alone: with `search.early_stopping: rungs` beside every trial to its end, seed by seed
 
 MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4,
 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last
@@ -14,6 +16,11 @@ which is the fastest setting the other side has; with `--order random` both draw
 
 `cost` is where our seconds went: of the packs' first workers by what they did (`packs`), and processor seconds of every
 process (`processors`).
+
+With `--early-stopping`: `rows_saved` of all rows that are trained on and answered, `time` of the full search's seconds,
+`comparable` the seconds until every configuration has a score at the first rung, as a share of the full search's
+(`of_full`) and of its own (`of_own`); `regret` what the full search's best has more than this one's winner, by the full
+search's scores, and `within` whether that is less than one standard deviation of such a score.
 """
 
 from __future__ import annotations
@@ -34,7 +41,9 @@ from ray import tune
 from benchmarks.machine import RESULTS, write
 from benchmarks.processes import ProcessorTime
 from ray_lora.bases.load import locate
+from ray_lora.inference.intervals import standard_error
 from ray_lora.recipe import Recipe
+from ray_lora.training.history import read_history
 
 RANKS, RATES = (2, 4, 8, 16), (1e-4, 3e-4, 1e-3, 3e-3)
 TRAIN, VALIDATION = "data/tweets/train-1024.parquet", "data/tweets/validation-512.parquet"
@@ -46,7 +55,13 @@ def main() -> None:
     options.add_argument("--side", choices=("both", "ours", "plain"), default="both")
     options.add_argument("--order", choices=("grouped", "random"), default="grouped")
     options.add_argument("--asha", action="store_true")
+    options.add_argument("--early-stopping", action="store_true")
+    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--rows", type=int, help="of training; all of the file's unless given")
     asked = options.parse_args()
+    if asked.early_stopping:
+        ending(asked.seeds, asked.rows)
+        return
     order = "group_by_length" if asked.order == "grouped" else "random"
     name = "search" + ("-random" if order == "random" else "") + ("-asha" if asked.asha else "")
     path = RESULTS / f"{name}.json"
@@ -65,6 +80,96 @@ def main() -> None:
     print(write(name, {"what": __doc__, **result}))
 
 
+def ending(seeds: int, rows: int | None) -> None:
+    """Early stopping beside the full search, seed by seed; the result file grows with each."""
+    found: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        sides = {}
+        for side in ("none", "rungs"):
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+            sides[side] = searched(side, seed, rows)
+            ray.shutdown()
+        found.append({"seed": seed, **compared(sides["none"], sides["rungs"]), **sides})
+        print({key: value for key, value in found[-1].items() if key not in sides}, flush=True)
+        path = write("search-early-stopping", {"what": __doc__, "train_rows": rows, "seeds": found})
+    print(path)
+
+
+def searched(early_stopping: str, seed: int, rows: int | None) -> dict[str, Any]:
+    """One search of the grid: its seconds, and of each configuration what it cost and how it scored."""
+    import pyarrow.parquet as pq
+
+    from ray_lora.search.tuner import LoraTuner
+
+    with tempfile.TemporaryDirectory() as folder:
+        train = Path(folder) / "train.parquet"
+        table = pq.read_table(TRAIN)
+        pq.write_table(table.slice(0, rows or table.num_rows), train)
+        recipe = Recipe.parse(
+            {
+                "name": "benchmark",
+                "task": {"labels": list(LABELS), "max_length": 128},
+                "data": {"train": str(train), "validation": VALIDATION},
+                "training": {"train_sampling_strategy": "group_by_length", "seed": seed},
+                "search": {"early_stopping": early_stopping, "try_default": False},
+                "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+                "output_dir": folder,
+            }
+        )
+        space = {"lora.r": tune.grid_search(list(RANKS)), "training.learning_rate": tune.grid_search(list(RATES))}
+        tuner = LoraTuner(recipe, param_space=space, quiet=True)
+        with ProcessorTime() as used:
+            tuner.fit()
+        ended = time.time()
+        summary, jobs = tuner.summary, Path(folder) / "benchmark/jobs"
+        histories = {trial.name: evaluations(read_history(jobs / trial.name)) for trial in summary.trials}
+        batch = recipe.training.per_device_train_batch_size
+        trials = [
+            {
+                "config": trial.config,
+                "accuracy": trial.metrics["accuracy"],
+                "status": trial.status,
+                "rungs": trial.rungs,
+                "trained": batch * max(line["step"] for line in histories[trial.name]),
+                "answered": sum(line["metrics"].get("validation_rows", summary.rows) for line in histories[trial.name]),
+            }
+            for trial in summary.trials
+        ]
+        came = max(lines[0]["time"] for lines in histories.values())
+        cost = {"packs": tuner.costs, "processors": used.seconds}
+        comparable = tuner.seconds - (ended - came)
+        return {
+            "seconds": tuner.seconds,
+            "comparable": comparable,
+            "rows": summary.rows,
+            "cost": cost,
+            "trials": trials,
+        }
+
+
+def evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "accuracy" in line["metrics"]]
+
+
+def compared(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
+    """What stopping saved, and what it cost."""
+    scores = {json.dumps(trial["config"], sort_keys=True): trial["accuracy"] for trial in full["trials"]}
+    best, winner = max(scores.values()), scores[json.dumps(early["trials"][0]["config"], sort_keys=True)]
+    spent = {
+        name: sum(t["trained"] + t["answered"] for t in side["trials"]) for name, side in (("f", full), ("e", early))
+    }
+    return {
+        "rows_saved": 1 - spent["e"] / spent["f"],
+        "time": early["seconds"] / full["seconds"],
+        "comparable": {
+            "of_full": early["comparable"] / full["seconds"],
+            "of_own": early["comparable"] / early["seconds"],
+        },
+        "regret": best - winner,
+        "within": best - winner <= standard_error(best, full["rows"]),
+    }
+
+
 def ours(asha: bool, order: str) -> dict[str, Any]:
     from ray_lora.search.tuner import LoraTuner
 
@@ -75,7 +180,11 @@ def ours(asha: bool, order: str) -> dict[str, Any]:
                 "task": {"labels": list(LABELS), "max_length": 128},
                 "data": {"train": TRAIN, "validation": VALIDATION},
                 "training": {"train_sampling_strategy": order},
-                "search": {"scheduler": "asha" if asha else "fifo"},
+                "search": {
+                    "scheduler": "asha" if asha else "fifo",
+                    "early_stopping": "none",  # one evaluation an epoch, as the other side has it
+                    "try_default": False,
+                },
                 "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
                 "output_dir": folder,
             }

@@ -144,7 +144,10 @@ class SearchSpec(Spec):
     metric: str | None = None  # null: the task's own
     mode: Literal["max", "min"] | None = None
     searcher: Literal["basic", "optuna"] = "basic"
-    scheduler: Literal["fifo", "asha", "median"] = "fifo"
+    scheduler: Literal["auto", "fifo", "asha", "median"] = "auto"  # auto: asha where there is early stopping, else fifo
+    # evaluations at 1/8, 1/4 and 1/2 of each trial's steps; auto: where there is enough to stop and to stop by
+    early_stopping: Literal["auto", "rungs", "none"] = "auto"
+    try_default: bool = True  # the recipe's own values are a trial too
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     time_budget_s: float | None = Field(default=None, gt=0)
     seed: int = 0

@@ -52,7 +52,7 @@ def _metadata(card: Card) -> str:
         EvalResult(
             task_type=str(task),
             dataset_type="rows",
-            dataset_name=f"{learnt.get('validation.rows', '')} validation rows".strip(),
+            dataset_name=_scored_on(card),
             dataset_revision=learnt.get("validation.sha256"),
             metric_type=name,
             metric_value=value,
@@ -116,6 +116,14 @@ def _learnt(card: Card) -> Mapping[str, str]:
     known = {str(key): str(value) for key, value in told.items()} if isinstance(told, dict) else {}
     whole = all(known.get(f"{split}.rows", "0").isdecimal() for split in ("train", "validation"))
     return known if whole else {}
+
+
+def _scored_on(card: Card) -> str:
+    """What the card's metrics were taken on: all validation rows, or those of a rung of a search."""
+    whole = _learnt(card).get("validation.rows", "")
+    rung: Any = (card.recipe or {}).get("evaluated")
+    part = rung.get("validation_rows") if isinstance(rung, dict) else None
+    return f"{part} of {whole} validation rows" if isinstance(part, int) else f"{whole} validation rows".strip()
 
 
 def _plain(text: str) -> str:

@@ -41,6 +41,7 @@ class Record:
     epoch: float = 0.0
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    rows: int | None = None  # validation rows that the metrics were taken on, where the job says so
     saved_step: int = 0
     error: str | None = None
     notes: list[str] = field(default_factory=list)  # what its workers found that somebody should know
@@ -250,11 +251,10 @@ class Coordinator:
         if metrics and report.error is None:
             self._logs.append({"job": report.job, "step": report.step, "time": time.time(), "metrics": metrics})
         if report.metrics is not None or (report.done and not record.metrics):
-            record.metrics = report.metrics or {}
+            record.metrics, record.rows = report.metrics or {}, report.rows
             record.held = record.followed
-            record.inbox.append(
-                metrics | {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
-            )
+            place = {"step": report.step, "epoch": report.epoch, "total_steps": report.total, "done": report.done}
+            record.inbox.append(metrics | report.rung | place)
         if report.error is not None:
             record.error = report.error
             self._end(record, "failed")

@@ -160,7 +160,9 @@ class PackRun:
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
         self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
-        progress = Progress(title, task_of(prepared.recipe.task).metric, quiet)
+        task = task_of(prepared.recipe.task)
+        rows = {name: source.rows("validation") for name, source in prepared.sources.items()}
+        self._progress = progress = Progress(title, task.metric, quiet, task.metrics[task.metric], rows, jobs)
         identities = {name: source.identity for name, source in prepared.sources.items()}
         self._watch = Watch(self.coordinator, output / "jobs", tracker, progress, identities)
         self.seconds: dict[str, float] = {}
@@ -178,6 +180,10 @@ class PackRun:
         for thread in self._threads:
             thread.start()
         self._watch.start()
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches, unless nothing is to be shown."""
+        self._progress.say(text)
 
     def submit(self, job: Job, config: dict[str, Any]) -> None:
         """Queue a job."""

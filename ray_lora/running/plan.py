@@ -50,7 +50,8 @@ class Plan:
         parameters: trained numbers of one adapter at the recipe's rank, head included.
         adapter_bytes: its file.
         base_bytes, slot_bytes, pass_bytes: memory of the base, of one slot and of one pass.
-        slots: adapters a pack trains at once.
+        slots: adapters a pack trains at once: as many as fill a pass, where there are so many.
+        room: adapters that fit into the free memory, at least one.
     """
 
     base: str
@@ -65,6 +66,7 @@ class Plan:
     pass_bytes: int
     free_bytes: int
     slots: int
+    room: int
     max_rows: int
 
     @property
@@ -139,6 +141,7 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         pass_bytes=pass_bytes,
         free_bytes=free,
         slots=max(1, min(wanted, fits)),
+        room=max(1, fits),
         max_rows=max_rows,
     )
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ray_lora.inference.intervals import scored_on
 from ray_lora.running.coordinator import Record
 
 _LOG_EVERY_S = 10.0
@@ -24,12 +25,25 @@ class Progress:
 
     Args:
         title: what runs.
-        metric: the score that is shown.
+        metric: the score that is shown; mode: whether more of it is better (`max`) or less.
         quiet: show nothing but warnings.
+        rows: validation rows of each job's data, by its name: what a score is taken on, where its job does not say
+            otherwise.
+        expected: jobs that there will be, also those that nobody has submitted yet.
     """
 
-    def __init__(self, title: str, metric: str, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        title: str,
+        metric: str,
+        quiet: bool = False,
+        mode: str = "max",
+        rows: Mapping[str, int] | None = None,
+        expected: int = 0,
+    ) -> None:
         self.title, self.metric, self.quiet = title, metric, quiet
+        self.mode, self.rows, self.expected = mode, rows or {}, expected
+        self._begun: tuple[float, float] | None = None  # when steps were first seen, and how many trials' worth
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._started = time.time()
@@ -48,9 +62,51 @@ class Progress:
             if self._live is None:
                 self._live = Live(console=self._console, refresh_per_second=4, transient=False)
                 self._live.start()
-            self._live.update(table(self.title, self.metric, records))
+            self._live.update(self.table(records))
         else:
             self._log(records)
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        if not self.quiet:
+            self._print(text)
+
+    def table(self, records: Sequence[Record]) -> Table:
+        """The records as a table: each score with its 95 % interval, and the time left below."""
+        shown = Table(title=self.title, title_justify="left", caption=self._left(records), caption_justify="left")
+        for column in ("configuration", "step", "loss", self.metric, "state", "slot"):
+            shown.add_column(column, justify="left" if column in ("configuration", "state") else "right")
+        for record in records:
+            shown.add_row(
+                describe(record.config) or record.job.name,
+                f"{record.step}/{record.total}" if record.total else "-",
+                f"{record.loss:.4f}" if record.loss is not None else "-",
+                self._score(record) or "-",
+                record.status,
+                str(record.slot) if record.status == "running" and record.slot else "-",
+            )
+        return shown
+
+    def _score(self, record: Record) -> str:
+        """A job's score; of how many rows, where its job says so."""
+        score = record.metrics.get(self.metric)
+        if score is None:
+            return ""
+        whole = self.rows.get(record.job.data, 0)
+        part = f" on {record.rows} rows" if record.rows is not None and record.rows < whole else ""
+        return scored_on(score, record.rows or whole, self.mode) + part if whole else f"{score:.4f}"
+
+    def _left(self, records: Sequence[Record]) -> str:
+        """The time left at the pace so far, if nobody is stopped; empty while nothing is known of it."""
+        done, left = work(records, self.expected)
+        if self._begun is None:
+            self._begun = (time.time(), done) if done else None
+            return ""
+        began, before = self._begun
+        if done <= before or not left:
+            return ""
+        seconds = left * (time.time() - began) / (done - before)
+        return f"{'at most ' if any(r.followed for r in records) else ''}{said_time(seconds)} left"
 
     def close(self) -> None:
         """Leave the last table standing."""
@@ -63,9 +119,9 @@ class Progress:
         for record in records:
             if record.status != self._seen.get(record.job.name) and record.status not in ("waiting", "running"):
                 self._seen[record.job.name] = record.status
-                self._print(
-                    f"{describe(record.config) or record.job.name}: {record.status}{_score(record, self.metric)}"
-                )
+                score = self._score(record)
+                told = f", {self.metric} {score}" if score else f" ({record.error})" if record.error else ""
+                self._print(f"{describe(record.config) or record.job.name}: {record.status}{told}")
         if now - self._last_line >= _LOG_EVERY_S:
             self._last_line = now
             counts = {name: sum(r.status == name for r in records) for name in ("running", "waiting", "finished")}
@@ -73,29 +129,27 @@ class Progress:
             state = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             steps = f"; step {done:,} of {total:,}" if total else ""  # a job's steps are known once it runs
             more = f", and those of {counts['waiting']} waiting" if total and counts["waiting"] else ""
-            self._print(f"{state}{steps}{more}")
+            left = self._left(records)
+            self._print(f"{state}{steps}{more}{f'; {left}' if left else ''}")
 
     def _print(self, text: str) -> None:
         sys.stderr.write(f"[{time.time() - self._started:6.1f}s] {self.title}: {text}\n")
         sys.stderr.flush()
 
 
-def table(title: str, metric: str, records: Sequence[Record]) -> Table:
-    """The records as a table; those with the best scores first among the finished."""
-    shown = Table(title=title, title_justify="left")
-    for column in ("configuration", "step", "loss", metric, "state", "slot"):
-        shown.add_column(column, justify="left" if column in ("configuration", "state") else "right")
-    for record in records:
-        score = record.metrics.get(metric)
-        shown.add_row(
-            describe(record.config) or record.job.name,
-            f"{record.step}/{record.total}" if record.total else "-",
-            f"{record.loss:.4f}" if record.loss is not None else "-",
-            f"{score:.4f}" if score is not None else "-",
-            record.status,
-            str(record.slot) if record.status == "running" and record.slot else "-",
-        )
-    return shown
+def work(records: Sequence[Record], expected: int = 0) -> tuple[float, float]:
+    """How many jobs' worth of steps were made, and are left: each job counts as one, those to come too."""
+    done = [record.step / record.total if record.total else 0.0 for record in records]
+    left = [1 - share for record, share in zip(records, done, strict=True) if record.status in ("waiting", "running")]
+    return sum(done), sum(left) + max(0, expected - len(records))
+
+
+def said_time(seconds: float) -> str:
+    """Seconds as people say them: `40 s`, `5 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def describe(config: Mapping[str, Any]) -> str:
@@ -107,8 +161,3 @@ def describe(config: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _score(record: Record, metric: str) -> str:
-    score = record.metrics.get(metric)
-    return f", {metric} {score:.4f}" if score is not None else f" ({record.error})" if record.error else ""

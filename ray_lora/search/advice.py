@@ -30,7 +30,7 @@ def advice(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> str:
     if not scored:
         return "no configuration was evaluated; lower training.learning_rate, or let the search go on for longer"
     best = scored[0]
-    if len(scored) > 1 and len({trial.metrics[metric] for trial in scored}) == 1:
+    if len(scored) > 1 and len({trial.metrics[metric] for trial in scored}) == 1 and not any(t.rows for t in scored):
         return (
             f"all {len(scored)} configurations have the same {metric}: what was searched changes nothing that these "
             "rows show; look at the learning curves, and give it more steps or other keys"
@@ -41,7 +41,7 @@ def advice(scored: Sequence[Trial], metric: str, mode: str, rows: int) -> str:
         return f"the best rate {rates[-1]:.3g} is the largest tried: try rates up to {3 * rates[-1]:.3g}"
     if len(rates) > 1 and best.config[RATE] == rates[0]:
         return f"the best rate {rates[0]:.3g} is the smallest tried: try rates down to {rates[0] / 3:.3g}"
-    small = smallest(scored, metric, mode, rows)
+    small = smallest([t for t in scored if t.rows == best.rows], metric, mode, best.rows or rows)
     if len(ranks) > 1 and small.config.get(RANK, best.config.get(RANK)) < best.config[RANK]:
         return f"rank {small.config[RANK]} is as good as rank {best.config[RANK]} within one standard error: use it"
     if len(ranks) > 1 and best.config[RANK] == ranks[-1]:

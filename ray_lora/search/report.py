@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,20 @@ from ray.tune import ResultGrid
 from rich.table import Table
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.inference.intervals import standard_error
+from ray_lora.inference.intervals import scored_on
 from ray_lora.running.coordinator import Record
 from ray_lora.running.progress import describe
 from ray_lora.search.advice import advice, smallest
+from ray_lora.search.alarms import unreached
 from ray_lora.search.importance import importances
 from ray_lora.search.plots import draw
 from ray_lora.search.summary import Summary, Trial
 from ray_lora.tracking.plain import table
+from ray_lora.training.history import read_history
+from ray_lora.training.rungs import WHOLE
 
 if TYPE_CHECKING:
     from ray_lora.tracking import Tracker
-
-_SURE = 1.96  # standard errors on each side of 95 % of what chance does
 
 
 def summarise(
@@ -38,6 +40,8 @@ def summarise(
     seconds: float,
     rows: int,
     default: Mapping[str, Any],
+    ending: str = "",
+    alarms: Sequence[str] = (),
 ) -> Summary:
     """Put the trials of Ray's ResultGrid in order.
 
@@ -45,24 +49,37 @@ def summarise(
         records: the coordinator's, for states and times of this session's trials.
         rows: validation rows, for the standard error.
         default: the recipe's own values of the searched keys.
+        ending, alarms: as in `Summary`.
     """
     known = {record.job.name: record for record in records}
-    trials = [_trial(grid[number], known, output) for number in range(len(grid))]
+    trials = [_trial(grid[number], known, output, metric, rows) for number in range(len(grid))]
     sign = -1 if mode == "max" else 1
-    trials.sort(key=lambda t: (not _ranked(t, metric), sign * t.metrics[metric] if _ranked(t, metric) else 0.0))
+    trials.sort(key=lambda trial: _place(trial, metric, sign, rows))
     scored = [trial for trial in trials if _ranked(trial, metric)]
+    even = [trial for trial in scored if trial.rows == scored[0].rows]  # of scores that can be compared
+    first = min((rung for trial in scored for rung in trial.rungs), default=None)
+    tried = [(t.config, t.rungs[first]) for t in scored if first in t.rungs] if first is not None else None
     return Summary(
         metric=metric,
         mode=mode,
         trials=trials,
         best=scored[0] if scored else None,
-        smallest=smallest(scored, metric, mode, rows) if scored else None,
+        smallest=smallest(even, metric, mode, even[0].rows or rows) if even else None,
         default=next((trial for trial in scored if trial.config == default), None),
         seconds=seconds,
         rows=rows,
-        importance=importances([(trial.config, trial.metrics[metric]) for trial in scored]),
+        importance=importances(tried or [(trial.config, trial.metrics[metric]) for trial in scored]),
         advice=advice(scored, metric, mode, rows),
+        ending=ending,
+        alarms=[*alarms, *unreached(scored)],
     )
+
+
+def _place(trial: Trial, metric: str, sign: int, rows: int) -> tuple[bool, int, float]:
+    """Where a trial stands: a score on part of the rows is never counted above one on more of them."""
+    if not _ranked(trial, metric):
+        return True, 0, 0.0
+    return False, -(trial.rows or rows), sign * trial.metrics[metric]
 
 
 def _ranked(trial: Trial, metric: str) -> bool:
@@ -80,7 +97,7 @@ def leaderboard(summary: Summary, most: int = 30) -> Table:
         shown.add_row(
             describe(trial.config) + mark,
             said(summary, trial),
-            trial.status + (f": {trial.error.splitlines()[0][:60]}" if trial.error else ""),
+            trial.status + _where(trial) + (f": {trial.error.splitlines()[0][:60]}" if trial.error else ""),
             f"{trial.seconds:.0f}" if trial.seconds is not None else "-",
             f"{trial.bytes / 1e6:.2f} MB" if trial.bytes is not None else "-",
         )
@@ -90,13 +107,20 @@ def leaderboard(summary: Summary, most: int = 30) -> Table:
     return shown
 
 
+def _where(trial: Trial) -> str:
+    """At which part of its steps a trial was stopped."""
+    reached = max((int(rung) for rung in trial.rungs), default=WHOLE)
+    return f" at {Fraction(reached, WHOLE)}" if trial.status == "stopped" and reached < WHOLE else ""
+
+
 def said(summary: Summary, trial: Trial) -> str:
-    """A trial's score with the half of its 95 % interval, where the score is a share of the validation rows."""
+    """A trial's score with the half of its 95 % interval, where the score is a share of the validation rows; and of
+    how many, where those are not all."""
     score = trial.metrics.get(summary.metric)
     if score is None:
         return "-"
-    error = standard_error(score, summary.rows) if summary.mode == "max" else 0.0
-    return f"{score:.4f} ±{_SURE * error:.3f}" if error else f"{score:.4f}"
+    rows = trial.rows or summary.rows
+    return scored_on(score, rows, summary.mode) + (f" on {rows} rows" if rows < summary.rows else "")
 
 
 def closing(summary: Summary) -> list[Any]:
@@ -106,9 +130,8 @@ def closing(summary: Summary) -> list[Any]:
     if best is not None:
         lines.append(f"best        {describe(best.config)}: {summary.metric} {said(summary, best)}")
     if best is not None and default is not None and default is not best:
-        gain = best.metrics[summary.metric] - default.metrics[summary.metric]
         lines.append(
-            f"default     {describe(default.config)}: {said(summary, default)}; the best is {gain:+.4f} from it"
+            f"default     {describe(default.config)}: {said(summary, default)}; {_gained(summary, best, default)}"
         )
     elif default is not None:
         lines.append("default     the best has the recipe's own values")
@@ -118,11 +141,26 @@ def closing(summary: Summary) -> list[Any]:
         lines.append(f"smallest    {describe(small.config)}: {said(summary, small)}")
     if summary.importance:
         shares = ", ".join(f"{key.rpartition('.')[2]} {share:.0%}" for key, share in summary.importance.items())
-        lines.append(f"importance  {shares} of the scores' variance (fANOVA over {len(summary.trials)} trials)")
+        early = " at the first rung" if any(trial.rungs for trial in summary.trials) else ""
+        lines.append(f"importance  {shares} of the scores' variance{early} (fANOVA over {len(summary.trials)} trials)")
     lines.append(f"advice      {summary.advice}")
+    lines += [f"ALARM       {alarm}" for alarm in summary.alarms]
+    if summary.ending:
+        lines.append(f"stopping    {summary.ending}")
     if summary.plots:
         lines.append(f"plots       {', '.join(summary.plots)}")
     return lines
+
+
+def _gained(summary: Summary, best: Trial, default: Trial) -> str:
+    """How far the best is from the recipe's own values, on rows that both were scored on."""
+    if best.rows == default.rows:
+        return f"the best is {best.metrics[summary.metric] - default.metrics[summary.metric]:+.4f} from it"
+    shared = max((int(rung) for rung in default.rungs if rung in best.rungs), default=None)
+    if shared is None:
+        return "it and the best have no rows in common that both were scored on"
+    gain = best.rungs[str(shared)] - default.rungs[str(shared)]
+    return f"the best was {gain:+.4f} from it at {Fraction(shared, WHOLE)} of the steps, on the same rows"
 
 
 def write(summary: Summary, tracker: Tracker, output: Path) -> Summary:
@@ -137,7 +175,7 @@ def write(summary: Summary, tracker: Tracker, output: Path) -> Summary:
     return summary
 
 
-def _trial(result: Any, known: Mapping[str, Record], output: Path) -> Trial:
+def _trial(result: Any, known: Mapping[str, Record], output: Path, metric: str, rows: int) -> Trial:
     metrics = result.metrics or {}
     name = str(metrics.get("trial_id") or Path(result.path).name)
     record = known.get(name)
@@ -146,13 +184,24 @@ def _trial(result: Any, known: Mapping[str, Record], output: Path) -> Trial:
     finished = kept and metrics.get("step") == metrics.get("total_steps")
     status = record.status if record else "finished" if finished else "failed" if result.error else "stopped"
     scores = {k: float(v) for k, v in metrics.items() if isinstance(v, (int, float)) and k in _kept(metrics)}
-    own = Adapter.load(folder).card.metrics if kept else {}
-    if any(scores.get(key) != value for key, value in own.items()):
+    card = Adapter.load(folder).card if kept else None
+    own = card.metrics if card is not None else {}
+    counted = scores.get("validation_rows")
+    if card is not None and any(scores.get(key) != value for key, value in own.items()):
         scores = dict(own)  # it was evaluated once more than Tune heard of before the search was ended
+        counted = (card.recipe or {}).get("evaluated", {}).get("validation_rows")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if kept else None
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     took = (record.ended or 0) - (record.started or 0) if record and record.ended else metrics.get("time_total_s")
-    return Trial(name, dict(result.config or {}), scores, status, str(folder) if kept else None, took, size, error)
+    config, adapter = dict(result.config or {}), str(folder) if kept else None
+    part = int(counted) if counted is not None and counted < rows else None
+    return Trial(name, config, scores, status, adapter, took, size, error, part, _rungs(output / "jobs" / name, metric))
+
+
+def _rungs(folder: Path, metric: str) -> dict[str, float]:
+    """The score at each rung that a job came to, from its history."""
+    lines = [line for line in read_history(folder) if line.get("rung") and metric in line["metrics"]]
+    return {str(line["rung"]["eighths"]): line["metrics"][metric] for line in lines}
 
 
 def _kept(metrics: Mapping[str, Any]) -> set[str]:

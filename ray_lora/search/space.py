@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 from ray import tune
 from ray.tune import TuneConfig
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.sample import Domain
 
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json, Recipe, check_key
+from ray_lora.search.stopping import check_stopping
 from ray_lora.search.trial import job_of
 from ray_lora.tasks import task_of
+from ray_lora.tracking import plain
 
 _SAMPLERS = {
     "grid_search", "choice", "uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint",
@@ -30,6 +34,7 @@ DEFAULT_SPACE: dict[str, dict[str, Json]] = {
 def check_search(recipe: Recipe) -> None:
     """Raise RecipeError for a `search` section that could not run; nothing is started."""
     scored_by(recipe, TuneConfig())
+    check_stopping(recipe, recipe.search.space or ())
     if recipe.search.space is not None:
         check_space(sampled(recipe), recipe)
 
@@ -59,27 +64,44 @@ def sampled(recipe: Recipe) -> dict[str, Any]:
     return space
 
 
-def configured(recipe: Recipe) -> TuneConfig:
-    """The recipe's `search` as Ray's TuneConfig."""
+def configured(recipe: Recipe, space: Mapping[str, Any]) -> TuneConfig:
+    """The recipe's `search` over a space as Ray's TuneConfig, without a scheduler: which one is found once the rows are
+    counted (`search.stopping`)."""
     search = recipe.search
     metric, mode = scored_by(recipe, TuneConfig())
-    scheduler: Any = None
-    if search.scheduler == "asha":
-        scheduler = tune.schedulers.ASHAScheduler(time_attr="training_iteration", max_t=10_000, grace_period=1)
-    elif search.scheduler == "median":
-        scheduler = tune.schedulers.MedianStoppingRule(time_attr="training_iteration", grace_period=1)
+    first = [default_of(recipe, space)] if adds_default(recipe, space) else []
     searcher: Any = None
     if search.searcher == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed)
+        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed, points_to_evaluate=first or None)
+    elif first:
+        searcher = BasicVariantGenerator(points_to_evaluate=first)
     return TuneConfig(
         search_alg=searcher,
-        scheduler=scheduler,
-        num_samples=search.num_samples,
+        num_samples=search.num_samples + len(first),
         max_concurrent_trials=search.max_concurrent_trials,
         time_budget_s=search.time_budget_s,
     )
+
+
+def default_of(recipe: Recipe, space: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's own values of the searched keys; None of an entry that a mapping has not got."""
+    own = plain.flat(recipe.model_dump(mode="json"))
+    return {key: own.get(key) for key in space}
+
+
+def adds_default(recipe: Recipe, space: Mapping[str, Any]) -> bool:
+    """Whether the recipe's own values are a trial beside those of the space: they are asked for, and the grid has not
+    got them anyway. Tune takes no list or mapping as a preset value, and Optuna only what the space allows."""
+    own = default_of(recipe, space)
+    nothing = [key for key, value in own.items() if value is None and "pattern" in key]
+    if not recipe.search.try_default or nothing or any(isinstance(value, (list, dict)) for value in own.values()):
+        return False
+    if recipe.search.searcher == "optuna":
+        return all(sampler.is_valid(own[key]) for key, sampler in space.items() if isinstance(sampler, Domain))
+    grids = [grid_of(s) if isinstance(s, Mapping) and "grid_search" in s else None for s in space.values()]
+    return not all(grid is not None and own[key] in grid for key, grid in zip(space, grids, strict=True))
 
 
 def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
@@ -123,14 +145,14 @@ def grid_of(sampler: Any) -> list[Any] | None:
     return list(sampler.categories) if hasattr(sampler, "categories") else None
 
 
-def count_trials(space: Mapping[str, Any], num_samples: int) -> int:
-    """Trials a basic search will start: grids times samples."""
+def count_trials(space: Mapping[str, Any], num_samples: int, added: int = 0) -> int:
+    """Trials a basic search will start: grids times samples, and of those samples so many that are one trial each."""
     grids = [
         len(sampler["grid_search"])
         for sampler in space.values()
         if isinstance(sampler, Mapping) and "grid_search" in sampler
     ]
-    return math.prod(grids) * max(1, num_samples)
+    return math.prod(grids) * max(1, num_samples - added) + added
 
 
 def with_bounds(recipe: Recipe, space: Mapping[str, Any]) -> Recipe:

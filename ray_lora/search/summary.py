@@ -9,8 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration's end. `adapter` is its PEFT folder as its last evaluation found it: `metrics` are its scores.
-    None when it failed, or was never evaluated."""
+    """One configuration's end.
+
+    Attributes:
+        metrics: scores of its last evaluation.
+        adapter: its PEFT folder as that evaluation found it; None when it failed, or was never evaluated.
+        rows: validation rows that the scores were taken on; None for all of them.
+        rungs: in a search that ends early, the deciding score at each evaluation by eighths of the steps, `{"1": 0.7}`.
+    """
 
     name: str
     config: dict[str, Any]
@@ -20,6 +26,8 @@ class Trial:
     seconds: float | None = None
     bytes: int | None = None
     error: str | None = None
+    rows: int | None = None
+    rungs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,14 @@ class Summary:
     """A finished search.
 
     Attributes:
-        trials: best first.
+        trials: best first; those that were scored on more of the validation rows come before others.
         smallest: of the smallest rank within one standard error of the best.
         default: with the recipe's own values of all searched keys, where that was tried.
         rows: validation rows.
-        importance: each searched key's share of the scores' variance; empty where too few were tried to say.
+        importance: each searched key's share of the scores' variance; empty where too few were tried to say. Of a
+            search that ends early, of the scores at the first rung, which every trial came to.
+        ending: how trials were stopped, in a sentence.
+        alarms: what is wrong with the search itself, a sentence each.
     """
 
     metric: str
@@ -45,6 +56,8 @@ class Summary:
     importance: dict[str, float]
     advice: str
     plots: list[str] = field(default_factory=list)
+    ending: str = ""
+    alarms: list[str] = field(default_factory=list)
 
     @classmethod
     def recall(cls, told: Mapping[str, Any]) -> Summary:
@@ -67,4 +80,6 @@ class Summary:
             importance=told["importance"],
             advice=told["advice"],
             plots=told["plots"],
+            ending=told.get("ending", ""),
+            alarms=told.get("alarms", []),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ray.tune import Trainable
 from ray_lora.allowed import allow
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe, TaskSpec
+from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
+from ray_lora.training.rungs import WHOLE
 
 SEARCHED = ("lora.", "training.", "augmentation", "distillation.weight", "distillation.temperature")
 
@@ -34,16 +37,21 @@ class PackTrial(Trainable):
         task: str = "",
         output: str = "",
         allowed: Sequence[str] = (),
+        rungs: bool = False,
     ) -> None:
         allow(*allowed)  # what the driver's user allowed: the recipe's task may be his own
         self._coordinator, self._output = coordinator, Path(output)
         self._recipe, self._task = Recipe.model_validate_json(recipe), TaskSpec.model_validate_json(task)
+        self._rungs = rungs
         self._joined: str | None = None
-        self._join(config)
+        self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        """The next evaluation of this configuration."""
-        assert self._joined is not None
+        """The next evaluation of this configuration; after a kill, first those that it had before."""
+        if self._recalled:
+            return self._recalled.popleft()
+        if self._joined is None:
+            self._join(self.config)
         result: dict[str, Any] = ray.get(self._coordinator.next_evaluation.remote(self._joined))
         if "error" in result:
             raise RuntimeError(result["error"])
@@ -57,11 +65,13 @@ class PackTrial(Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve the next configuration in this process."""
         self.cleanup()
-        self._join(new_config)
+        self._begin(new_config)
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For schedulers that pause or clone: the pack writes the state now, this copies it."""
+        if self._joined is None:
+            self._join(self.config)
         assert self._joined is not None
         ray.get(self._coordinator.checkpoint.remote(self._joined))
         state = self._output / self._joined / "state"
@@ -71,17 +81,24 @@ class PackTrial(Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint, this trial's own or (when a scheduler clones) another's."""
-        config, trial = self.config, self._joined
+        config, trial = self.config, self.trial_id
         self.cleanup()
+        self._recalled.clear()
         state = Path(checkpoint) / "state"
-        if state.exists() and trial is not None:
+        if state.exists():
             mine = self._output / trial / "state"
             shutil.rmtree(mine, ignore_errors=True)
             shutil.copytree(state, mine)
         self._join(config)
 
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        """Join, unless a killed run has evaluations to tell first: its scheduler decides on each of them as it did."""
+        self._recalled = deque(recalled(self._output / self.trial_id)) if self._rungs else deque()
+        if not self._recalled:
+            self._join(config)
+
     def _join(self, config: Mapping[str, Any]) -> None:
-        job = job_of(self.trial_id, self._recipe, config, self._task)
+        job = job_of(self.trial_id, self._recipe, config, self._task, self._rungs)
         ray.get(self._coordinator.submit.remote(job, flat(config), followed=True))
         self._joined = job.name
 
@@ -95,8 +112,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec) -> Job:
+def recalled(folder: Path) -> list[dict[str, Any]]:
+    """What a trial reported at its rungs, in their order, by its job's folder. Its end is evaluated again."""
+    lines = {line["step"]: line for line in read_history(folder) if line.get("rung", {}).get("eighths", WHOLE) < WHOLE}
+    return [line["metrics"] | line["rung"] | {"step": step, "done": False} for step, line in sorted(lines.items())]
+
+
+def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec, rungs: bool = False) -> Job:
     """The job of one configuration.
+
+    Args:
+        rungs: whether it is evaluated early too.
 
     Raises:
         RecipeError: a value is not allowed, or a key cannot differ between adapters on one base.
@@ -109,7 +135,7 @@ def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec)
             f"and training., not {', '.join(other)}; run one search for each value of it"
         )
     mine = recipe.override(values)
-    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation, mine.distillation)
+    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation, mine.distillation, rungs)
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ it was killed and repeats no finished trial.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ import ray
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.tune import ResultGrid, TuneConfig, Tuner
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import listed
@@ -28,22 +31,31 @@ from ray_lora.running.claims import claimed
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.running.trainer import located
 from ray_lora.search import report
+from ray_lora.search.alarms import few_members
+from ray_lora.search.grid import EvenGrid
 from ray_lora.search.space import (
     DEFAULT_SPACE,
+    adds_default,
     check_space,
     configured,
     count_trials,
+    default_of,
     sampled,
     scored_by,
     values_of,
     with_bounds,
 )
+from ray_lora.search.stopping import Remembered, Stopping, check_stopping, stopping_of
 from ray_lora.search.trial import PackTrial, flat
 from ray_lora.store import open_store, put_once
-from ray_lora.tracking import Tracker, plain
+from ray_lora.tracking import Tracker
+from ray_lora.training.member import steps_of
 
 if TYPE_CHECKING:
     import ray.data
+
+_logger = logging.getLogger(__name__)
+_RESIDENT = 4  # times as many trials as fill a pass are in a pack that most of them leave at the first rungs
 
 
 class LoraTuner:
@@ -73,11 +85,14 @@ class LoraTuner:
             recipe = recipe.override({"search.space": DEFAULT_SPACE})
         self.recipe = recipe
         self.space = flat(param_space) if param_space is not None else sampled(recipe)
-        self.tune_config = tune_config or configured(recipe)
+        check_space(self.space, recipe)
+        check_stopping(recipe, self.space)
+        self._given = tune_config
+        self._added = int(tune_config is None and adds_default(recipe, self.space))
+        self.tune_config = tune_config or configured(recipe, self.space)
         self.datasets, self.scaling_config, self.run_config, self.quiet = datasets, scaling_config, run_config, quiet
         self.seconds = 0.0
         self.folder: Path | None = None
-        check_space(self.space, recipe)
 
     def fit(self) -> ResultGrid:
         """Run the search and return Ray's own ResultGrid; `summary.trials` has the same with their adapter folders.
@@ -86,7 +101,7 @@ class LoraTuner:
             RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
         """
         metric, mode = scored_by(self.recipe, self.tune_config)
-        trials = count_trials(self.space, self.tune_config.num_samples)
+        trials = count_trials(self.space, self.tune_config.num_samples, self._added)
         recipe = with_bounds(self.recipe, self.space)
         prepared = check({self.recipe.name: recipe}, self.datasets, trials, self.quiet)
         if not prepared.sources[recipe.name].rows("validation"):
@@ -105,6 +120,10 @@ class LoraTuner:
         )
         tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
         started = time.perf_counter()
+        self.stopping = self._stopping(prepared, trials)
+        if self.stopping.rungs and recipe.scaling.slots is None:  # all come to the first rung before any goes on
+            slots = min(prepared.plan.room, _RESIDENT * prepared.plan.slots)
+            prepared = dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, slots=slots))
         prepared, packs = spread(prepared, self.scaling_config or scaling_of(recipe), trials)
         at_once = self.tune_config.max_concurrent_trials or packs * prepared.plan.slots
         run = PackRun(
@@ -119,11 +138,15 @@ class LoraTuner:
             at_once=at_once,
             quiet=self.quiet,
         )
+        alarms = few_members(recipe, prepared.plan, packs, trials, at_once)
+        for alarm in alarms:
+            _logger.warning(alarm)
+        run.say(self.stopping.said)
         run.start()
         tuner = self._tuner(prepared, run, output, metric, mode, at_once)
         try:
             try:
-                grid = tuner.fit()
+                grid = EvenGrid(tuner.fit()._experiment_analysis)
                 self.seconds = time.perf_counter() - started
             finally:
                 records = run.finish()
@@ -132,9 +155,10 @@ class LoraTuner:
             raise
         self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         rows = prepared.sources[recipe.name].rows("validation")
-        own = plain.flat(self.recipe.model_dump(mode="json"))
-        default = {key: own.get(key) for key in self.space}
-        summary = report.summarise(grid, records, output, metric, mode, self.seconds, rows, default)
+        default = default_of(self.recipe, self.space)
+        summary = report.summarise(
+            grid, records, output, metric, mode, self.seconds, rows, default, self.stopping.said, alarms
+        )
         self.summary = report.write(summary, tracker, output)
         best = self.summary.best
         if best is not None and best.adapter is not None:
@@ -150,6 +174,14 @@ class LoraTuner:
         self.link = tracker.link()
         return grid
 
+    def _stopping(self, prepared: Prepared, trials: int) -> Stopping:
+        """How this search ends early, now that its rows are counted."""
+        source, training = prepared.sources[self.recipe.name], self.recipe.training
+        workers = self.recipe.scaling.num_workers
+        per_epoch = -(-source.rows("train") // (training.per_device_train_batch_size * workers))
+        steps, rows = steps_of(training, per_epoch), source.rows("validation")
+        return stopping_of(self.recipe, self.space, self._given, trials, steps, rows)
+
     def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, at_once: int) -> Tuner:
         trainable = tune.with_parameters(
             PackTrial,
@@ -158,6 +190,7 @@ class LoraTuner:
             task=prepared.sources[self.recipe.name].task.model_dump_json(),
             output=str(output / "jobs"),
             allowed=listed(),
+            rungs=self.stopping.rungs,
         )
         # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
         trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})
@@ -165,13 +198,20 @@ class LoraTuner:
             self.tune_config,
             metric=metric,
             mode=mode,
+            scheduler=self.stopping.scheduler,
             max_concurrent_trials=at_once,
             reuse_actors=True,
         )
+        if isinstance(config.search_alg, BasicVariantGenerator):  # limits itself, and nobody else may
+            config.search_alg.max_concurrent = config.search_alg.max_concurrent or at_once
+            config.max_concurrent_trials = None
         path = str(output / "tune")
         if Tuner.can_restore(path):
             return Tuner.restore(path, trainable, param_space=self.space, restart_errored=True)
         given = self.run_config
+        callbacks = list(getattr(given, "callbacks", None) or []) if isinstance(given, tune.RunConfig) else []
+        if self._given is None and isinstance(self.stopping.scheduler, ASHAScheduler):
+            callbacks.append(Remembered(self.stopping.scheduler))
         return Tuner(
             trainable,
             param_space=self.space,
@@ -180,7 +220,7 @@ class LoraTuner:
                 name="tune",
                 storage_path=str(output),
                 stop=getattr(given, "stop", None),
-                callbacks=getattr(given, "callbacks", None) if isinstance(given, tune.RunConfig) else None,
+                callbacks=callbacks or None,
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),

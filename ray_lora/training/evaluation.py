@@ -14,18 +14,21 @@ from ray_lora.recipe import Json
 from ray_lora.tasks import Features, scoring_of
 from ray_lora.training.calibration import Losses, calibrates
 from ray_lora.training.member import Member
-from ray_lora.training.shards import Group
+from ray_lora.training.rungs import part_of
+from ray_lora.training.shards import Group, Split
 
 
 def evaluate(
     engine: AdapterEngine, due: Sequence[Member], group: Group, max_rows: int
 ) -> tuple[dict[str, dict[str, float]], list[Member]]:
-    """Each job's scores on its validation rows, of all workers; and the members whose answers are no numbers.
+    """Each job's scores on its validation rows of all workers, at a rung on a part of them; and the members whose
+    answers are no numbers.
 
     A member without validation rows answers its last batch, and has no scores and no temperature. Every worker of the
     group calls it.
     """
-    read: dict[int, list[Features]] = {}  # of each split once: rows on a disk are new objects whenever they are read
+    # of each part of a split once: rows on a disk are new objects whenever they are read
+    read: dict[tuple[int, int], list[Features]] = {}
     rows = {member.job.name: _asked(member, read) for member in due}
     features = [row for member in due for row in rows[member.job.name]]
     slots = [member.slot for member in due for _ in rows[member.job.name]]
@@ -62,12 +65,21 @@ def _calibrates(member: Member) -> bool:
     return member.job.training.calibrate and member.splits.validation is not None and calibrates(member.task)
 
 
-def _asked(member: Member, read: dict[int, list[Features]]) -> list[Features]:
+def _asked(member: Member, read: dict[tuple[int, int], list[Features]]) -> list[Features]:
     """This worker's rows to be answered; `read` has those of the splits that were asked for before."""
     validation = member.splits.validation
     if validation is not None:
-        if id(validation) not in read:
-            read[id(validation)] = list(validation.rows.values())
-        return read[id(validation)]
+        part = (id(validation), member.validation_rows)
+        if part not in read:
+            read[part] = _part(validation, member.validation_rows)
+        return read[part]
     rows = member.splits.train.rows
     return [rows[row] for row in member.last_rows if row in rows]
+
+
+def _part(split: Split, count: int) -> list[Features]:
+    """This worker's share of `count` rows of the whole split, in the split's order."""
+    if count >= split.total:
+        return list(split.rows.values())
+    chosen = part_of(split.total, count)
+    return [split.rows[number] for number in split.rows if number in chosen]

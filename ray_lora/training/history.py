@@ -16,11 +16,18 @@ from typing import Any
 _FILE = "history.jsonl"
 
 
-def write_history(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Append what was logged at a step."""
+def write_history(
+    folder: Path, step: int, metrics: Mapping[str, float], rung: Mapping[str, float] | None = None
+) -> None:
+    """Append what was logged at a step.
+
+    Args:
+        rung: of an evaluation of a job with rungs, its `Report.rung`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _FILE).open("a") as file:
-        file.write(json.dumps({"step": step, "time": time.time(), "metrics": dict(metrics)}) + "\n")
+        line = {"step": step, "time": time.time(), "metrics": dict(metrics)} | ({"rung": dict(rung)} if rung else {})
+        file.write(json.dumps(line) + "\n")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

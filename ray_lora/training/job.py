@@ -13,7 +13,8 @@ from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec, TransformSpec
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to be trained. `task` is completed by its training rows; `data` names the pack's splits."""
+    """One adapter to be trained. `task` is completed by its training rows; `data` names the pack's splits. With `rungs`
+    it is evaluated after an eighth, a quarter and half of its steps (`training.rungs`), and not by `eval_steps`."""
 
     name: str
     data: str
@@ -22,6 +23,7 @@ class Job:
     training: TrainingSpec
     augmentation: tuple[TransformSpec, ...] = ()
     distillation: DistillationSpec = NO_TEACHER
+    rungs: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Report:
         step, total: optimizer steps taken, and to be taken.
         loss: mean training loss since the last report; None when nothing was logged.
         metrics: scores on the validation rows; None when this step had no evaluation.
+        eighths, rows: of a job with rungs: how far it is, and how many validation rows its metrics were taken on.
         saved: a checkpoint was written at this step.
         error: why the job failed; it has left the pack.
     """
@@ -44,6 +47,8 @@ class Report:
     learning_rate: float | None = None
     grad_norm: float | None = None
     metrics: dict[str, float] | None = None
+    eighths: int | None = None
+    rows: int | None = None
     saved: bool = False
     done: bool = False
     error: str | None = None
@@ -53,4 +58,11 @@ class Report:
         """Everything that is to be logged at this step."""
         values = {"loss": self.loss, "learning_rate": self.learning_rate, "grad_norm": self.grad_norm}
         known = {name: value for name, value in values.items() if value is not None} if self.loss is not None else {}
-        return known | (self.metrics or {})
+        return known | (self.metrics or {}) | ({"validation_rows": self.rows} if self.rows is not None else {})
+
+    @property
+    def rung(self) -> dict[str, float]:
+        """Where an evaluation of a job with rungs stands; empty of another."""
+        if self.eighths is None or self.rows is None:
+            return {}
+        return {"eighths": self.eighths, "validation_rows": self.rows}

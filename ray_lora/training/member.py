@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -15,6 +15,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.recipe import Json, TrainingSpec
 from ray_lora.tasks import Features, Task
 from ray_lora.training.job import Job
+from ray_lora.training.rungs import WHOLE, rows_at
 from ray_lora.training.shards import Split, Splits
 
 Order = NDArray[np.int32]  # row numbers of one epoch, [rows]
@@ -33,6 +34,7 @@ class Member:
     per_epoch: int
     batch: int
     sizes: Sequence[int] = ()  # of all training rows, where the order follows from them
+    rungs: Mapping[int, int] = field(default_factory=dict)  # of a job that has them: steps, and which eighth each is
     step: int = 0
     losses: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
@@ -46,6 +48,17 @@ class Member:
     @property
     def epoch(self) -> float:
         return self.step / self.per_epoch
+
+    @property
+    def eighths(self) -> int:
+        """How much of its steps a job with rungs has done, at an evaluation."""
+        return self.rungs.get(self.step, WHOLE)
+
+    @property
+    def validation_rows(self) -> int:
+        """On how many rows, of all workers, it is evaluated at this step; 0 without validation rows."""
+        total = self.splits.validation.total if self.splits.validation is not None else 0
+        return rows_at(self.eighths, total) if self.step in self.rungs else total
 
     def rows_of(self, step: int) -> list[int]:
         """Row numbers of a step's global batch, from its epoch's order."""

@@ -41,6 +41,7 @@ from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.rungs import rungs_of
 from ray_lora.training.samples import page, samples_of
 from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
@@ -115,7 +116,8 @@ class Pack:
             slot = self.engine.load(begin)
             self.engine.drop(slot, job.lora.lora_dropout)
         self.optimizer.join(slot, job.training, total)
-        member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task))
+        rungs = rungs_of(total) if job.rungs else {}
+        member = Member(job, slot, task, splits, total, per_epoch, batch, self._sizes(job, task), rungs)
         self.members[job.name] = member
         try:
             check_continues(self.engine, task)
@@ -160,6 +162,8 @@ class Pack:
         recipe |= taught_by(job, learnt)
         if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
             recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
+        if metrics and member.step in member.rungs:
+            recipe["evaluated"] = {"eighths": member.eighths, "validation_rows": member.validation_rows}
         return self.engine.export(member.slot, Card(task=job.task, metrics=dict(metrics or {}), recipe=recipe))
 
     def save(self, name: str) -> None:
@@ -283,6 +287,8 @@ class Pack:
                 self.members[name].samples = page(samples)
 
     def _evaluates(self, member: Member) -> bool:
+        if member.job.rungs:
+            return member.step in member.rungs or member.step >= member.total
         every = member.job.training.eval_steps or member.per_epoch
         return member.step % every == 0 or member.step >= member.total
 
@@ -294,7 +300,18 @@ class Pack:
             return []
         loss = sum(member.losses) / len(member.losses) if logs and member.losses else None
         shown = Report(
-            member.job.name, member.step, member.total, member.epoch, loss, rate, member.grad_norm, metrics, saves, done
+            member.job.name,
+            member.step,
+            member.total,
+            member.epoch,
+            loss,
+            rate,
+            member.grad_norm,
+            metrics,
+            eighths=member.eighths if member.job.rungs and metrics is not None else None,
+            rows=member.validation_rows if member.job.rungs and metrics is not None else None,
+            saved=saves,
+            done=done,
         )
         if logs:
             member.losses.clear()
@@ -304,7 +321,7 @@ class Pack:
             member.evaluated = settled(exported, member.task, member.answered)
         if logs and writes:
             assert self.output is not None
-            write_history(self.output / member.job.name, member.step, shown.logged)
+            write_history(self.output / member.job.name, member.step, shown.logged, shown.rung)
         if saves:
             self.save(member.job.name)
         if done:

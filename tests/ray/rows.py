@@ -58,6 +58,7 @@ def tiny_recipe(base: Path, folder: Path, **overrides: Any) -> Recipe:
                 "eval_steps": 6,
                 "save_steps": 4,
             },
+            "search": {"try_default": False},
             "tracking": {"uri": None},
             "store": str(folder / "store"),
             "output_dir": str(folder / "runs"),

@@ -21,11 +21,14 @@ from ray.tune.search.optuna import OptunaSearch
 import ray_lora
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RayLoraError, RecipeError
+from ray_lora.recipe import Recipe
 from ray_lora.running.claims import claimed
+from ray_lora.search import stopping
+from ray_lora.search.stopping import tell
 from ray_lora.search.tuner import LoraTuner, search_recipe
 from ray_lora.training.history import read_history
 from tests.ray.own import TYPE
-from tests.ray.rows import alone, history, tiny_recipe
+from tests.ray.rows import alone, history, tiny_recipe, write_rows
 
 GRID = {"lora.r": {"grid_search": [1, 16]}, "training.learning_rate": {"grid_search": [1e-2, 1e-3]}}
 
@@ -321,3 +324,154 @@ def test_a_task_of_the_users_own_reaches_trials_and_packs(
     assert task is not None
     assert task.model_dump() == {"type": TYPE, "labels": ("no", "yes"), "max_length": 16, "loud": True}
     assert len(list((tmp_path / "runs" / "tiny").glob("jobs/*/figures/confusion_matrix.png"))) == 2
+
+
+def rung_recipe(base: Path, folder: Path, name: str, **overrides: Any) -> Recipe:
+    """As the others, evaluated at rungs on 100 validation rows: 24 steps, rungs after 3, 6 and 12. The training loss
+    decides, which differs between any two rates."""
+    if not (folder / "validation-100.jsonl").exists():
+        write_rows(folder / "validation-100.jsonl", 100, seed=2)
+    told = {
+        "data__validation": str(folder / "validation-100.jsonl"),
+        "training__eval_steps": None,
+        "search__early_stopping": "rungs",
+        "search__metric": "loss",
+        "search__mode": "min",
+        "scaling__slots": 4,
+        "scaling__packs": 1,
+    }
+    return tiny_recipe(base, folder, name=name, **told | overrides)
+
+
+RATES = [1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_search_ends_early_and_never_counts_a_part_as_the_whole(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """Eight trials on four slots, the recipe's own values among them; those that are stopped free their slots."""
+    recipe = rung_recipe(
+        tiny_bert_folder,
+        tmp_path,
+        "early",
+        lora__r=2,
+        training__learning_rate=2e-3,
+        search__try_default=True,
+        search__space={"training.learning_rate": {"grid_search": RATES}},
+    )
+    heard = HeardInOrder()
+    tuner = LoraTuner(recipe, run_config=tune.RunConfig(callbacks=[heard]), quiet=True)
+    grid = tuner.fit()
+    summary = tuner.summary
+    assert not grid.errors
+    assert len(summary.trials) == 1 + 7
+    assert summary.default is not None
+    assert summary.default.config == {"training.learning_rate": 2e-3}
+    ended = {trial.name: trial for trial in summary.trials}
+    assert {trial.status for trial in summary.trials} == {"stopped", "finished"}
+    logged = {name: read_history(tmp_path / "runs/early/jobs" / name) for name in ended}
+    for name, lines in logged.items():
+        rungs = [(line["step"], *line["rung"].values()) for line in lines if "rung" in line]
+        assert rungs == [(3, 1, 64), (6, 2, 64), (12, 4, 64), (24, 8, 100)][: len(rungs)]
+        assert lines[-1]["step"] == rungs[-1][0]  # not one step beyond the rung where it was stopped
+        trial = ended[name]
+        assert trial.rows == (None if trial.status == "finished" else 64)
+        assert trial.adapter is not None
+        card = Adapter.load(Path(trial.adapter)).card
+        assert card.metrics["accuracy"] == trial.metrics["accuracy"]
+        assert ("evaluated" in (card.recipe or {})) == (trial.status == "stopped")
+    best = summary.best
+    assert best is not None
+    assert best.rows is None
+    assert best.metrics["loss"] == min(t.metrics["loss"] for t in summary.trials if t.status == "finished")
+    assert grid.get_best_result().metrics["trial_id"] == best.name
+    assert sum(max(line["step"] for line in lines) for lines in logged.values()) < 0.75 * 8 * 24
+    # Ray Tune's ASHA alone, told the same results in the same order, decides the same
+    assert len(heard.told) == sum(len(trial.rungs) for trial in summary.trials)
+    plain = plain_asha()
+    decided = [(name, tell(plain, name, result)) for name, result in heard.told]
+    last = dict(decided)
+    assert set(last.values()) == {"STOP"}
+    assert [action for name, action in decided if action == "STOP"] == ["STOP"] * len(ended)
+
+
+class HeardInOrder(tune.Callback):
+    """What Tune's scheduler decided on, in its order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self.told.append((trial.trial_id, dict(result)))
+
+
+def plain_asha() -> tune.schedulers.ASHAScheduler:
+    return tune.schedulers.ASHAScheduler(
+        time_attr="eighths", metric="loss", mode="min", max_t=8, grace_period=1, reduction_factor=2
+    )
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("kind", ["hyperband", "median"])
+def test_other_schedulers_of_tunes_see_rungs(tiny_bert_folder: Path, tmp_path: Path, kind: str) -> None:
+    """HyperBand pauses trials at rungs, and they go on from them."""
+    recipe = rung_recipe(tiny_bert_folder, tmp_path, kind)
+    scheduler: Any = tune.schedulers.MedianStoppingRule(time_attr="eighths", grace_period=1, min_samples_required=2)
+    if kind == "hyperband":
+        scheduler = tune.schedulers.HyperBandScheduler(time_attr="eighths", max_t=8, reduction_factor=2)
+    space = {"training.learning_rate": tune.grid_search([1e-2, 3e-3, 1e-3, 3e-4, 1e-5, 1e-6, 1e-7, 1e-8])}
+    config = tune.TuneConfig(scheduler=scheduler, metric="loss", mode="min")
+    tuner = LoraTuner(recipe, param_space=space, tune_config=config, quiet=True)
+    grid = tuner.fit()
+    assert not grid.errors
+    assert len(grid) == 8
+    reached = {trial.name: max(map(int, trial.rungs)) for trial in tuner.summary.trials}
+    assert 8 in reached.values()
+    assert min(reached.values()) < 8
+    for name in reached:  # no step was made twice, whoever paused
+        steps = [line["step"] for line in read_history(tmp_path / "runs" / kind / "jobs" / name)]
+        assert len(steps) == len(set(steps))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_search_goes_on_from_the_same_rungs(
+    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler that goes on knows what the killed one was told, and trials go on from their rungs."""
+    recipe = rung_recipe(
+        tiny_bert_folder,
+        tmp_path,
+        "rekindled",
+        training__num_train_epochs=40,
+        search__space={"training.learning_rate": {"grid_search": RATES}},
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json())
+    command = [sys.executable, "-m", "ray_lora", "search", str(tmp_path / "recipe.yaml"), "--json"]
+    run = tmp_path / "runs/rekindled"
+    first = subprocess.Popen(command, cwd=Path.cwd(), start_new_session=True, stderr=subprocess.DEVNULL)
+    while not any(b"eighths" in path.read_bytes() for path in run.rglob("callback-states*.pkl")):
+        time.sleep(0.05)  # until Tune has written down what its scheduler was told
+        assert first.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    told_again: list[tuple[Any, str, float]] = []
+
+    def spy(scheduler: Any, name: str, result: dict[str, float]) -> str:
+        told_again.append((scheduler, name, result["eighths"]))
+        return tell(scheduler, name, result)
+
+    monkeypatch.setattr(stopping, "tell", spy)
+    again = LoraTuner(Recipe.load(tmp_path / "recipe.yaml"), quiet=True)
+    again.fit()
+    assert told_again
+    [memory] = {id(scheduler): scheduler for scheduler, _, _ in told_again}.values()
+    recorded = [set(scores) for _, scores in reversed(memory._brackets[0]._rungs)]  # after 1/8, 1/4, 1/2 and all
+    names = {trial.name for trial in again.summary.trials}
+    assert len(names) == 7
+    assert recorded[0] == names  # it was told by both searches
+    for eighths, came in zip((1, 2, 4), recorded, strict=False):
+        assert came <= {trial.name for trial in again.summary.trials if str(eighths) in trial.rungs}
+    assert again.summary.best is not None
+    assert again.summary.best.status == "finished"
+    for trial in again.summary.trials:
+        steps = {line["step"] for line in read_history(run / "jobs" / trial.name) if "rung" in line}
+        assert sorted(steps) == [60, 120, 240, 480][: len(trial.rungs)]
