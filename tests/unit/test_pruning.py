@@ -367,7 +367,9 @@ def test_an_adapter_is_cut_like_its_base(bert: Path) -> None:
     base, kind, sizes = opened(bert)
     engine = AdapterEngine(base, slots=1, max_rank=8)
     task, _ = rows_for(base)
-    lora = LoraSpec(r=4, rank_pattern={"layer.2.output.dense": 2}, alpha_pattern={"layer.2": 32})
+    lora = LoraSpec(
+        r=4, rank_pattern={"layer.2.output.dense": 2}, alpha_pattern={"layer.2.output.dense": 32, "pooler.dense": 8}
+    )
     adapter = engine.export(engine.init(lora, task.head, 0, task.peft_type))
     engine.close()
     plan = some_plan(sizes, (0, 2))
@@ -375,7 +377,7 @@ def test_an_adapter_is_cut_like_its_base(bert: Path) -> None:
     assert len(small.layers) * 3 == len([name for name in adapter.layers if "pooler" not in name]) * 2 + 3 * len(
         [name for name in adapter.layers if "pooler" in name]
     )
-    for old, new in (("layer.0.", "layer.0."), ("layer.2.", "layer.1.")):
+    for old, new in (("layer.0.", "layer.0."), ("layer.2.", "layer.1."), ("pooler.", "pooler.")):
         for name in (name for name in adapter.layers if old in name):
             assert small.scaling(name.replace(old, new)) == adapter.scaling(name)
     read, write = (small.layers[f"bert.encoder.layer.1.{name}.dense"] for name in ("output", "intermediate"))
