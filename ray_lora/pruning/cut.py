@@ -63,18 +63,18 @@ def cut_adapter(adapter: Adapter, prefix: str, kind: Kind, plan: Plan, sizes: Si
     """The adapter without what it changes in units that are gone. Its card is that of the whole base."""
     pairs, ranks, alphas = {}, {}, {}
     for name, pair in adapter.layers.items():
-        where = place(name, prefix, kind, plan)
-        if where is None:
-            pairs[name] = pair
-        elif where[0] is not None:
+        where, new = place(name, prefix, kind, plan), name
+        if where is not None:
             layer, inner = where
+            if layer is None:
+                continue
             outputs, inputs = kept(inner, layer, kind, plan, sizes)
             a = pair.A if inputs is None else pair.A[:, inputs].contiguous()
             b = pair.B if outputs is None else pair.B[outputs].contiguous()
             new = f"{prefix}{kind.blocks}.{layer}.{inner}"
-            pairs[new] = LowRank(a, b, pair.embedding)
-            ranks[new] = pair.rank
-            alphas[new] = float(pattern_value(adapter.config.alpha_pattern, name, adapter.config.lora_alpha))
+            pair = LowRank(a, b, pair.embedding)
+        pairs[new], ranks[new] = pair, pair.rank
+        alphas[new] = float(pattern_value(adapter.config.alpha_pattern, name, adapter.config.lora_alpha))
     # patterns name layers by numbers, which are others now
     told = adapter.config.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas})
     return replace(adapter, config=told, layers=pairs)

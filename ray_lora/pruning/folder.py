@@ -39,13 +39,14 @@ class Whole:
     Attributes:
         state: its tensors as the files have them, those that they lack left out.
         prefix: what its backbone's names begin with; empty where the class is the backbone.
-        left: names in the files that the class does not know.
+        left: names in the files that the class does not know. missing: names of the class that the files lack.
     """
 
     model: Any
     state: Mapping[str, Tensor]
     prefix: str
     left: tuple[str, ...]
+    missing: frozenset[str] = frozenset()
 
 
 def read_whole(base: Base) -> Whole:
@@ -69,7 +70,7 @@ def read_whole(base: Base) -> Whole:
         odd = sorted(lacking) or [str(key) for key in told["mismatched_keys"]]
         raise BaseModelError(f"base {base.id!r} lacks {odd[0]!r}, or has it in another shape; save it anew")
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in missing}
-    return Whole(model, state, prefix, tuple(sorted(told["unexpected_keys"])))
+    return Whole(model, state, prefix, tuple(sorted(told["unexpected_keys"])), frozenset(missing))
 
 
 def copy_whole(folder: Path, base: Base, card: Mapping[str, Json]) -> None:
@@ -97,14 +98,15 @@ def write_cut(
     with quiet():
         model = model_class(config).to(next(iter(state.values())).dtype)
         told = model.load_state_dict(dict(state), strict=False)
-        if told.unexpected_keys:
-            raise BaseModelError(f"{model_class.__name__} has no {told.unexpected_keys[0]!r} once it is cut")
+        odd = [*told.unexpected_keys, *(set(told.missing_keys) - whole.missing)]
+        if odd:
+            raise BaseModelError(f"{model_class.__name__} and its cut tensors do not agree on {odd[0]!r}")
         model.save_pretrained(folder, state_dict=dict(state))
     _beside(folder, base, card)
-    _compare(folder, model_class, state, set(told.missing_keys))
+    _compare(folder, model_class, state, whole.missing)
 
 
-def _compare(folder: Path, model_class: Any, state: Mapping[str, Tensor], lacking: set[str]) -> None:
+def _compare(folder: Path, model_class: Any, state: Mapping[str, Tensor], lacking: frozenset[str]) -> None:
     """BaseModelError unless `from_pretrained` gives these tensors, bit for bit, and no others but those lacking."""
     with quiet():
         model, told = model_class.from_pretrained(

@@ -124,3 +124,10 @@ def blocks_of(backbone: nn.Module, kind: Kind) -> list[nn.Module]:
     blocks = backbone.get_submodule(kind.blocks)
     assert isinstance(blocks, nn.ModuleList)
     return list(blocks)
+
+
+def linear(module: nn.Module, name: str) -> nn.Linear:
+    """A Linear layer in a module, by its name there."""
+    found = module.get_submodule(name)
+    assert isinstance(found, nn.Linear)
+    return found

@@ -23,7 +23,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import cut_passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.pruning.cut import kept
-from ray_lora.pruning.kinds import Kind
+from ray_lora.pruning.kinds import Kind, linear
 from ray_lora.pruning.plan import Plan
 from ray_lora.pruning.shapes import Sizes
 from ray_lora.tasks import Features, Task
@@ -68,9 +68,7 @@ def refit(
     for number, layer in enumerate(plan.layers):
         for inner in (kind.columns, *([kind.attention.output] if kind.attention is not None else ())):
             name, (_, inputs) = f"{kind.blocks}.{layer}.{inner}", kept(inner, number, kind, plan, sizes)
-            module = engine.base.backbone.get_submodule(name)
-            assert isinstance(module, nn.Linear)
-            if inputs is not None and len(inputs) < module.in_features:
+            if inputs is not None and len(inputs) < linear(engine.base.backbone, name).in_features:
                 wanted[name] = inputs
     found: dict[str, Tensor] = {}
     for name, moments in _moments(engine, task, features, list(wanted)).items():
@@ -107,7 +105,7 @@ def _moments(
     """Of what these modules of the bare base read for rows; padding is left out."""
     held = {}
     for name in names:
-        width = engine.base.backbone.get_submodule(name).in_features
+        width = linear(engine.base.backbone, name).in_features
         held[name] = Moments(torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
     rows = spread_windows({0: task}, features, [0] * len(features)).features
     sizes = [task.size(row) for row in rows]

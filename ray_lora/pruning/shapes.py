@@ -14,7 +14,7 @@ from torch import nn
 
 from ray_lora.errors import RecipeError
 from ray_lora.pruning import kinds
-from ray_lora.pruning.kinds import Kind, blocks_of
+from ray_lora.pruning.kinds import Kind, blocks_of, linear
 
 _LEAST = 16  # a feed-forward part with less than this share of its rows is not tried: a layer less is better
 
@@ -45,16 +45,16 @@ class Sizes:
         blocks = blocks_of(backbone, kind)
         first = blocks[0]
         rows = int(getattr(config, kinds.WIDTH))
-        row = sum(_numbers(first, name) for name in kind.rows) // rows + first.get_submodule(kind.columns).out_features
+        row = sum(_numbers(first, name) for name in kind.rows) // rows + linear(first, kind.columns).out_features
         total = sum(parameter.numel() for parameter in first.parameters())
         if kind.attention is None:
             return cls(Shape(len(blocks), rows), total - rows * row, row)
         groups = int(getattr(config, kinds.KEYS))
         heads = kind.attention
-        width = first.get_submodule(heads.output)
+        width = linear(first, heads.output)
         group = sum(_numbers(first, name) for name in (heads.queries, *heads.keys_values)) // groups
         group += width.in_features * width.out_features // groups
-        dim = first.get_submodule(heads.keys_values[0]).out_features // groups
+        dim = linear(first, heads.keys_values[0]).out_features // groups
         share = int(getattr(config, kinds.HEADS)) // groups
         return cls(Shape(len(blocks), rows, groups), total - rows * row - groups * group, row, group, dim, share)
 

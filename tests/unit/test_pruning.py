@@ -52,13 +52,15 @@ TEXTS = TextClassificationSpec(labels=("negative", "positive"))
 LORA = LoraSpec(r=3, lora_alpha=7)
 
 
-def save(kind: str, folder: Path, tokenizer: Path) -> Path:
+def save(kind: str, folder: Path, tokenizer: Path, **more: Any) -> Path:
     """A random base of three layers in which every unit matters, with what reads its rows."""
     words = {"vocab_size": 200, "pad_token_id": 0}
     config: Any = {
         "bert": lambda: transformers.BertConfig(**words, **SMALL, max_position_embeddings=64),
         "roberta": lambda: transformers.RobertaConfig(**words, **SMALL, max_position_embeddings=66),
-        "llama": lambda: transformers.LlamaConfig(**words, **SMALL, num_key_value_heads=2, max_position_embeddings=64),
+        "llama": lambda: transformers.LlamaConfig(
+            **words, **SMALL, **more, num_key_value_heads=2, max_position_embeddings=64
+        ),
         "vit": lambda: transformers.ViTConfig(**SMALL, image_size=16, patch_size=8),
     }[kind]()
     with torch.random.fork_rng():
@@ -365,7 +367,9 @@ def test_an_adapter_is_cut_like_its_base(bert: Path) -> None:
     base, kind, sizes = opened(bert)
     engine = AdapterEngine(base, slots=1, max_rank=8)
     task, _ = rows_for(base)
-    lora = LoraSpec(r=4, rank_pattern={"layer.2.output.dense": 2}, alpha_pattern={"layer.2": 32})
+    lora = LoraSpec(
+        r=4, rank_pattern={"layer.2.output.dense": 2}, alpha_pattern={"layer.2.output.dense": 32, "pooler.dense": 8}
+    )
     adapter = engine.export(engine.init(lora, task.head, 0, task.peft_type))
     engine.close()
     plan = some_plan(sizes, (0, 2))
@@ -373,7 +377,7 @@ def test_an_adapter_is_cut_like_its_base(bert: Path) -> None:
     assert len(small.layers) * 3 == len([name for name in adapter.layers if "pooler" not in name]) * 2 + 3 * len(
         [name for name in adapter.layers if "pooler" in name]
     )
-    for old, new in (("layer.0.", "layer.0."), ("layer.2.", "layer.1.")):
+    for old, new in (("layer.0.", "layer.0."), ("layer.2.", "layer.1."), ("pooler.", "pooler.")):
         for name in (name for name in adapter.layers if old in name):
             assert small.scaling(name.replace(old, new)) == adapter.scaling(name)
     read, write = (small.layers[f"bert.encoder.layer.1.{name}.dense"] for name in ("output", "intermediate"))
@@ -452,14 +456,16 @@ def test_a_random_cut_has_the_shape_and_other_units(world: Path, tmp_path: Path)
     assert {card["scored_by"] for card in drawn} == {"random"}
 
 
-def test_the_class_with_its_head_is_written(tmp_path: Path, tiny_bert_folder: Path, world: Path) -> None:
-    base = save("llama", tmp_path / "base", tiny_bert_folder)
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_class_with_its_head_is_written(tied: bool, tmp_path: Path, tiny_bert_folder: Path, world: Path) -> None:
+    base = save("llama", tmp_path / "base", tiny_bert_folder, tie_word_embeddings=tied)
     put(tmp_path / "store", base, "moods", TEXTS, LORA)
     where = {"data": str(world / "rows.parquet"), "store": str(tmp_path / "store")}
     card = prune_ref("moods", tmp_path / "small", keep=0.5, **where)
     small = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     whole = transformers.AutoModelForCausalLM.from_pretrained(base)
     assert torch.equal(small.lm_head.weight, whole.lm_head.weight)
+    assert (small.lm_head.weight is small.model.embed_tokens.weight) == tied
     assert small.config.head_dim == whole.config.head_dim == 8
     assert small.config.num_key_value_heads == card["after"]["key_value_heads"]
     assert small.config.num_attention_heads == 2 * card["after"]["key_value_heads"]
