@@ -86,17 +86,17 @@ def configured(recipe: Recipe, space: Mapping[str, Any]) -> TuneConfig:
 
 
 def default_of(recipe: Recipe, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's own values of the searched keys; None of an entry that a mapping has not got."""
+    """The recipe's own values of those searched keys that it has: an entry of a mapping may be missing."""
     own = plain.flat(recipe.model_dump(mode="json"))
-    return {key: own.get(key) for key in space}
+    return {key: own[key] for key in space if key in own}
 
 
 def adds_default(recipe: Recipe, space: Mapping[str, Any]) -> bool:
     """Whether the recipe's own values are a trial beside those of the space: they are asked for, and the grid has not
     got them anyway. Tune takes no list or mapping as a preset value, and Optuna only what the space allows."""
     own = default_of(recipe, space)
-    nothing = [key for key, value in own.items() if value is None and "pattern" in key]
-    if not recipe.search.try_default or nothing or any(isinstance(value, (list, dict)) for value in own.values()):
+    told = len(own) == len(space) and not any(isinstance(value, (list, dict)) for value in own.values())
+    if not recipe.search.try_default or not told:
         return False
     if recipe.search.searcher == "optuna":
         return all(sampler.is_valid(own[key]) for key, sampler in space.items() if isinstance(sampler, Domain))
