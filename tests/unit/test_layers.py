@@ -13,7 +13,7 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "recipe"},
+    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "recipe", "recipe_text"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training", "explain", "export"},
     {"running", "tracking", "pyfunc"},
@@ -25,7 +25,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "allowed": {"errors"},
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
     "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks
-    "recipe": {"errors", "task_spec", "transform_spec"},
+    "recipe": {"errors", "task_spec", "transform_spec", "recipe_text"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
@@ -45,6 +45,7 @@ TORCH_FREE = {
     "task_spec",
     "transform_spec",
     "recipe",
+    "recipe_text",
     "cli",
     "training.job",
     "running.allocator",
