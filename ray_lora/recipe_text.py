@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._level += 1
         if self._level > _DEEPEST:
             why = f"what lies deeper than {_DEEPEST} levels is not read"
-            raise yaml.composer.ComposerError(None, None, why, self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, why, self.get_mark())
         node = super().compose_node(parent, index)
         self._level -= 1
         return node
