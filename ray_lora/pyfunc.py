@@ -3,6 +3,7 @@
     model = mlflow.pyfunc.load_model("models:/tweets@champion")
     model.predict(["what a lovely day"])                       # [{"label": "positive", "score": 0.98}]
     model.predict(pandas.DataFrame({"text": ["what a lovely day"]}))      # a DataFrame with columns label and score
+    model.predict(["what a lovely day"], params={"top_k": 2})  # parameters that its signature names
     labels = {"answer": "label"}                               # of each answer this part alone, as classifiers give it
     mlflow.models.evaluate(uri, rows, targets="truth", model_type="classifier", model_config=labels)
 
@@ -41,17 +42,20 @@ class AdapterModel:
 
         Args:
             model_input: a value of the task's input, a list of them, rows as dicts, or a DataFrame.
-            params: the task's parameters, such as {"top_k": 2}.
+            params: the task's parameters, such as {"top_k": 2}, and `answer`, which goes before the setting. None is as
+                if it were not given: that is what MLflow makes of a parameter that nobody names.
 
         Raises:
             RayLoraError: a row lacks a column, or cannot be read; or an answer has no part of that name.
         """
+        said = {name: value for name, value in (params or {}).items() if value is not None}
+        part = said.pop("answer", self._answer)
         features = self.task.encode([local_row(self.task, value) for value in _values(model_input, self.task.input)])
-        options = [dict(params or {})] * len(features)
+        options = [said] * len(features)
         answers = predict(self._engine, {self._slot: self.task}, features, [self._slot] * len(features), options)
-        if self._answer is not None:
-            answers = [_part(answer, self._answer) for answer in answers]
-        return _framed(answers, model_input.index, self._answer) if _is_frame(model_input) else answers
+        if part is not None:
+            answers = [_part(answer, part) for answer in answers]
+        return _framed(answers, model_input.index, part) if _is_frame(model_input) else answers
 
 
 def _values(given: Any, column: str) -> list[Any]:

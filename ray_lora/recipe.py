@@ -8,7 +8,6 @@ below `task` is the task's own. It knows nothing of tensors, files' contents or 
 
 from __future__ import annotations
 
-import math
 import re
 import types
 import typing
@@ -21,6 +20,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
 from ray_lora.errors import RecipeError, did_you_mean
+from ray_lora.recipe_text import read_yaml, shown
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 from ray_lora.transform_spec import TransformSpec
 
@@ -229,7 +229,7 @@ class Recipe(Spec):
             RecipeError: the file is missing, is not YAML, or breaks a rule; the message names the key.
         """
         try:
-            tree = _read_yaml(Path(path).read_text())
+            tree = read_yaml(Path(path).read_text())
         except FileNotFoundError:
             raise RecipeError(f"recipe {str(path)!r} does not exist; give the path of a YAML recipe") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -246,7 +246,7 @@ class Recipe(Spec):
             if not equals:
                 raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
             try:
-                value = text if text.startswith("*") else _read_yaml(text)  # a glob, and no alias of YAML's
+                value = text if text.startswith("*") else read_yaml(text)  # a glob, and no alias of YAML's
             except yaml.YAMLError as error:
                 reason = " ".join(str(error).split())
                 raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None
@@ -324,26 +324,5 @@ def _say(problem: Mapping[str, Any], task_type: str) -> str:
             return str(error)
         return f"{path!r} is not a key of the recipe"
     given = problem["input"]
-    shown = "" if isinstance(given, (dict, BaseModel)) else f" (given: {given!r})"
-    return f"{path or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _read_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; a recipe's users mean a number."""
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    value = float(str(loader.construct_scalar(node)).replace("_", ""))
-    if not math.isfinite(value):
-        raise yaml.constructor.ConstructorError(None, None, f"{value} is not a finite number", node.start_mark)
-    return value
-
-
-_Loader.add_implicit_resolver(
-    "tag:ray_lora,float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-_Loader.add_constructor("tag:ray_lora,float", _number)
+    told = "" if isinstance(given, (dict, BaseModel)) else f" (given: {shown(given)})"
+    return f"{path or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{told}"

@@ -7,6 +7,7 @@ is unpickled. Knows no cards and no engines.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ COUNTER = "num_batches_tracked"  # of a batch norm in train mode: PEFT asks for 
 _COUNTERS = (f".{COUNTER}", ".position_ids")  # whole numbers that follow from the class
 
 
+_MOST_JSON = 16 << 20  # bytes of a config or a card; that of a thousand layers and labels has some hundred thousand
+
+
 @dataclass(frozen=True)
 class LowRank:
     """One target layer's pair. Linear: A [rank, in], B [out, rank]; Conv2d: A [rank, in / groups, kh, kw],
@@ -47,7 +51,9 @@ class LowRank:
 def read_json(path: Path, where: str) -> dict[str, Any]:
     """The object in a JSON file; AdapterError, which names the folder `where`, when there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(_regular(path, where, _MOST_JSON).read_text())
+    except RecursionError:
+        raise AdapterError(f"{where!r}: {path.name} is nested too deeply to be read") from None
     except FileNotFoundError:
         raise AdapterError(
             f"{where!r} has no {path.name}; an adapter is a folder that PEFT's save_pretrained wrote"
@@ -57,6 +63,20 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterError(f"{where!r}: {path.name} holds a {type(value).__name__}, not an object")
     return value
+
+
+def _regular(path: Path, where: str, most: int | None = None) -> Path:
+    """The path, if a file of at most `most` bytes lies there: a pipe would never end, and a device's end is memory's.
+
+    Raises:
+        AdapterError: something else lies there, or more. OSError: nothing can be seen there.
+    """
+    told = path.stat()
+    if not stat.S_ISREG(told.st_mode):
+        raise AdapterError(f"{where!r}: {path.name} is no regular file; put the file itself there")
+    if most is not None and told.st_size > most:
+        raise AdapterError(f"{where!r}: {path.name} has {told.st_size:,} bytes; at most {most:,} are read of it")
+    return path
 
 
 def find(folder: Path, where: str) -> Path:
@@ -81,7 +101,7 @@ def read_tensors(folder: Path, where: str) -> dict[str, Tensor]:
     if not path.exists():
         raise AdapterError(f"{where!r} has no {WEIGHTS}{_instead(folder)}")
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = load_tensors(_regular(path, where).read_bytes())
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{where!r}: {WEIGHTS} is torn or not safetensors: {error}") from None
     return plain_keys(tensors, where)

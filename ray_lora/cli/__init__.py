@@ -19,7 +19,7 @@ RUNS = (runs.train, runs.search, runs.personal, runs.plan, runs.curve)
 USES = (use.evaluate, use.predict, use.serve, explaining.explain, merging.merge, export.export, pruning.prune)
 for command in (*BEGINNING, *RUNS, *USES, runs.schema):
     app.command()(command)
-for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab):
+for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab, versions.route):
     adapters.app.command()(steering)
 adapters.app.command()(vllm.vllm)
 app.add_typer(adapters.app, name="adapters")

@@ -1,4 +1,4 @@
-"""`ray-lora adapters split|shadow|promote|rollback|ab`: which version answers a bare name, and how the versions did."""
+"""`ray-lora adapters split|shadow|promote|rollback|ab|route`: which version answers a bare name, and how they did."""
 
 from __future__ import annotations
 
@@ -121,6 +121,43 @@ def ab(
         say(found, since, table(_COLUMNS, rows), *(_test(test) for test in found["tests"]))
 
 
+def route(
+    name: Name,
+    gateway: Annotated[str, typer.Option("--gateway", help="The Gateway that the route belongs to.")],
+    service: Annotated[str, typer.Option("--service", help="The endpoint's Service.")] = "ray-lora-serve-svc",
+    port: Annotated[int, typer.Option("--port", help="The Service's port.")] = 8000,
+    path: Annotated[str, typer.Option("--path", help="What the paths of requests begin with.")] = "/v1/",
+    host: Annotated[list[str] | None, typer.Option("--host", help="A host that is asked for; else any.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Of the route.")] = None,
+    store: StoreOption = "./store",
+    tracking_uri: TrackingOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print a name's split as a weighted route of a Kubernetes gateway (an HTTPRoute, in YAML)."""
+    with answering(as_json) as say:
+        import yaml
+
+        from ray_lora.serving.cluster.gateway import http_route, shares
+
+        entry = _open(store, tracking_uri).resolve(name)
+        if entry.name != name:
+            raise RecipeError(f"{name!r} names one version; give the bare name {entry.name!r}, whose split it is")
+        weights = shares(entry.traffic.split or {entry.version: 1})
+        made = http_route(
+            name,
+            weights,
+            gateway=gateway,
+            service=service,
+            port=port,
+            path=path,
+            hosts=tuple(host or ()),
+            namespace=namespace,
+        )
+        lines = [] if entry.traffic.shadow is None else [_NO_SHADOW.format(entry.traffic.shadow)]
+        say({"route": made}, *lines, yaml.safe_dump(made, sort_keys=False, width=1000).rstrip())
+
+
+_NO_SHADOW = "# version {} is a shadow of the bare name, which this route never asks for: it gets no copies"
 _COLUMNS = ["version", "variant", "requests", "errors", "dropped", "mean_ms", "p50_ms", "p95_ms", "labels"]
 _COLUMNS += ["feedback", "feedback_mean"]
 

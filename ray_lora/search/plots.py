@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NAMED = 20  # trials; more have no line of their own in a legend
 _DECADE = 10.0
+_FEW = 6  # rates that are named on an axis, each
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
 
 
@@ -90,14 +91,18 @@ def _rank_by_rate(scored: Sequence[Trial], summary: Summary) -> Figure | None:
     points = axis.scatter(rates, ranks, c=scores, s=sizes, cmap="viridis", edgecolors="black", linewidths=0.5)
     best = shown[0]  # best first
     label = f"{_score(best, summary):.4f}"
-    axis.annotate(label, (best.config[RATE], best.config[RANK]), xytext=(8, 8), textcoords="offset points")
+    place = (best.config[RATE], best.config[RANK])
+    axis.annotate(label, place, xytext=(0, 13), textcoords="offset points", ha="center")
     if min(rates) > 0:
         axis.set_xscale("log")
+    if len(set(rates)) <= _FEW:
+        axis.set_xticks(sorted(set(rates)), [f"{rate:g}" for rate in sorted(set(rates))])
+        axis.minorticks_off()
     if max(ranks) >= _DECADE * min(ranks):
         axis.set_yscale("log", base=2)
     axis.set_yticks(sorted(set(ranks)), [str(rank) for rank in sorted(set(ranks))])
     axis.set(xlabel="learning rate", ylabel="rank", title=f"{summary.metric} by rank and learning rate")
-    axis.margins(0.12)
+    axis.margins(0.15)
     figure.colorbar(points, label=summary.metric)
     return figure
 

@@ -5,6 +5,7 @@ It knows addresses and runs, not what an adapter is.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from ray_lora.store.files import CARD
 from ray_lora.store.line import experiment_id, public, require, sqlite_file, user
+from ray_lora.store.mlflow_signature import add_signature
 from ray_lora.store.store import Cleared
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
-    """Put an `MLmodel` file beside an adapter: `mlflow.pyfunc` then loads it through `ray_lora.pyfunc`."""
+    """Put an `MLmodel` file beside an adapter: `mlflow.pyfunc` then loads it through `ray_lora.pyfunc`. It has the
+    signature and the input example of the task that the adapter's card names."""
     from mlflow.models import Model
 
     model = Model(run_id=run_id)
@@ -60,6 +64,8 @@ def write_mlmodel(folder: Path, run_id: str | None, base: str | None) -> None:
     config = {"base": base, "dtype": "auto", "answer": None}
     version = platform.python_version()
     model.add_flavor("python_function", loader_module="ray_lora.pyfunc", python_version=version, config=config)
+    card = folder / CARD  # plain PEFT folders have none
+    add_signature(model, folder, json.loads(card.read_text()).get("task") if card.exists() else None)
     model.save(str(folder / "MLmodel"))
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import nbformat
 import pyarrow.parquet as pq
 import pytest
+from nbclient import NotebookClient
 
 from tests.documents import ROOT, furnish, run_blocks
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 def test_the_readmes_block_runs(
@@ -51,6 +55,21 @@ def shortened(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_example_runs(script: Path, shortened: Path) -> None:
     assert len(script.read_text().splitlines()) <= 60, "an example is short"
     assert run([sys.executable, str(script)], shortened).strip()
+
+
+@pytest.mark.network
+@pytest.mark.usefixtures("running_ray")
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_notebook_runs(page: Path, shortened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of its own, as somebody runs all its cells; it is kept without outputs."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(page, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(shortened)}}).execute()
+    answer = ast.literal_eval(notebook.cells[-2].outputs[-1]["data"]["text/plain"])
+    assert {"model", "version", "predictions"} <= set(answer)
+    assert answer["predictions"][0]["label"] in ("negative", "positive")
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
 @pytest.mark.network

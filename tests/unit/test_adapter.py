@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -349,6 +352,42 @@ KEY = f"base_model.model.{QUERY}.lora_A.weight"
 )
 def test_tensors_that_are_no_adapter_are_refused(folder: Path, change: Any, match: str) -> None:
     spoiled(folder, change, match)
+
+
+@pytest.mark.parametrize("file", [CONFIG, "ray_lora.json", WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read(folder: Path, file: str, kind: str) -> None:
+    """In a process of its own, whose memory is bounded: a device read to its end would take all there is."""
+    (folder / file).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(folder / file)
+    else:
+        (folder / file).symlink_to("/dev/zero")
+    code = f"""
+import resource, signal
+from pathlib import Path
+from ray_lora.adapters.adapter import Adapter
+from ray_lora.errors import AdapterError
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (1 << 30),) * 2)
+signal.alarm(60)
+try:
+    Adapter.load(Path({str(folder)!r}))
+except AdapterError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"{file} is no regular file" in done.stdout, done.stdout + done.stderr[-500:]
+
+
+def test_configs_that_are_large_or_deep_are_refused(folder: Path) -> None:
+    (folder / CONFIG).write_text("[" * 200_000)
+    with pytest.raises(AdapterError, match=r"nested too deeply|cannot be read"):
+        Adapter.load(folder)
+    with (folder / CONFIG).open("wb") as file:
+        file.truncate(1 << 30)  # a file with a hole: no disk is taken
+    with pytest.raises(AdapterError, match="has 1,073,741,824 bytes; at most 16,777,216 are read"):
+        Adapter.load(folder)
 
 
 def test_files_that_are_missing_or_broken_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, ViTImageProcessor
 
+from ray_lora.adapters.adapter import Card
 from ray_lora.bases.efficientnet import save_folder
+from ray_lora.errors import RayLoraError
+from ray_lora.recipe import LoraSpec
+from ray_lora.store.mlflow_client import write_mlmodel
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
+from tests.mlflow_world import MLFLOW_WARNINGS
 from tests.unit import detection, histories, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
@@ -115,3 +120,50 @@ def test_it_keeps_the_rules(
     cases: dict[str, Case], name: str, check: Callable[[Case, Path], None], tmp_path: Path
 ) -> None:
     check(cases[name], tmp_path)
+
+
+@pytest.mark.filterwarnings(*MLFLOW_WARNINGS)
+@pytest.mark.parametrize("name", [*TASKS, *VARIANTS])
+def test_mlflow_answers_its_input_example(cases: dict[str, Case], name: str, tmp_path: Path) -> None:
+    """By the signature: its columns are the task's, its parameters reach the task, its outputs are what is answered."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import validate_schema
+
+    case = cases[name]
+    engine = case.engine(1)
+    slot = engine.init(
+        LoraSpec(r=2, target_modules=list(case.targets)), case.task.head, seed=0, peft_type=case.task.peft_type
+    )
+    engine.export(slot, Card(task=case.spec)).save(tmp_path / "adapter")
+    engine.close()
+    write_mlmodel(tmp_path / "adapter", None, None)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "adapter"), model_config={"dtype": "float32"})
+    signature = model.metadata.signature
+
+    always = [column for column, told in case.task.columns.items() if told.required == "always"]
+    assert signature.inputs.required_input_names() == always
+    assert set(signature.inputs.input_names()) <= set(case.task.columns)
+    example = model.input_example
+    if case.spec.type == "sequential-recommendation":  # whose items only the base knows
+        assert example is None
+        example = [{"items": list(row["items"])} for row in case.rows]
+    answers = model.predict(example)
+    assert len(answers) == len(example)
+    rows = example if isinstance(example[0], dict) else [{case.task.input: value} for value in example]
+    framed = model.predict(pd.DataFrame(rows))
+    validate_schema(framed, signature.outputs)
+    assert set(framed.columns) == set(signature.outputs.input_names())
+
+    told = {param.name: param.default for param in signature.params if param.default is not None}
+    case.task.check_parameters(told)
+    assert model.predict(example, params=told) == answers
+    for param in signature.params:
+        if param.dtype.name != "boolean":
+            wrong = ["no", 1] if param.shape else -1 if param.dtype.name in ("long", "double") else "nonsense"
+            with pytest.raises((RayLoraError, mlflow.exceptions.MlflowException)):
+                model.predict(example, params={param.name: wrong})
+    with pytest.raises(RayLoraError, match=f"has no '{always[0]}'"):
+        model.predict([{"nobody": "knows it"}])
+    with pytest.raises(RayLoraError, match=f"has no '{always[0]}'"):
+        model.predict(pd.DataFrame({"nobody": ["knows it"], "nor": ["this"]}))

@@ -58,3 +58,13 @@ def test_the_tree_answers_where_things_are() -> None:
         source = (ROOT / path).read_text()
         assert re.search(rf"^\s*(async def|def|class) {name}\b|^{name}\b", source, flags=re.MULTILINE), (path, name)
     assert all((ROOT / path).exists() for path in re.findall(r"`?(ray_lora/[\w/]+\.py)", page))
+
+
+def test_every_test_that_the_page_of_faults_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+?)(…?)`", (ROOT / "docs" / "reliability.md").read_text()))
+    sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"def (test_\w+)\(", sources))
+    assert len(named) > 60
+    for name, begun in named:
+        found = any(test.startswith(name) for test in there) if begun else name in there
+        assert found, f"docs/reliability.md names {name}, which is no test"

@@ -13,7 +13,7 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "distillation_spec", "recipe"},
+    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "distillation_spec", "recipe", "recipe_text"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training", "explain", "export", "pruning"},
     {"running", "tracking", "pyfunc"},
@@ -26,7 +26,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
     "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks
     "distillation_spec": {"task_spec"},
-    "recipe": {"errors", "task_spec", "transform_spec", "distillation_spec"},
+    "recipe": {"errors", "task_spec", "transform_spec", "distillation_spec", "recipe_text"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
@@ -40,7 +40,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "__main__": {"cli"},
 }
 RAY_FROM = 3
-MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "pyfunc")
+MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "store.mlflow_signature", "pyfunc")
 TORCH_FREE = {
     "errors",
     "allowed",
@@ -48,6 +48,7 @@ TORCH_FREE = {
     "transform_spec",
     "distillation_spec",
     "recipe",
+    "recipe_text",
     "cli",
     "training.job",
     "running.allocator",

@@ -135,6 +135,14 @@ FILES = [
     ("just words", "holds a str"),
     ("lora: {r: .nan}", "lora.r"),
     ("training: {learning_rate: 1e999}", "not a finite number"),
+    (
+        "name: a\nlora: {r: 2}\nname: b\n",
+        "line 3(.|\n)*'name' stands in line 1 too|'name' stands in line 1 too(.|\n)*line 3",
+    ),
+    ("training:\n  seed: 1\n  seed: 1\n", "'seed' stands in line 2 too"),
+    ("name: " + "[" * 5000 + "]" * 5000, "deeper than 50 levels"),
+    ("name: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ("a: 1\n---\nb: 2\n", "expected a single document"),
 ]
 
 
@@ -143,6 +151,24 @@ def test_broken_files_are_named(path: Path, text: str, said: str) -> None:
     path.write_text(text)
     with pytest.raises(RecipeError, match=said):
         Recipe.load(path)
+
+
+def test_a_short_text_of_many_aliases_is_a_short_error(path: Path) -> None:
+    lines = ["a: &a [" + ", ".join(["x"] * 9) + "]"]
+    lines += [
+        f"{this}: &{this} [{', '.join([f'*{last}'] * 9)}]" for last, this in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    path.write_text("\n".join([*lines, "name: *i", "store: *i"]))
+    with pytest.raises(RecipeError, match="name") as caught:
+        Recipe.load(path)
+    assert len(str(caught.value)) < 3000
+
+
+def test_a_merged_mapping_may_be_overridden(path: Path) -> None:
+    path.write_text("lora: &usual {r: 4, lora_alpha: 8}\nname: x\n")
+    assert Recipe.load(path).lora.r == 4
+    path.write_text("training: {<<: {seed: 3, warmup_steps: 0.1}, seed: 5}\n")
+    assert (Recipe.load(path).training.seed, Recipe.load(path).training.warmup_steps) == (5, 0.1)
 
 
 def test_missing_file_and_binary_file(tmp_path: Path) -> None:

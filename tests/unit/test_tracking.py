@@ -559,6 +559,33 @@ def test_mlflow_evaluates_a_registered_adapter_as_we_do(uri: str, trained: Path,
     assert told.metrics["accuracy_score"] == pytest.approx((alone["label"] == rows["truth"]).mean())
 
 
+def test_a_parameter_of_mlflow_chooses_a_part_of_answers(trained: Path) -> None:
+    import mlflow
+    from mlflow.models.utils import load_serving_example
+
+    write_mlmodel(trained, None, None)
+    model = mlflow.pyfunc.load_model(str(trained), model_config={"dtype": "float32", "answer": "score"})
+    label, score = model.predict("good", params={"answer": "label"})[0], model.predict("good")[0]
+    assert label in ("bad", "fine", "good")
+    assert isinstance(score, float)
+    model = mlflow.pyfunc.load_model(str(trained), model_config={"dtype": "float32"})
+    assert model.predict("good") == [{"label": label, "score": score}]
+    assert len(model.predict("good", params={"top_k": 3})[0]) == 3
+    request = json.loads(load_serving_example(str(trained)))["inputs"]  # as `mlflow models serve` passes it on
+    assert [set(answer) for answer in model.predict(request)] == [{"label", "score"}] * 2
+
+
+@pytest.mark.parametrize("task", [None, {"type": "shop.tasks:Rating"}])
+def test_mlflow_is_told_nothing_of_tasks_that_nobody_knows(task: Any, trained: Path) -> None:
+    import mlflow
+
+    card = json.loads((trained / "ray_lora.json").read_text())
+    (trained / "ray_lora.json").write_text(json.dumps({**card, "task": task}))
+    write_mlmodel(trained, None, None)
+    model = mlflow.models.Model.load(str(trained / "MLmodel"))
+    assert (model.signature, model.saved_input_example_info) == (None, None)
+
+
 def test_pyfunc_says_which_parts_answers_have(trained: Path) -> None:
     from ray_lora.pyfunc import _load_pyfunc
 

@@ -1,0 +1,80 @@
+"""A recipe's text as plain values: YAML as people write it, and nothing that they did not mean.
+
+    read_yaml("training: {learning_rate: 1e-3}")      # {"training": {"learning_rate": 0.001}}
+
+It knows no keys. A key that stands twice is refused, of which YAML's readers keep the last and say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from typing import Any
+
+import yaml
+
+_DEEPEST = 50  # levels; a reader calls itself for each
+_SHOWN = 300  # letters of a value in a message
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_yaml(text: str) -> Any:
+    """The one document of a text; None of an empty one.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, asks for objects of Python's, has a key twice or a number that is not finite, or
+            lies deeper than 50 levels.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its beginning, whatever its size; aliases can make a short text a very large value."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 200
+    short.maxlevel, short.maxlist = 3, 6
+    text = short.repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; a recipe's users mean a number."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._level += 1
+        if self._level > _DEEPEST:
+            why = f"what lies deeper than {_DEEPEST} levels is not read"
+            raise yaml.composer.ComposerError(None, None, why, self.get_mark())
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: dict[str, Any] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if key.value in seen:
+                first = seen[key.value].line + 1
+                why = f"the key {key.value[:80]!r} stands in line {first} too; write it once"
+                raise yaml.constructor.ConstructorError(None, None, why, key.start_mark)
+            seen[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value = float(str(loader.construct_scalar(node)).replace("_", ""))
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"{value} is not a finite number", node.start_mark)
+    return value
+
+
+_Loader.add_implicit_resolver(
+    "tag:ray_lora,float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_constructor("tag:ray_lora,float", _number)
