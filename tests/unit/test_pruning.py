@@ -316,6 +316,8 @@ def test_the_fit_has_the_smallest_error_near_the_bases_own_weights() -> None:
         tall = torch.cat([given, (500 * ridge).sqrt() * torch.eye(4, dtype=torch.float64)])
         gain = torch.linalg.lstsq(tall, torch.cat([target, torch.zeros(4, 4, dtype=torch.float64)])).solution.T
         torch.testing.assert_close(new[:, inputs], weight[:, inputs] + gain, rtol=1e-4, atol=1e-5)
+        if centred:  # what the bias gains keeps the mean of what comes out
+            torch.testing.assert_close(shift, offset - gain @ values[:, inputs].mean(0), rtol=1e-4, atol=1e-5)
         errors = [
             (values @ weight.T - values[:, inputs] @ one[:, inputs].T - (shift if one is new and centred else 0))
             .square()
