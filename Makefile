@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all test lint clean
+.PHONY: help demo demo-all test lint site clean
 
 PYTHON ?= python3
 KEEP ?=
@@ -21,6 +21,7 @@ help:
 	@echo "make demo-all     every pipeline by three seeds, in one table (an hour or more on two cores; goes on if killed)"
 	@echo "make test         lint, types and tests"
 	@echo "make lint         lint and types"
+	@echo "make site         docs/ as a site: build/site/index.html"
 	@echo "make clean        remove .venv and everything that runs wrote"
 
 demo: .venv/installed
@@ -40,6 +41,10 @@ lint: .venv/installed-test
 	@echo "== mypy"
 	@$(BIN)/mypy
 
+site: .venv/installed-site
+	@$(BIN)/python -m sphinx -q -W --keep-going docs build/site
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache data runs store mlflow.db mlartifacts mlruns
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -57,6 +62,9 @@ endef
 
 .venv/installed-gguf: .venv/installed
 	$(call install,[gguf,speech])
+
+.venv/installed-site: .venv/installed
+	$(call install,[site])
 
 .venv/installed-test: .venv/installed
 	$(call install,[test])
