@@ -134,6 +134,7 @@ class TrainingSpec(Spec):
     logging_steps: int = Field(default=10, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)  # null: once an epoch
     save_steps: int = Field(default=50, ge=1)
+    load_best_model_at_end: bool = False  # the adapter is as its best evaluation found it, and not its last
 
 
 class SearchSpec(Spec):

@@ -96,6 +96,12 @@ def check(
         base = described.result()
     pieces = max(4, first.scaling.num_workers)
     sources = {name: prepare(recipe, datasets, pieces, base.processor, quiet) for name, recipe in recipes.items()}
+    for name, recipe in recipes.items():
+        if recipe.training.load_best_model_at_end and "validation" not in sources[name].splits:
+            raise RecipeError(
+                f"{name}: training.load_best_model_at_end compares scores on validation rows; set data.validation, or "
+                "leave it out"
+            )
     sources = {name: with_soft_targets(recipe, sources[name], base, quiet) for name, recipe in recipes.items()}
     plans = [make_plan(recipe, sources[name].task, base, most_slots) for name, recipe in recipes.items()]
     widest = max(plans, key=lambda plan: plan.max_rank)

@@ -67,6 +67,11 @@ class PersonalTrainer:
         check_parent(recipe.name)
         if recipe.data.validation is not None:
             raise RecipeError("data.validation is given; of everyone's rows the latest choose (personal.held_out)")
+        if recipe.training.load_best_model_at_end:
+            raise RecipeError(
+                "training.load_best_model_at_end is of an adapter that is evaluated while it trains, and people's are "
+                "not: leave it out"
+            )
         if recipe.distillation.teacher is not None:
             raise RecipeError("distillation.teacher is given; people learn from their own rows alone: leave it out")
         self.recipe, self.quiet = recipe, quiet

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.recipe import Json, TrainingSpec
@@ -20,6 +21,15 @@ from ray_lora.training.shards import Split, Splits
 
 Order = NDArray[np.int32]  # row numbers of one epoch, [rows]
 _ORDERS: WeakValueDictionary[tuple[int, int, int], Order] = WeakValueDictionary()  # shared by jobs of one seed
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of a job's evaluations: its score, its step, and what the slot held then, by PEFT's keys."""
+
+    score: float
+    step: int
+    values: Mapping[str, Tensor]
 
 
 @dataclass
@@ -40,6 +50,7 @@ class Member:
     grad_norm: float = 0.0
     order: tuple[int, Order] = (-1, np.zeros(0, np.int32))  # epoch, row numbers
     last_rows: list[int] = field(default_factory=list)  # of the last step's global batch
+    best: Best | None = None  # of its evaluations, where it ends with that
     evaluated: Adapter | None = None  # as its last evaluation in this pack found it
     temperature: float | None = None  # that its validation rows asked for then
     answered: tuple[list[Json], list[Features]] | None = None  # its answers then, and the validation rows

@@ -32,6 +32,7 @@ from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks import Features, Task, build_task
+from ray_lora.training import best
 from ray_lora.training.augmented import augmented
 from ray_lora.training.calibration import calibrated
 from ray_lora.training.distillation import check_taught, distilled, taught_by
@@ -122,7 +123,7 @@ class Pack:
         try:
             check_continues(self.engine, task)
             if state is not None and has_state(state):
-                member.step, member.losses = load_state(state, self.engine, self.optimizer, slot)
+                member.step, member.losses, member.best = load_state(state, self.engine, self.optimizer, slot)
             elif begin is None:
                 with self._timed("head_start"):
                     self.starts.begin(job, task, splits, slot)
@@ -162,6 +163,8 @@ class Pack:
         recipe |= taught_by(job, learnt)
         if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
             recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
+        if metrics and member.best is not None and member.step >= member.total:
+            recipe["evaluated"] = {"step": member.best.step}
         if metrics and member.step in member.rungs:
             recipe["evaluated"] = {"eighths": member.eighths, "validation_rows": member.validation_rows}
         return self.engine.export(member.slot, Card(task=job.task, metrics=dict(metrics or {}), recipe=recipe))
@@ -173,7 +176,7 @@ class Pack:
         if self.output is not None and self.group.rank == 0 and self._is_finite(member):
             folder = self.output / name / "state"
             with self._timed("save"):
-                save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses)
+                save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses, member.best)
 
     def _is_finite(self, member: Member) -> bool:
         """Whether all that a job has trained are finite numbers."""
@@ -197,6 +200,11 @@ class Pack:
         with self._timed("evaluate"):
             due = [member for member in members if member not in failed and self._evaluates(member)]
             scores, lost = evaluate(self.engine, due, self.group, self.max_rows)
+            for member in due:
+                best.see(self.engine, member, scores.get(member.job.name))
+            if changed := best.back(self.engine, [member for member in due if member not in lost]):
+                again, more = evaluate(self.engine, changed, self.group, self.max_rows)
+                scores, lost = scores | again, lost + more
         failed += lost
         with self._timed("samples"):
             self._sample([member for member in members if member not in failed and member.step >= member.total])

@@ -16,18 +16,33 @@ from torch import Tensor
 
 from ray_lora.engine import AdapterEngine, SlotOptimizer
 from ray_lora.errors import AdapterError
+from ray_lora.training.member import Best
 
 _FILE = "state.safetensors"
 
 
 def save_state(
-    folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int, step: int, losses: list[float]
+    folder: Path,
+    engine: AdapterEngine,
+    optimizer: SlotOptimizer,
+    slot: int,
+    step: int,
+    losses: list[float],
+    best: Best | None = None,
 ) -> None:
-    """Write the slot's checkpoint, replacing the last one atomically."""
+    """Write the slot's checkpoint, replacing the last one atomically.
+
+    Args:
+        best: of its evaluations until then, where the job ends with that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     done, moments = optimizer.state(slot)
     tensors = {f"value/{key}": value for key, value in engine.read(slot).items()} | moments
-    meta = {"place": json.dumps({"step": step, "done": done, "losses": losses})}
+    place: dict[str, Any] = {"step": step, "done": done, "losses": losses}
+    if best is not None:
+        tensors |= {f"best/{key}": value for key, value in best.values.items()}
+        place["best"] = {"score": best.score, "step": best.step}
+    meta = {"place": json.dumps(place)}
     fresh = folder / f".{os.getpid()}.tmp"
     save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, fresh, metadata=meta)
     fresh.replace(folder / _FILE)
@@ -38,15 +53,17 @@ def has_state(folder: Path) -> bool:
     return (folder / _FILE).exists()
 
 
-def load_state(folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int) -> tuple[int, list[float]]:
-    """Restore a slot; returns the step it had reached and the losses not yet reported.
+def load_state(
+    folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, slot: int
+) -> tuple[int, list[float], Best | None]:
+    """Restore a slot; returns the step it had reached, the losses not yet reported, and the best of its evaluations.
 
     Raises:
         AdapterError: the checkpoint is torn, or of another adapter.
     """
     path = folder / _FILE
     if not path.exists():
-        return 0, []
+        return 0, [], None
     try:
         tensors, place = _read(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -61,7 +78,10 @@ def load_state(folder: Path, engine: AdapterEngine, optimizer: SlotOptimizer, sl
     moments = {key: value for key, value in tensors.items() if key.startswith("exp_avg")}
     optimizer.restore(slot, int(place["done"]), moments)
     engine.refresh([slot])
-    return int(place["step"]), [float(loss) for loss in place["losses"]]
+    kept = {key.removeprefix("best/"): value for key, value in tensors.items() if key.startswith("best/")}
+    told = place.get("best")
+    best = Best(float(told["score"]), int(told["step"]), kept) if told is not None else None
+    return int(place["step"]), [float(loss) for loss in place["losses"]], best
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
