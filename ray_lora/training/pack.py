@@ -13,7 +13,6 @@ nothing of Ray, trackers or where rows come from.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -23,30 +22,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.adapters.adapter import Adapter
 from ray_lora.augmentation.apply import check_transforms
-from ray_lora.engine import AdapterEngine, HeadSpec, SlotOptimizer, draw_of, draw_of_window, last_layer
+from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of, draw_of_window
 from ray_lora.errors import AdapterError, CapacityError, DataError
 from ray_lora.inference.continued import check_continues
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
-from ray_lora.recipe import Json, TaskSpec
+from ray_lora.recipe import TaskSpec
 from ray_lora.tasks import Features, Task, build_task
 from ray_lora.training import best
 from ray_lora.training.augmented import augmented
-from ray_lora.training.calibration import calibrated
-from ray_lora.training.distillation import check_taught, distilled, taught_by
+from ray_lora.training.distillation import check_taught, distilled
 from ray_lora.training.evaluation import evaluate
-from ray_lora.training.figures import FIGURES, write_all
 from ray_lora.training.head_start import HeadStarts
-from ray_lora.training.history import write_history
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.results import Results
 from ray_lora.training.rungs import rungs_of
 from ray_lora.training.samples import page, samples_of
-from ray_lora.training.settling import settled
 from ray_lora.training.shards import ALONE, Group, Split, Splits
-from ray_lora.training.state import has_state, load_state, save_state
+from ray_lora.training.state import has_state, load_state
 
 __all__ = ["Group", "Pack", "Split", "Splits", "steps_of"]
 
@@ -77,7 +73,7 @@ class Pack:
         self.seconds: dict[str, float] = {}  # where the time of all steps went
         self.starts = HeadStarts(engine, group, max_rows)
         self._tasks: dict[TaskSpec, Task] = {}
-        self._last_layers: dict[HeadSpec, tuple[str, ...]] = {}
+        self._results = Results(engine, self.optimizer, output if group.rank == 0 else None)
 
     def task(self, spec: TaskSpec) -> Task:
         """The task of a spec, one object for equal specs."""
@@ -144,7 +140,7 @@ class Pack:
 
     def stop(self, name: str) -> None:
         """Take a job out before its end: what its last evaluation found is written, and its slot is free."""
-        self._write(self.members[name])
+        self._results.write(self.members[name])
         self.leave(name)
 
     def leave(self, name: str) -> None:
@@ -155,32 +151,13 @@ class Pack:
 
     def export(self, name: str, metrics: Mapping[str, float] | None = None) -> Adapter:
         """The job's adapter as it is now."""
-        member = self.members[name]
-        job, learnt = member.job, self.data[member.job.data].identity
-        recipe: dict[str, Json] = {"training": job.training.model_dump(mode="json")}
-        if job.augmentation:
-            recipe["augmentation"] = [transform.model_dump(mode="json") for transform in job.augmentation]
-        recipe |= taught_by(job, learnt)
-        if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
-            recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
-        if metrics and member.best is not None and member.step >= member.total:
-            recipe["evaluated"] = {"step": member.best.step}
-        if metrics and member.step in member.rungs:
-            recipe["evaluated"] = {"eighths": member.eighths, "validation_rows": member.validation_rows}
-        return self.engine.export(member.slot, Card(task=job.task, metrics=dict(metrics or {}), recipe=recipe))
+        return self._results.adapter(self.members[name], metrics)
 
     def save(self, name: str) -> None:
         """Write a job's checkpoint; every worker calls it, the first one writes. One whose values are no longer finite
         keeps the checkpoint it has."""
-        member = self.members[name]
-        if self.output is not None and self.group.rank == 0 and self._is_finite(member):
-            folder = self.output / name / "state"
-            with self._timed("save"):
-                save_state(folder, self.engine, self.optimizer, member.slot, member.step, member.losses, member.best)
-
-    def _is_finite(self, member: Member) -> bool:
-        """Whether all that a job has trained are finite numbers."""
-        return all(bool(value.isfinite().all()) for value in self.engine.read(member.slot).values())
+        with self._timed("save"):
+            self._results.checkpoint(self.members[name])
 
     # ---------------------------------------------------------------- one step for all
 
@@ -290,7 +267,7 @@ class Pack:
 
     def _sample(self, members: Sequence[Member]) -> None:
         """Have those that are done write some texts; the first worker does."""
-        if members and self.output is not None and self.group.rank == 0:
+        if members and self._results.output is not None:
             for name, samples in samples_of(self.engine, members).items():
                 self.members[name].samples = page(samples)
 
@@ -323,35 +300,15 @@ class Pack:
         )
         if logs:
             member.losses.clear()
-        writes = self.output is not None and self.group.rank == 0
-        if writes and (done or metrics is not None):
-            exported = self._calibrated(member, self.export(member.job.name, metrics))
-            member.evaluated = settled(exported, member.task, member.answered)
-        if logs and writes:
-            assert self.output is not None
-            write_history(self.output / member.job.name, member.step, shown.logged, shown.rung)
+        if done or metrics is not None:
+            self._results.evaluated(member, metrics)
+        if logs:
+            self._results.note(member, shown)
         if saves:
             self.save(member.job.name)
         if done:
             self.stop(member.job.name)
         return [shown]
-
-    def _calibrated(self, member: Member, adapter: Adapter) -> Adapter:
-        head = member.task.head
-        if member.temperature is not None and head not in self._last_layers:
-            self._last_layers[head] = last_layer(self.engine, head)
-        return calibrated(adapter, member.temperature, self._last_layers.get(head, ()))
-
-    def _write(self, member: Member) -> None:
-        """Write the adapter that the last evaluation found, replacing what a killed run left."""
-        if self.output is None or member.evaluated is None:
-            return
-        folder, fresh = (self.output / member.job.name / name for name in ("adapter", "adapter.tmp"))
-        shutil.rmtree(fresh, ignore_errors=True)
-        member.evaluated.save(fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-        write_all(member, self.output / member.job.name / FIGURES)
 
     def _fail(self, member: Member) -> Report:
         """Take a job out that cannot go on; what its last evaluation found and its last checkpoint stay in its

@@ -115,6 +115,9 @@ def test_what_is_wrong_is_said_before_any_worker_starts(tiny_bert_folder: Path, 
         LoraTrainer(recipe.override({"lora.target_modules": ["querry"]}), quiet=True).fit()
     with pytest.raises(DataError, match=r"no column 'txt'.*did you mean 'text'"):
         LoraTrainer(recipe.override({"data.columns": {"text": "txt"}}), quiet=True).fit()
+    alone = {"training.load_best_model_at_end": True, "data.validation": None}
+    with pytest.raises(RecipeError, match=r"load_best_model_at_end compares scores on validation rows; set data"):
+        LoraTrainer(recipe.override(alone), quiet=True).fit()
     (tmp_path / "odd.jsonl").write_text('{"text": "a b", "label": "maybe"}\n')
     with pytest.raises(DataError, match="row 1: label 'maybe' is not one of"):
         LoraTrainer(recipe.override({"data.validation": str(tmp_path / "odd.jsonl")}), quiet=True).fit()

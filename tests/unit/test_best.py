@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import LoraSpec
+from ray_lora.errors import RecipeError
+from ray_lora.recipe import LoraSpec, Recipe
+from ray_lora.running.people import PersonalTrainer
 from ray_lora.tasks import build_task
 from ray_lora.training.job import Job, Report
 from ray_lora.training.shards import Split, Splits
@@ -95,6 +97,12 @@ def test_scores_on_a_part_of_the_rows_are_no_rivals(folder: Path) -> None:
     assert seen == [64, 64, 100]
     assert member.best is not None
     assert member.best.step == 16
+
+
+def test_people_have_none(folder: Path) -> None:
+    recipe = Recipe.parse({"name": "shops", "base": {"model": str(folder)}, "data": {"train": "rows.csv"}})
+    with pytest.raises(RecipeError, match="load_best_model_at_end is of an adapter that is evaluated while it trains"):
+        PersonalTrainer(recipe.override({"training.load_best_model_at_end": True}))
 
 
 def test_of_other_jobs_nothing_is_kept(folder: Path) -> None:
