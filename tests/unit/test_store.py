@@ -617,7 +617,8 @@ def test_the_registry_shows_people_what_they_look_for(tmp_path: Path, mlflow_sto
     assert version.tags["sha256"] == adapter().sha256
     assert json.loads(version.tags["labels"]) == ["no", "yes"]
     held = {path.name for path in Path(version.source.removeprefix("file://")).iterdir()}
-    assert held == {"README.md", "MLmodel", "adapter_config.json", "adapter_model.safetensors", "ray_lora.json"}
+    files = {"README.md", "MLmodel", "adapter_config.json", "adapter_model.safetensors", "ray_lora.json"}
+    assert held == files | {"input_example.json", "serving_input_example.json"}
 
 
 def test_other_models_of_the_registry_are_not_adapters(tmp_path: Path, mlflow_store: MlflowStore) -> None:
