@@ -563,7 +563,18 @@ def test_the_doctor_says_what_is_there_and_what_is_wrong(
     declared = importlib.metadata.metadata("ray_lora").get_all("Provides-Extra")
     with monkeypatch.context() as patch:  # as where none of the extras is installed
         real = importlib.metadata.version
-        packages = ("kornia", "gguf", "monai", "jiwer", "soundfile", "onnx", "onnxruntime", "onnxscript")
+        packages = (
+            "kornia",
+            "gguf",
+            "monai",
+            "jiwer",
+            "soundfile",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "furo",
+            "sphinx",
+        )
         patch.setattr("importlib.metadata.version", lambda name: missing(name) if name in packages else real(name))
         advice = [line.advice for line in examine(port=0) if line.what.startswith("extra ")]
     assert advice == [f"pip install 'ray_lora[{extra}]'" for extra in sorted(set(declared or ()) - {"test"})]
