@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 from ray_lora.errors import RecipeError
 from ray_lora.serving import AppArgs, build_app, run
+from ray_lora.serving.cluster.ingress import free_port
 from tests.unit.serving_world import make_adapter, make_base, peft_probabilities
 
 TEXTS = ["a lovely day", "the film was very dull and so slow", "good"]
@@ -113,6 +114,17 @@ def test_a_killed_replica_comes_back(address: str) -> None:
             assert response.status_code in (500, 503), response.text
             time.sleep(0.2)
         assert client.get("/v1/status").json()["batches"]["rows"] == 1  # another process
+
+
+def test_a_second_start_says_where_the_running_serve_is(world: Path, address: str) -> None:
+    """Its proxies listen where they were started, whatever port the second one asks for."""
+    folders = {"store": str(world / "store"), "results": str(world / "results")}
+    args = AppArgs(**folders, dtype="float32", slots=2, max_rank=8, port=0)
+    running = int(address.rpartition(":")[2])
+    with pytest.raises(RecipeError, match=rf"this cluster's Serve listens on {running} already; leave port out"):
+        run(AppArgs(**folders, dtype="float32", slots=2, max_rank=8, port=free_port()), block=False)
+    assert run(args, block=False) == address
+    assert httpx.get(f"{address}/v1/models", timeout=120).status_code == 200
 
 
 def test_the_builder_takes_what_serve_run_gives_it(world: Path) -> None:

@@ -83,9 +83,11 @@ def _word(model: str) -> str:
 def run(args: AppArgs, block: bool = True) -> str:
     """Start Ray (or join the cluster that `RAY_ADDRESS` names), serve, and return the endpoint's address.
 
-    With `block` it returns after an interrupt, having shut Serve down. `port=0` takes a free one.
+    With `block` it returns after an interrupt, having shut Serve down. `port=0` takes a free one. Where Serve runs
+    already, its address stays what it is.
 
     Raises:
+        RecipeError: Serve runs already, at another port than the one asked for.
         RecipeError, BaseModelError: the store and the base do not make an endpoint; nothing was started.
         RecipeError: the port is somebody else's; nothing is served.
     """
@@ -119,12 +121,13 @@ def run(args: AppArgs, block: bool = True) -> str:
         port = args.port or ingress.free_port()
         with in_a_sentence("the endpoint"):
             _start_serve(args.host, port)
+            host, port = _bound(args, port)
             serve.run(build_app(app_args), name="ray_lora", route_prefix="/")
     except StartError:
         if started:
             ray.shutdown()
         raise
-    address = f"http://{args.host}:{port}"
+    address = f"http://{host}:{port}"
     if block:
         print(f"serving {args.store} at {address} (a page to try it on: /, API: /docs); Ctrl-C ends it", flush=True)  # noqa: T201
         print(f"metrics for Prometheus at {', '.join(pages())}", flush=True)  # noqa: T201
@@ -147,6 +150,21 @@ def _start_serve(host: str, port: int) -> None:
         except TimeoutError:
             if not left:
                 raise
+
+
+def _bound(args: AppArgs, port: int) -> tuple[str, int]:
+    """Where Serve listens: a Serve that was started before keeps its own address, whatever it is asked for."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    assert client is not None  # Serve was just started
+    told = client.http_config
+    if told.port != port and args.port and "port" in args.model_fields_set:
+        raise RecipeError(
+            f"port {port} is asked for, and this cluster's Serve listens on {told.port} already; leave port out, or "
+            "shut that Serve down first (serve shutdown)"
+        )
+    return (args.host if told.port == port else told.host), told.port
 
 
 def _crowded(args: AppArgs) -> bool:
