@@ -1,12 +1,11 @@
 """A base in int8 and nf4 beside the same in float32 and bfloat16: memory, time, and what its adapters are worth.
 
-    python -m benchmarks.few_bits [--seeds 3] [--skip-writing]
+    python -m benchmarks.few_bits [--seeds 3]
 
     bytes           of the base's numbers, and as a share of float32's; resident_mb: of a process that holds it in an
                     engine of one slot, without what such a process has before
-    pass_ms         one pass of 32 tweets of four adapters; one_ms: of one tweet; step_ms: one decoding step of 8 rows
-    accuracy        on held-out tweets of adapters trained on this base, all seeds in one pack; perplexity: of one that
-                    writes as the World Factbook does, trained for 30 steps of 8 rows
+    pass_ms         one pass of 32 tweets of four adapters; one_ms: of one tweet
+    accuracy        on held-out tweets of adapters trained on this base, all seeds in one pack
     served_on       the same of the adapters that were trained on floats, answered on the base in few bits
 
 All on one thread. Adapters are of rank 8 on all linear layers.
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import write
-from pipelines import rated_texts, written_texts
+from pipelines import rated_texts
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base, pick_dtype
@@ -37,14 +36,12 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec, TrainingSpec
 from ray_lora.tasks import Features, build_task
-from ray_lora.tasks.generation_options import TextGenerationSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Split, Splits
 
 TWEETS = TextClassificationSpec(labels=("negative", "positive"), max_length=64)
-ENTRIES = TextGenerationSpec(rows="prompt", max_length=128)
 LORA = LoraSpec(r=8, lora_alpha=16)
 RUNS = 15
 HELD = (
@@ -60,16 +57,12 @@ HELD = (
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--skip-writing", action="store_true")
     asked = options.parse_args()
     torch.set_num_threads(1)
     rated_texts.prepare("data")
-    written_texts.prepare("data")
     best = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     dtypes = list(dict.fromkeys(["float32", best, "int8", "nf4"]))
     found: dict[str, Any] = {"best_float": best, "minilm": texts(dtypes, best, range(asked.seeds))}
-    if not asked.skip_writing:
-        found["smollm2"] = writing(dtypes, best)
     print(write("few-bits", {"what": __doc__, **found}))
 
 
@@ -90,28 +83,6 @@ def texts(dtypes: Sequence[str], best: str, seeds: Sequence[int]) -> dict[str, A
         if base.quantised is not None:
             told["served_on"] = spread(scores(base, TWEETS, floats, rows["test"], "accuracy"))
         told |= passes(base, adapters, rows["test"][:32])
-        found[dtype] = compared(told, found)
-    return found
-
-
-def writing(dtypes: Sequence[str], best: str) -> dict[str, Any]:
-    """The language model, by dtype; float32 is only measured for memory and time."""
-    rows = {
-        split: pq.read_table(f"data/written-entries/{split}.parquet").to_pylist()[:most]
-        for split, most in (("train", 240), ("validation", 8), ("test", 60))
-    }
-    jobs = [("entries", TrainingSpec(max_steps=30, learning_rate=1e-3, per_device_train_batch_size=8))]
-    found: dict[str, Any] = {}
-    floats: list[Adapter] = []
-    for dtype in dtypes:
-        base, told = opened("smollm2", dtype)
-        if dtype == best or base.quantised is not None:
-            adapters = trained(base, ENTRIES, rows, jobs)
-            floats = adapters if dtype == best else floats
-            told["perplexity"] = scores(base, ENTRIES, adapters, rows["test"], "perplexity")[0]
-            if base.quantised is not None:
-                told["served_on"] = scores(base, ENTRIES, floats, rows["test"], "perplexity")[0]
-        told["step_ms"] = step_ms(base)
         found[dtype] = compared(told, found)
     return found
 
@@ -173,22 +144,6 @@ def passes(base: Base, adapters: Sequence[Adapter], rows: Sequence[Any]) -> dict
             "pass_ms": best_of(lambda: engine.forward(whole, owners)),
             "one_ms": best_of(lambda: engine.forward(one, owners[:1])),
         }
-    engine.close()
-    return told
-
-
-def step_ms(base: Base) -> float:
-    """The next token of 8 rows of 64 tokens, by the class's own cache."""
-    engine = AdapterEngine(base, slots=1, max_rank=LORA.r)
-    ids = torch.randint(5, 1000, (8, 64), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        cache = base.backbone(input_ids=ids, use_cache=True).past_key_values
-
-        def step() -> None:
-            base.backbone(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-            cache.crop(64)
-
-        told = best_of(step)
     engine.close()
     return told
 
