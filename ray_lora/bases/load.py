@@ -38,7 +38,8 @@ def load_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     Raises:
         BaseModelError: it cannot be loaded; the message says what to give instead.
     """
-    return _quantised(_load(spec, torch.device(device)), spec, torch.device(device))
+    device = torch.device(device)
+    return _quantised(_load(spec, device), spec, device)
 
 
 def _load(spec: BaseSpec, device: torch.device) -> Base:
@@ -65,7 +66,8 @@ def describe_base(spec: BaseSpec, device: str | torch.device = "cpu") -> Base:
     Raises:
         BaseModelError: as `load_base`.
     """
-    return _quantised(_describe(spec, torch.device(device)), spec, torch.device(device))
+    device = torch.device(device)
+    return _quantised(_describe(spec, device), spec, device)
 
 
 def _describe(spec: BaseSpec, device: torch.device) -> Base:

@@ -5,10 +5,10 @@
     output_layers(model, backbone, tied, "int8")        # the same for a language model's output layer, tied or not
 
 int8: a weight is a whole number, -127 to 127, of a step for each output. nf4: QLoRA's 4-bit numbers (arXiv 2305.14314)
-in blocks of 64. Weights are unfolded in each product and multiplied as floats. What a layer is given
-is never rounded to 8 bits, as that would be faster and wrong: a number that lies between two steps falls to the other
-side when another pass moves its last bit, and by the last layer a row's answer would depend on who shared its pass, by
-as much as the rounding is worth. Gradients go through the same weights.
+in blocks of 64. Weights are unfolded in each product and multiplied as floats. What a layer is given is never rounded
+to 8 bits, as that would be faster and wrong: a number that lies between two steps falls to the other side when another
+pass moves its last bit, and by the last layer a row's answer would depend on who shared its pass, by as much as the
+rounding is worth. Gradients go through the same weights.
 
 A quantised layer's `weight` has a shape, no memory, and is NaN throughout: a class that reads it without calling the
 layer answers no numbers, and is refused for that.
@@ -56,6 +56,10 @@ class _Held(nn.Module):
     codes: Tensor
     scale: Tensor
 
+    def float_weight(self) -> Tensor:
+        """The weight as numbers; here whole numbers of a step for each row."""
+        return self.codes * self.scale[:, None]
+
     def __init__(self, like: nn.Module, shape: Sequence[int], codes: Tensor, scale: Tensor) -> None:
         nn.Module.__init__(self)
         for name, value in vars(like).items():
@@ -76,20 +80,32 @@ class _Held(nn.Module):
         return self
 
 
-class Int8Linear(_Held, nn.Linear):
+class _HeldLinear(_Held, nn.Linear):
+    """x W^T + b, without a float weight that is kept for the gradient of x."""
+
+    def __init__(self, like: nn.Module, shape: Sequence[int], codes: Tensor, scale: Tensor) -> None:
+        super().__init__(like, shape, codes, scale)
+        self.out_features, self.in_features = shape
+        self.bias = cast(Any, like).bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return _Product.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def product_t(self, g: Tensor) -> Tensor:
+        """g W."""
+        raise NotImplementedError
+
+
+class Int8Linear(_HeldLinear):
     """x W^T + b; `codes` is [out, in], `scale` [out]."""
 
     def __init__(self, like: nn.Module, codes: Tensor, scale: Tensor) -> None:
-        _Held.__init__(self, like, codes.shape, codes, scale)
-        self.out_features, self.in_features = codes.shape
-        self.bias = cast(Any, like).bias
-
-    def float_weight(self) -> Tensor:
-        """[out, in]."""
-        return self.codes * self.scale[:, None]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _run(x, self)
+        super().__init__(like, codes.shape, codes, scale)
 
     def product(self, x: Tensor) -> Tensor:
         """Whole numbers to 127 are exact in every float, so the steps are multiplied behind the sums."""
@@ -101,22 +117,17 @@ class Int8Linear(_Held, nn.Linear):
         return (g * self.scale.to(g.dtype)) @ self.codes.to(g.dtype)
 
 
-class Nf4Linear(_Held, nn.Linear):
+class Nf4Linear(_HeldLinear):
     """x W^T + b; `codes` is [out * in / 2], two weights in a byte, `scale` that of each block, [out * in / 64]."""
 
     def __init__(self, like: nn.Module, weight: Tensor) -> None:
-        _Held.__init__(self, like, weight.shape, *_nf4(weight))
-        self.out_features, self.in_features = weight.shape
-        self.bias = cast(Any, like).bias
+        super().__init__(like, weight.shape, *_nf4(weight))
 
     def float_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[out, in]."""
         pairs = _PAIRS.to(self.codes.device)[self.codes.int()]  # [bytes, 2]
         blocks = pairs.view(len(self.scale), -1) * self.scale[:, None]
         return blocks.flatten()[: self.weight.numel()].view(self.weight.shape).to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _run(x, self)
 
     def product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.float_weight(x.dtype), self.bias)
@@ -135,10 +146,6 @@ class Int8Embedding(_Held, nn.Embedding):
         _Held.__init__(self, like, codes.shape, codes, scale)
         self.register_buffer("as_told", torch.empty(0), persistent=False)  # moved to a dtype, it tells which
 
-    def float_weight(self) -> Tensor:
-        """[rows, width]."""
-        return self.codes * self.scale[:, None]
-
     def forward(self, ids: Tensor) -> Tensor:
         return (self.codes[ids] * self.scale[ids][..., None]).to(self.as_told.dtype)
 
@@ -151,14 +158,9 @@ def quantised_mark(fingerprint: str, scheme: QuantisedDtype) -> str:
     return hashlib.sha256(f"{fingerprint}|{_FORM[scheme]}".encode()).hexdigest()
 
 
-def scheme_behind(mark: str, origin: str) -> QuantisedDtype | None:
-    """In which scheme a base of these float weights has this fingerprint; None where it has it in none."""
-    return next((scheme for scheme in SCHEMES if quantised_mark(origin, scheme) == mark), None)
-
-
 def use_own(mark: str, origin: str) -> str:
     """What to do with an adapter of the base with fingerprint `mark`, where one of these float weights is held."""
-    scheme = scheme_behind(mark, origin)
+    scheme = next((scheme for scheme in SCHEMES if quantised_mark(origin, scheme) == mark), None)
     if scheme is None:
         return "serve it on its own base"
     return f"it was trained on these weights in {scheme}: use it with dtype {scheme}"
@@ -280,12 +282,6 @@ def _give_back() -> None:
 
 
 # -------------------------------------------------------------------- products with gradients
-
-
-def _run(x: Tensor, layer: Int8Linear | Nf4Linear) -> Tensor:
-    if x.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(x, layer)  # type: ignore[no-untyped-call, no-any-return]
-    return layer.product(x)
 
 
 class _Product(torch.autograd.Function):

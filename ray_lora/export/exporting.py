@@ -8,13 +8,12 @@ The folder is written whole or not at all: a graph whose answers differ from PyT
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.atomic import check_free, new_folder
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base
 from ray_lora.data.rows import read_rows
@@ -62,8 +61,7 @@ def export_refs(
     check_installed()
     if merge and len(refs) > 1:
         raise RecipeError(f"--merge puts one adapter into the weights, and {len(refs)} are given; export them apart")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{str(folder)!r} exists and is not empty; give another folder or remove it first")
+    check_free(folder)
     loaded = [open_store(store, tracking_uri).load(ref) for ref in refs]
     entry, adapter = loaded[0]
     model = base or named_base(entry.base or adapter.card.base, entry.ref)
@@ -74,15 +72,9 @@ def export_refs(
         )
     opened = load_base(BaseSpec(model=model, dtype="float32"))
     held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        whole = Path(place) / "bundle"
+    with new_folder(folder) as whole:
         whole.mkdir()
-        card = write_bundle(whole, held, inputs, opened, kind, merge, int8)
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(str(whole), str(folder))
-    return card
+        return write_bundle(whole, held, inputs, opened, kind, merge, int8)
 
 
 def _answered(

@@ -9,8 +9,6 @@ files and tasks; how units are scored, chosen, cut and fitted anew stands in thi
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.atomic import check_free, new_folder
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.data.check import check_tables
@@ -114,20 +113,13 @@ def prune_ref(
         engine.close()
     origin = _Origin(entry, adapter, opened, kind, sizes, task, features, mark, whole, prefix, score)
     plan = _plan(origin, shapes, random)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        fresh = Path(temporary) / folder.name
-        card = _write(fresh, origin, plan, keep, "random" if random is not None else "lora")
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(str(fresh), str(folder))
-    return card
+    with new_folder(folder) as fresh:
+        return _write(fresh, origin, plan, keep, "random" if random is not None else "lora")
 
 
 def check_asked(folder: Path, keep: float, rows: int) -> None:
     """RecipeError for what can be known to be wrong before a base is loaded."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{str(folder)!r} exists and is not empty; give another folder or remove it first")
+    check_free(folder)
     if not 0 < keep <= 1:
         raise RecipeError(f"--keep {keep} is no share of a base; give one above 0 and up to 1, such as 0.4")
     if rows < 1:

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from ray_lora.allowed import environment
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.data.encoded import write_rows
@@ -31,6 +30,7 @@ from ray_lora.inference.adopt import check_answers, mounted
 from ray_lora.inference.teacher import SoftTargets, soft_targets
 from ray_lora.inference.windows import spread_windows
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, TaskSpec
+from ray_lora.running.encoding import task_environment
 from ray_lora.running.large import LARGE_ROWS, Encoded
 from ray_lora.running.reading import reading
 from ray_lora.running.sources import Source
@@ -40,7 +40,6 @@ from ray_lora.tasks.soft_targets import SOFT, Distilled
 
 _FORM = 1  # of what is kept; another one finds nothing of this one's
 _AT_ONCE = 1024  # rows encoded in one call
-_ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def with_soft_targets(recipe: Recipe, source: Source, base: Base, quiet: bool = True) -> Source:
@@ -66,7 +65,7 @@ def with_soft_targets(recipe: Recipe, source: Source, base: Base, quiet: bool = 
             tell("the teacher answers", 0, 1, 0, rows)
             gpus = 1 if recipe.scaling.use_gpu else 0
             compute: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(_computed)  # its memory is given back
-            found = compute.remote(teacher, student, environment(), *(block.ref for block in blocks))
+            found = compute.remote(teacher, student, task_environment(), *(block.ref for block in blocks))
             try:
                 soft = cast(SoftTargets, ray.get(found))
             except RayLoraError as error:  # a RayTaskError is one too; its own message is a traceback
@@ -83,7 +82,7 @@ def _computed(
     """What a task of Ray's runs."""
     import torch
 
-    os.environ.update(_ONE_THREAD | variables)
+    os.environ.update(variables)
     torch.set_num_threads(1)
     rows = [row for block in blocks for row in block.to_pylist()]
     engine, slot, task = _mounted(teacher)

@@ -208,7 +208,7 @@ def _everywhere(
     """
     import ray.data
 
-    told, variables = ray.put(list(items)), _environment()
+    told, variables = ray.put(list(items)), task_environment()
 
     def answer(row: dict[str, int]) -> dict[str, Any]:
         os.environ.update(variables)  # a runtime_env would start other processes for it
@@ -244,6 +244,6 @@ def _list(told: Any) -> list[Any]:
     return items
 
 
-def _environment() -> dict[str, str]:
+def task_environment() -> dict[str, str]:
     """Whose code tasks may import, and one thread for each of them."""
     return {**environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}

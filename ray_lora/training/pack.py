@@ -67,7 +67,7 @@ class Pack:
         output: Path | None = None,
         max_rows: int = 64,
     ) -> None:
-        self.engine, self.data, self.group, self.output, self.max_rows = engine, data, group, output, max_rows
+        self.engine, self.data, self.group, self.max_rows = engine, data, group, max_rows
         self.optimizer = SlotOptimizer(engine)
         self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went

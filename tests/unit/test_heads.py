@@ -227,7 +227,7 @@ def test_a_checkpoint_goes_on_in_another_engine(pack: Any, tmp_path: Path) -> No
         train(engine, optimizer, slots, step)
     save_state(tmp_path, engine, optimizer, slots[1], 3, [])
     other, second = alone(LABELS[1])
-    assert load_state(tmp_path, other, second, 1) == (3, [])
+    assert load_state(tmp_path, other, second, 1) == (3, [], None)
     for step in range(3, 6):
         train(engine, optimizer, slots, step)
         train(other, second, [1], step)

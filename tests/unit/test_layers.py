@@ -22,6 +22,7 @@ LAYERS = [
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 BESIDE = {  # imports between rooms of one layer; all others go strictly down
+    "atomic": {"errors"},
     "allowed": {"errors"},
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
     "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks

@@ -131,7 +131,7 @@ def _plain_with(base: Base, head: Head, labels: int, values: Mapping[str, Tensor
     """The plain class on the base's own backbone, its head with these values; what is quantised there is unfolded."""
     plain: Any = base.plain(HeadSpec(head.architecture, labels))
     setattr(plain, base.prefix, torch.nn.Identity())  # its own is without memory
-    ours = head.of(labels)
+    ours = dict(head.of(labels).named_modules())
     cast = {
         name: _unfolded(ours, name, value).to(base.device, base.dtype if value.is_floating_point() else value.dtype)
         for name, value in values.items()
@@ -141,8 +141,8 @@ def _plain_with(base: Base, head: Head, labels: int, values: Mapping[str, Tensor
     return plain.eval()
 
 
-def _unfolded(ours: nn.Module, name: str, value: Tensor) -> Tensor:
-    """A value of the head, or the numbers of one that is held in few bits."""
+def _unfolded(ours: Mapping[str, nn.Module], name: str, value: Tensor) -> Tensor:
+    """A value of the head, or the numbers of one that is held in few bits; `ours`: the head's modules by name."""
     owner, _, part = name.rpartition(".")
-    module = ours.get_submodule(owner) if owner in dict(ours.named_modules()) else None
+    module = ours.get(owner)
     return float_weight(module) if part == "weight" and isinstance(module, QUANTISED) else value
