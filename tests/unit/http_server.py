@@ -37,6 +37,11 @@ def serving(world: Path, **options: Any) -> Iterator[str]:
             started.set()
 
         async def shutdown(self, sockets: Any = None) -> None:
+            loop = asyncio.get_running_loop()
+            for socket in (one for server in self.servers for one in server.sockets):
+                loop.remove_reader(socket.fileno())
+            for _ in range(3):  # what asyncio has accepted becomes a connection; of a closed server it is left open
+                await asyncio.sleep(0)
             await super().shutdown(sockets)
             await endpoint.close()
 
