@@ -9,8 +9,10 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Run = Callable[[list[list[int]], list[int]], int]  # tokens written; 0 where it cannot be asked so
@@ -52,28 +54,44 @@ def vllm(told: dict[str, Any]) -> Run:
 
 
 def mistralrs(told: dict[str, Any]) -> Run:
-    """The base only: it has no adapter a request."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from mistralrs import CompletionRequest, Runner, Which
+    """Float32, an adapter a request. Its calls hold their caller, so all streams are opened and then read."""
+    from mistralrs import ChatCompletionRequest, LoraAdapter, ModelDType, Runner, Which
     from tokenizers import Tokenizer
 
-    runner: Any = Runner(which=Which.Plain(model_id=told["base"]), max_seqs=16)
+    adapters = [LoraAdapter(str(at), f"{told['folder']}/{at}") for at in range(16)]
+    which: Any = Which.Lora(older(told["base"]), adapters=adapters, dtype=ModelDType.F32, max_adapters=16)
+    runner: Any = Runner(which=which, max_seqs=16, prefix_cache_n=0)
     tokenizer = Tokenizer.from_file(f"{told['base']}/tokenizer.json")
 
-    def one(ids: list[int]) -> int:
-        asked = CompletionRequest(
-            model="default", prompt=tokenizer.decode(ids), max_tokens=told["new"], temperature=0.0
+    def stream(ids: list[int], owner: int) -> Any:
+        asked = ChatCompletionRequest(
+            messages=tokenizer.decode(ids),
+            model="default",
+            max_tokens=told["new"],
+            temperature=0.0,
+            ignore_eos=True,
+            stream=True,
+            adapter=str(owner) if owner >= 0 else None,
         )
-        return int(runner.send_completion_request(asked).usage.completion_tokens)
+        return runner.send_chat_completion_request(asked)
 
     def run(ids: list[list[int]], owners: list[int]) -> int:
-        if any(owner >= 0 for owner in owners):
-            return 0
-        with ThreadPoolExecutor(len(ids)) as pool:
-            return sum(pool.map(one, ids))
+        streams = [stream(one, owner) for one, owner in zip(ids, owners, strict=True)]
+        return sum([chunk.usage for chunk in one if chunk.usage][-1].completion_tokens for one in streams)
 
     return run
+
+
+def older(base: str) -> str:
+    """A folder with the base as readers of older configurations know it: `rope_theta` by itself."""
+    folder = Path(tempfile.mkdtemp())
+    for path in Path(base).iterdir():
+        if path.name != "config.json":
+            (folder / path.name).symlink_to(path)
+    config = json.loads((Path(base) / "config.json").read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 if __name__ == "__main__":
