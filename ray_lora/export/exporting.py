@@ -8,6 +8,7 @@ The folder is written whole or not at all: a graph whose answers differ from PyT
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,6 @@ from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Row, Task
 from ray_lora.tasks.rows import answering, may_have
-
-_MOST_ROWS = 1000  # of data that are compared
 
 
 def export_refs(
@@ -99,6 +98,11 @@ def _answered(
                     f"{entry.ref} does {task.spec.type} and {loaded[0][0].ref} {tasks[0].spec.type}; one graph has one "
                     "task: export them apart"
                 )
+        sizes = dict.fromkeys(json.dumps(kind.of_adapter(task, base).get("size")) for task in tasks)
+        if len(sizes) > 1:
+            raise AdapterError(
+                f"one graph reads pictures of one size, and the adapters read {', '.join(sizes)}; export them apart"
+            )
         if int8 and not kind.eight_bits:
             raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
         rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row)]
@@ -132,7 +136,7 @@ def _rows(task: Task, kind: Kind, base: Base, data: str | None, columns: Mapping
     if data is None:
         return kind.drawn(base, task)
     table = read_rows(data, DataSpec(columns=dict(columns)), _unlabelled(task), "test").table
-    rows: list[Row] = table.slice(0, _MOST_ROWS).to_pylist()
+    rows: list[Row] = table.slice(0, kind.most).to_pylist()
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 

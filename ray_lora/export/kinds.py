@@ -6,24 +6,24 @@ comparison of its kind with the plain class.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ray_lora.bases.base import Base
 from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import RecipeError
+from ray_lora.export.pictures import boxed, drawn_pictures, framed, of_boxes, of_masks, of_processor, sees
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row, Task
 from ray_lora.tasks.rows import is_text
 
 ENCODERS = ("bert", "roberta")
 PICTURES = ("resnet", "efficientnet-lite")
-_UNCROPPED = 384  # pixels, from which ConvNext's processor leaves nothing out
+DETECTORS = ("yolox",)
+SEGMENTERS = ("segmenter", "segformer")
+_FEW = 64  # rows whose outputs are a map of a picture each
 _SIZES = (3, 4, 7, 12, 20, 33)  # tokens of texts that are drawn
 
 
@@ -38,6 +38,7 @@ class Kind:
         save: writes the files beside the card that its rows are read with.
         drawn: rows of no meaning, for a comparison without data.
         eight_bits: whether its products can have weights of 8 bits.
+        most: rows of data that are compared.
     """
 
     rows: str
@@ -47,6 +48,7 @@ class Kind:
     save: Callable[[Base, Path], object]
     drawn: Callable[[Base, Task], Sequence[Row]]
     eight_bits: bool = True
+    most: int = 1000
 
 
 def kind_of(task: Task, base: Base) -> Kind:
@@ -144,51 +146,8 @@ def _drawn_texts(base: Base, task: Any) -> list[str]:
     return [text if is_text(text) else "a" for text in texts]
 
 
-# -------------------------------------------------------------------- pictures
-
-
-def _of_processor(base: Base) -> dict[str, Json]:
-    """What the common image processors do to a picture's colours; the comparison says where one does more."""
-    told = base.processor
-    return {
-        "inputs": ["pixel_values"],
-        "padding": {},
-        "resample": int(told.resample),
-        "scale": told.rescale_factor if told.do_rescale else 1.0,
-        "mean": list(told.image_mean) if told.do_normalize else [0.0],
-        "std": list(told.image_std) if told.do_normalize else [1.0],
-    }
-
-
-def _sees(task: Any, base: Base) -> dict[str, Json]:
-    """Sizes as the processor has them, or as the adapter was trained on others."""
-    size = dict(base.processor.size)
-    side = getattr(task.spec, "image_size", None)
-    edge = side or size.get("shortest_edge")
-    crop = None
-    if "shortest_edge" in size:
-        share = getattr(base.processor, "crop_pct", None)
-        if share is None or edge is None:
-            raise RecipeError(
-                f"the image processor of base {base.id!r}, a {type(base.processor).__name__}, was not compared with "
-                "what runs without transformers; supported are those that scale to height and width, and ConvNext's"
-            )
-        crop = int(edge / share) if edge < _UNCROPPED else None
-    height, width = (edge, edge) if "shortest_edge" in size or side else (size["height"], size["width"])
-    return {"labels": list(task.labels), "size": [height, width], "crop": crop}
-
-
-def _pictures(base: Base, task: Any) -> list[Row]:
-    """Of noise, wide, high and square."""
-    from PIL import Image
-
-    draw = np.random.default_rng(0)
-    rows: list[Row] = []
-    for height, width in ((40, 64), (64, 41), (50, 50), (300, 233)):
-        file = io.BytesIO()
-        Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
-        rows.append({"image": file.getvalue()})
-    return rows
+def _no_file(base: Base, folder: Path) -> None:
+    """What reads pictures needs no file beside the card."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -196,6 +155,12 @@ KINDS: Mapping[str, Kind] = {
     "token-classification": Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words),
     "question-answering": Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions),
     "image-classification": Kind(
-        "image_classification", PICTURES, _of_processor, _sees, lambda base, folder: None, _pictures, eight_bits=False
+        "image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, eight_bits=False
+    ),
+    "object-detection": Kind(
+        "object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, eight_bits=False, most=_FEW
+    ),
+    "image-segmentation": Kind(
+        "image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, eight_bits=False, most=_FEW
     ),
 }

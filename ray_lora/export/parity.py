@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError
+from ray_lora.export.alike import alike
+from ray_lora.export.graph import OUTPUTS, outputs_of
 from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import Json
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 MOST = 1e-4  # a difference of outputs that rounding explains
 LEAST = 0.995  # the share of rows that must be answered alike
 _ROWS = 16  # of one run of the graph
-OUTPUTS = ("logits", "start_logits", "end_logits")
+_NUMBERS = 2**22  # of one run's largest input, so that large pictures come few at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Wanted:
 @dataclass(frozen=True)
 class Parity:
     """Attributes: rows that were compared; largest: difference of outputs, of those beyond 1 as a
-    share; same: share of rows answered alike."""
+    share; same: share of rows answered alike, of masks the share of pixels."""
 
     rows: int
     largest: float
@@ -71,9 +73,8 @@ def wanted_of(engine: AdapterEngine, slot: int, task: Task, rows: Sequence[Row])
     for chunk in passes(engine, {slot: task}, whole, slots):
         with torch.inference_mode():
             for _, chosen, given in forward(engine, {slot: task}, whole, slots, chunk):
-                for name in OUTPUTS:
-                    values: Any = getattr(given, name, None)
-                    for at, row in enumerate(() if values is None else chosen):
+                for name, values in outputs_of(given).items():
+                    for at, row in enumerate(chosen):
                         outputs[row][name] = _own(values[at].float().cpu().numpy(), whole[row], task)
     if not all(outputs):
         raise AdapterError(f"an adapter of {task.spec.type} has none of the outputs {', '.join(OUTPUTS)}")
@@ -89,8 +90,11 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
         wanted: of each adapter.
     """
     asked = [(row, name) for row in range(len(inputs)) for name in wanted]
-    runs = [asked[at : at + _ROWS] for at in range(0, len(asked), _ROWS)] + [[one] for one in asked[: 2 * len(wanted)]]
-    largest, alike = 0.0, 0
+    first = bundle.rows.encode(inputs[0], bundle.adapter(asked[0][1])[0])[0]
+    together = min(_ROWS, max(2, _NUMBERS // max(one.size for one in first.values())))
+    runs = [asked[at : at + together] for at in range(0, len(asked), together)]
+    runs += [[one] for one in asked[: 2 * len(wanted)]]
+    largest, same = 0.0, 0.0
     for run in runs:
         names = [name for _, name in run]
         encoded = [bundle.rows.encode(inputs[row], bundle.adapter(name)[0]) for row, name in run]
@@ -101,9 +105,11 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
             for key, want in wanted[name].outputs[row].items():
                 got = mine[key][tuple(map(slice, want.shape))]
                 largest = max(largest, _difference(got, want))
+            if not np.isfinite(largest):
+                continue  # there is nothing to decode
             said = bundle.rows.decode(mine, encoded[at][1], bundle.adapter(name)[0])
-            alike += _without_scores(said) == _without_scores(wanted[name].answers[row])
-    return Parity(len(inputs), largest, alike / sum(map(len, runs)))
+            same += alike(said, wanted[name].answers[row])
+    return Parity(len(inputs), largest, same / sum(map(len, runs)))
 
 
 def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
@@ -130,9 +136,3 @@ def _check_encoded(feed: Mapping[str, Any], features: Features) -> None:
                     f"the runner reads a row's {name} otherwise than the base's own processor, so its answers would be "
                     "others; a base with such a processor cannot be exported yet"
                 )
-
-
-def _without_scores(answer: Json) -> Json:
-    if isinstance(answer, Mapping):
-        return {key: _without_scores(value) for key, value in answer.items() if key != "score"}
-    return [_without_scores(one) for one in answer] if isinstance(answer, (list, tuple)) else answer

@@ -23,16 +23,25 @@ from ray_lora.tasks import build_task
 
 
 def put(
-    store: Path, base: Path, name: str, spec: TaskSpec, lora: LoraSpec, seed: int = 0, spread: float = 0.2
+    store: Path,
+    base: Path,
+    name: str,
+    spec: TaskSpec,
+    lora: LoraSpec,
+    seed: int = 0,
+    spread: float = 0.2,
+    head: float | None = None,
 ) -> Adapter:
-    """An adapter of random numbers in a store."""
+    """An adapter of random numbers in a store; `head`: the spread of its head's, where it is another."""
     opened = load_base(BaseSpec(model=str(base), dtype="float32"))
     engine = AdapterEngine(opened, slots=1, max_rank=16)
     task = build_task(spec, opened.processor)
     slot = engine.init(lora, task.head, seed, task.peft_type)
     draw = torch.Generator().manual_seed(seed)
     fresh = {
-        key: value if "running" in key else torch.empty(value.shape).normal_(0, spread, generator=draw)
+        key: value
+        if "running" in key
+        else torch.empty(value.shape).normal_(0, spread if "lora_" in key else head or spread, generator=draw)
         for key, value in engine.read(slot).items()
     }
     engine.write(slot, fresh)

@@ -19,12 +19,10 @@ from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.exporting import export_refs
 from ray_lora.recipe import LoraSpec, TaskSpec
 from ray_lora.tasks.image_classification import ImageClassificationSpec
-from ray_lora.tasks.object_detection import ObjectDetectionSpec
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conftest import sentences
-from tests.unit import detection
 from tests.unit.bases import save_base
 from tests.unit.cases import picture, png
 from tests.unit.exported import like, put, run_there, said
@@ -141,13 +139,9 @@ def test_runners_of_words_questions_and_pictures_need_no_torch(
 
 def test_what_is_not_supported_is_refused_by_name(bases: dict[str, Path], tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    yolox = detection.tiny(tmp_path / "yolox")
     spec = ImageClassificationSpec(labels=_FEW, positive="yes", threshold=0.5)
-    put(Path(store), yolox, "boxes", ObjectDetectionSpec(labels=("a", "b")), CONVOLUTIONS[0])
     put(Path(store), bases["resnet"], "defects", spec, CONVOLUTIONS[0])
     put(Path(store), bases["resnet"], "plain", TOLD["pictures on ResNet"].specs[0], CONVOLUTIONS[0])
-    with pytest.raises(RecipeError, match="export of object-detection is not supported yet; supported: text-class"):
-        export_refs(["boxes"], tmp_path / "out", store=store)
     with pytest.raises(RecipeError, match=r"label of interest \(task.positive\) is not supported yet"):
         export_refs(["defects"], tmp_path / "out", store=store)
     with pytest.raises(RecipeError, match="--int8 of image-classification is not supported yet"):
