@@ -29,6 +29,8 @@ class Speech:
         languages: tokens by language ("it"); none of a base that knows one language. transcribe: what follows them.
         suppressed, suppressed_first: tokens that no text holds, and none begins with.
         settings: transformers' generation config, of which timestamps follow.
+        aligned: (layer, head) of the decoder's attention to the encoder that follow the sound word by word; none of a
+            base that does not say which. smoothed: places of the median that makes them smooth.
     """
 
     seconds: int
@@ -44,6 +46,8 @@ class Speech:
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
     settings: Any = None
+    aligned: tuple[tuple[int, int], ...] = ()
+    smoothed: int = 7
 
     @property
     def precision(self) -> float:
@@ -150,6 +154,8 @@ def _whisper(processor: Any, config: Any, folder: Path) -> Speech:
         suppressed=tuple(getattr(told, "suppress_tokens", None) or ()),
         suppressed_first=tuple(getattr(told, "begin_suppress_tokens", None) or ()),
         settings=told,
+        aligned=tuple((int(layer), int(head)) for layer, head in getattr(told, "alignment_heads", None) or ()),
+        smoothed=int(config.median_filter_width),
     )
 
 

@@ -17,10 +17,11 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.engine.written import Written
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import Json
-from ray_lora.tasks.begun import Begun
+from ray_lora.tasks.begun import Begun, Looked
 from ray_lora.tasks.task import Features, Task
 
-Texts = list[list[int] | None]  # of each row its tokens without the end; None where what followed was no number
+Text = list[int] | Looked | None  # a row's tokens without the end; None where what followed was no number
+Texts = list[Text]
 _MOST = 24_000  # of the rows that are written together, what `task.size` gives: each keeps all of its encoder's states
 
 
@@ -59,10 +60,10 @@ def written(
         options: of each of the `features`.
     """
     begun = {row: cast(Writing, tasks[slots[row]]).begin(features[row], options[row]) for row in chunk}
-    alike: dict[tuple[int, bool], list[int]] = {}
+    alike: dict[tuple[object, ...], list[int]] = {}
     for row in chunk:
-        alike.setdefault((len(begun[row].tokens), begun[row].timestamps), []).append(row)
-    found: dict[int, list[int] | None] = {}
+        alike.setdefault((len(begun[row].tokens), begun[row].timestamps, begun[row].looks), []).append(row)
+    found: dict[int, Text] = {}
     for rows in alike.values():
         for part in _cut(rows, [tasks[slots[row]].size(features[row]) for row in rows]):
             texts = _write(engine, tasks, features, slots, part, [begun[row] for row in part])
@@ -104,15 +105,19 @@ def _write(
         for name, tensor in task.collate([features[row] for row in rows]).items()
         if not name.startswith("decoder_")
     }
-    making = Written(engine, head, inputs, owners)
+    making = Written(engine, head, inputs, owners, begun[0].looks)
     rules, device = cast(Writing, task), engine.base.device
     tokens = torch.tensor([list(one.tokens) for one in begun], device=device)
-    texts: Texts = [[] for _ in rows]
+    texts: list[list[int] | None] = [[] for _ in rows]
+    seen: list[list[Tensor]] = [[] for _ in rows]
     alive = list(range(len(rows)))  # the row that each of the rows in the making is
     going = set(alive)
     fresh = tokens
     while going:
         logits = making.advance(fresh).float()
+        for at, row in enumerate(alive if begun[0].looks else ()):
+            if row in going:
+                seen[row].append(making.looked[at])
         sound = logits.isfinite().all(1).tolist()
         chosen = rules.allow(begun[0], tokens, logits).argmax(1)
         for at, token in enumerate(chosen.tolist()):
@@ -133,4 +138,8 @@ def _write(
             making.keep(kept)
             alive = [alive[at] for at in kept]
             fresh, tokens = fresh[kept], tokens[kept]
-    return texts
+    if not begun[0].looks:
+        return list(texts)
+    return [
+        None if text is None else Looked(text, torch.cat(weights, 1)) for text, weights in zip(texts, seen, strict=True)
+    ]

@@ -4,7 +4,7 @@
 
 The base is Whisper, whose decoder writes the text behind its encoder, or Wav2Vec2, which says a letter a frame
 (`letter_recognition`). Its own output layer answers, adapters lie below it. An answer is {"text": " The cat sat."}, and
-with the parameter `return_timestamps` it has "chunks" too.
+with the parameter `return_timestamps` it has "chunks" too, of sentences or ("word") of words.
 
 A sound that is asked for may be longer than the base's window: it is heard in pieces that overlap. One that trains or
 scores may not, since nobody says which words are in which piece. A text that is too long keeps its beginning, and its
@@ -23,13 +23,14 @@ from ray_lora.bases.speech import Letters, Speech
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.augmented import Sound
-from ray_lora.tasks.begun import Begun
+from ray_lora.tasks.begun import Begun, Looked
 from ray_lora.tasks.letter_recognition import LetterRecognition
 from ray_lora.tasks.speech.asked import allowed, check
 from ray_lora.tasks.speech.heard import joined
 from ray_lora.tasks.speech.language import lead_of, prompt_of
 from ray_lora.tasks.speech.options import SpeechRecognitionSpec
 from ray_lora.tasks.speech.recognition import WRITES, Recognition
+from ray_lora.tasks.speech.word_times import token_times
 from ray_lora.tasks.task import Features
 from ray_lora.tasks.token_losses import of_rows
 
@@ -120,7 +121,9 @@ class SpeechRecognition(Recognition):
         prompt = self._prompt if language is None else prompt_of(self.base, language)
         timestamps = bool(parameters.get("return_timestamps", False))
         room = self._most - len(prompt)
-        return Begun(prompt[:-1] if timestamps else prompt, int(parameters.get("max_new_tokens") or room), timestamps)
+        tokens, most = prompt[:-1] if timestamps else prompt, int(parameters.get("max_new_tokens") or room)
+        words = parameters.get("return_timestamps") == "word"
+        return Begun(tokens, most, timestamps, self.base.aligned if words else ())
 
     def allow(self, begun: Begun, tokens: Tensor, scores: Tensor) -> Tensor:
         """Scores of the next token, [rows, vocabulary], where those that may not come are -inf; by transformers' own
@@ -146,15 +149,25 @@ class SpeechRecognition(Recognition):
         """A part of an answer for each piece: the tokens that were written of it.
 
         Args:
-            outputs: of each row its tokens, without its end; None where what followed was no number.
+            outputs: of each row its tokens, without its end, and where heads looked if they were to; None where what
+                followed was no number.
         """
         self.check_parameters(parameters)
-        return [math.nan if tokens is None else list(tokens) for tokens in outputs]
+        return [self._part(text, row, parameters) for text, row in zip(outputs, features, strict=True)]
+
+    def _part(self, text: Any, row: Features, parameters: Mapping[str, Json]) -> Json:
+        if text is None:
+            return math.nan
+        if not isinstance(text, Looked):
+            return {"tokens": list(text)}
+        begun = len(self.begin(row, parameters).tokens)
+        times = token_times(self.base, begun, text, len(row["samples"]), self._extractor.hop_length)
+        return {"tokens": text.tokens, "times": times}
 
     def whole(self, parts: Sequence[Any], features: Features, parameters: Mapping[str, Json]) -> Json:
         if any(isinstance(part, float) for part in parts):
             return math.nan  # which nobody takes for an answer
         cuts = map(self._cut_of, self.windows(features))
         pieces = list(zip(parts, cuts, strict=True))
-        timestamps = bool(parameters.get("return_timestamps", False))
+        timestamps = parameters.get("return_timestamps", False)
         return joined(self._tokenizer, pieces, self.base.rate, self.base.precision, timestamps)

@@ -92,6 +92,7 @@ def save_whisper(folder: Path, seed: int = 0, languages: tuple[str, ...] = (), s
         suppress_tokens=[3, 7, ids["startoftranscript"]],
         begin_suppress_tokens=[5, ids["endoftext"]],
         max_initial_timestamp_index=50,
+        alignment_heads=[[0, 1], [1, 2], [1, 3]],
         **told,
     )
     model.save_pretrained(folder)

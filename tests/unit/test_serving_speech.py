@@ -54,8 +54,12 @@ def test_verbose() -> None:
         "text": "Good morning.",
         "segments": [{"id": 0, "start": 0.0, "end": 2.5, "text": " Good\n\nmorning."}],
     }
+    words = verbose("Good.", None, None, 1.0, [{"timestamp": [0.0, 0.5], "text": " Good."}])
+    assert words["words"] == [{"word": "Good.", "start": 0.0, "end": 0.5}]
+    assert "segments" not in words
 
 
+GRANULARITY = "timestamp_granularities[]"
 SOUND = Sent("a.wav", written(tone()))
 
 
@@ -64,6 +68,9 @@ def test_a_form_is_a_request() -> None:
     assert found == Transcription(SOUND, "m", "json", {"language": "it", "temperature": 0.2})
     found = asked([("timestamp_granularities[]", "segment"), ("response_format", "verbose_json"), ("file", SOUND)])
     assert found == Transcription(SOUND, None, "verbose_json", {"return_timestamps": True})
+    for kinds, due, both in ((["word"], "word", False), (["word", "segment"], True, True)):
+        found = asked([("file", SOUND), ("response_format", "verbose_json"), *((GRANULARITY, one) for one in kinds)])
+        assert found == Transcription(SOUND, None, "verbose_json", {"return_timestamps": due}, words=both)
     timed = {kind: asked([("file", SOUND), ("response_format", kind)]).parameters for kind in FORMATS}
     assert [kind for kind in FORMATS if timed[kind]] == ["srt", "verbose_json", "vtt"]
 
@@ -84,7 +91,11 @@ def test_a_form_is_a_request() -> None:
         ([("file", SOUND), ("prompt", "names")], "prompt", "is not supported"),
         ([("file", SOUND), ("stream", "true")], "stream", "is not supported"),
         ([("file", SOUND), ("include[]", "logprobs")], "include[]", "is not supported"),
-        ([("file", SOUND), ("timestamp_granularities[]", "word")], "timestamp_granularities[]", "only segment"),
+        (
+            [("file", SOUND), ("timestamp_granularities[]", "char")],
+            "timestamp_granularities[]",
+            "segment, which is the",
+        ),
         ([("file", SOUND), ("timestamp_granularities[]", "segment")], "timestamp_granularities[]", "verbose_json"),
         ([("file", SOUND), ("beams", "2")], "beams", "is not taken"),
     ],
@@ -99,9 +110,9 @@ def test_wrong_fields_are_named(parts: list[tuple[str, Sent | str]], field: str,
 
 def test_answers_without_what_a_format_has_are_refused() -> None:
     with pytest.raises(ValueError, match="does not write what is said"):
-        answered("json", [{"label": "a"}], None, b"")
+        answered(Transcription(SOUND, None, "json", {}), [{"label": "a"}], None)
     with pytest.raises(ValueError, match="gives no times, which srt has"):
-        answered("srt", {"text": "a"}, None, b"")
+        answered(Transcription(SOUND, None, "srt", {}), {"text": "a"}, None)
 
 
 # ------------------------------------------------------------------ over HTTP

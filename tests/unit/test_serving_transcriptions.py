@@ -78,8 +78,8 @@ def test_openais_client(address: str, due: dict[str, tuple[Any, Any]]) -> None:
         ]
         srt = ask(model=name, file=("a.flac", SOUND), response_format="srt", temperature=0)
         assert str(srt).count(" --> ") == len(timed["chunks"])
-    with pytest.raises(openai.BadRequestError, match="only segment") as error:
-        ask(model="one", file=SOUND, response_format="verbose_json", timestamp_granularities=["word"])
+    with pytest.raises(openai.BadRequestError, match="it must be segment, which is the default, or word") as error:
+        ask(model="one", file=SOUND, response_format="verbose_json", timestamp_granularities=["letter"])  # type: ignore[list-item]
     assert error.value.param == "timestamp_granularities[]"
     with pytest.raises(openai.BadRequestError, match=r"temperature is 0\.5"):
         ask(model="one", file=SOUND, temperature=0.5)

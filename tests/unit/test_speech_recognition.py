@@ -200,7 +200,7 @@ def test_an_adapter_that_is_no_number_is_said_and_leaves_others_alone(folder: Pa
     ("parameters", "said"),
     [
         ({"temperature": 0.4}, "temperature is 0.4; the likeliest words are written"),
-        ({"return_timestamps": "word"}, "return_timestamps is 'word'; it must be true or false"),
+        ({"return_timestamps": "char"}, "return_timestamps is 'char'; it must be true, false or 'word'"),
         ({"max_new_tokens": 39}, "max_new_tokens is 39; it must be a whole number from 1 to 38"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
         ({"language": "it"}, "language is 'it', and this base has no tokens of languages"),

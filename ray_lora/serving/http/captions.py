@@ -32,23 +32,33 @@ def vtt(chunks: Sequence[Chunk]) -> str:
     return "\n".join(blocks)
 
 
-def verbose(text: str, chunks: Sequence[Chunk], language: str | None, seconds: float) -> dict[str, Json]:
+def verbose(
+    text: str,
+    chunks: Sequence[Chunk] | None,
+    language: str | None,
+    seconds: float,
+    words: Sequence[Chunk] | None = None,
+) -> dict[str, Json]:
     """OpenAI's verbose_json, without what is not known: tokens and probabilities.
 
     Args:
+        chunks: of sentences, and words: of words; None of what is not asked for.
         seconds: how long the sound is.
     """
-    segments = [
-        {"id": at, "start": start, "end": end, "text": said}
-        for at, (start, end, said) in enumerate(map(_parts, chunks))
-    ]
-    return {
+    found: dict[str, Json] = {
         "task": "transcribe",
         "language": language,
         "duration": round(seconds, 3),
         "text": text,
-        "segments": segments,
     }
+    if chunks is not None:
+        found["segments"] = [
+            {"id": at, "start": start, "end": end, "text": said}
+            for at, (start, end, said) in enumerate(map(_parts, chunks))
+        ]
+    if words is not None:
+        found["words"] = [{"word": said.strip(), "start": start, "end": end} for start, end, said in map(_parts, words)]
+    return found
 
 
 def _parts(chunk: Chunk) -> tuple[float, float, str]:

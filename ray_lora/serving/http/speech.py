@@ -52,7 +52,7 @@ FORM: dict[str, Any] = {
                         "language": {"type": "string"},
                         "temperature": {"type": "number", "minimum": 0, "maximum": 1},
                         "response_format": {"type": "string", "enum": list(FORMATS)},
-                        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment"]}},
+                        "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
                         "user": {"type": "string"},
                     },
                 }
@@ -78,7 +78,7 @@ class Transcription:
     """What a form asks.
 
     Attributes:
-        parameters: for the task, as of /v1/predict.
+        parameters: for the task, as of /v1/predict. words: whether words' times are asked for beside sentences'.
     """
 
     sound: form.Sent
@@ -86,6 +86,7 @@ class Transcription:
     format: Format
     parameters: Mapping[str, Json]
     user: str | None = None
+    words: bool = False
 
     @property
     def language(self) -> str | None:
@@ -110,13 +111,14 @@ def asked(parts: Sequence[tuple[str, form.Sent | str]]) -> Transcription:
     if isinstance(sound, str):
         raise FieldError("file has no filename, so it is no file; `curl -F file=@PATH` gives one", "file")
     told: dict[str, str] = {}
+    times: set[str] = set()
     for name, value in parts:
         if name == "file":
             continue
         if not isinstance(value, str):
             raise FieldError(f"{name[:80]} is a file; the sound is the part named file", name)
         if name in _GRANULARITIES:
-            _check_granularity(value, name)
+            times.add(_granularity(value))
         elif name in _REFUSED:
             if value not in _REFUSED[name]:
                 raise FieldError(f"{name} is not supported; leave it out", name)
@@ -131,7 +133,7 @@ def asked(parts: Sequence[tuple[str, form.Sent | str]]) -> Transcription:
     kind = told.get("response_format", "json")
     if kind not in FORMATS:
         raise FieldError(f"response_format is {kind[:80]!r}; it must be one of {', '.join(FORMATS)}", "response_format")
-    if kind != "verbose_json" and any(name in _GRANULARITIES for name, _ in parts):
+    if kind != "verbose_json" and times:
         raise FieldError(
             "timestamp_granularities go with response_format verbose_json; leave them out", _GRANULARITIES[1]
         )
@@ -141,19 +143,22 @@ def asked(parts: Sequence[tuple[str, form.Sent | str]]) -> Transcription:
     if (temperature := _temperature(told.get("temperature", "0"))) > 0:
         parameters["temperature"] = temperature
     if kind in ("srt", "vtt", "verbose_json"):
-        parameters["return_timestamps"] = True
-    return Transcription(sound, told.get("model"), kind, parameters, told.get("user"))
+        parameters["return_timestamps"] = "word" if times == {"word"} else True
+    return Transcription(sound, told.get("model"), kind, parameters, told.get("user"), times == {"word", "segment"})
 
 
-def answered(kind: Format, answer: Json, language: str | None, sound: bytes) -> Json | str:
+def answered(told: Transcription, answer: Json, language: str | None, words: Json = None) -> Json | str:
     """An answer of the task's in the format that was asked for: an object of JSON, or a text.
+
+    Args:
+        words: the answer with words' times, where they are asked for beside sentences'.
 
     Raises:
         DataError: it holds no words, or none with times where these are asked for.
     """
     if not isinstance(answer, Mapping) or not isinstance(answer.get("text"), str):
         raise DataError("this adapter does not write what is said; ask /v1/predict")
-    text, chunks = answer["text"].strip(), answer.get("chunks")
+    kind, text, chunks = told.format, answer["text"].strip(), answer.get("chunks")
     if kind == "json":
         return {"text": text}
     if kind == "text":
@@ -161,7 +166,9 @@ def answered(kind: Format, answer: Json, language: str | None, sound: bytes) -> 
     if chunks is None:
         raise DataError(f"this adapter gives no times, which {kind} has; ask for json or text")
     if kind == "verbose_json":
-        return verbose(text, chunks, language, seconds_of(sound))
+        by_word = told.parameters.get("return_timestamps") == "word"
+        said = chunks if by_word else words and words.get("chunks")
+        return verbose(text, None if by_word else chunks, language, seconds_of(told.sound.data), said)
     return srt(chunks) if kind == "srt" else vtt(chunks)
 
 
@@ -187,19 +194,25 @@ def add_speech(app: FastAPI, endpoint: Endpoint) -> None:
         if told.sound.name:
             sound["path"] = told.sound.name
         answer = await endpoint.predict(choice, [sound], told.parameters, request.state.request_id)
+        words = None
+        if told.words:  # heard a second time: sentences end where the decoder says so, words where its heads look
+            asked_of = {**told.parameters, "return_timestamps": "word"}
+            (words,) = (await endpoint.predict(choice, [sound], asked_of, request.state.request_id)).predictions
         own = getattr(answer.task.spec, "language", None)
-        found = answered(told.format, answer.predictions[0], told.language or own, told.sound.data)
+        found = answered(told, answer.predictions[0], told.language or own, words)
         headers = headers_of(answer.entry)
         if isinstance(found, str):
             return PlainTextResponse(found, headers=headers)
         return JSONResponse(found, headers=headers)
 
 
-def _check_granularity(value: str, name: str) -> None:
-    if value != "segment":
+def _granularity(value: str) -> str:
+    if value not in ("segment", "word"):
         raise FieldError(
-            f"timestamp_granularities is {value[:80]!r}; only segment is given, which is the default", name
+            f"timestamp_granularities is {value[:80]!r}; it must be segment, which is the default, or word",
+            _GRANULARITIES[1],
         )
+    return value
 
 
 def _language(value: str) -> str:

@@ -29,10 +29,15 @@ def check(base: Speech, parameters: Mapping[str, Json], room: int) -> None:
     if unknown:
         raise RecipeError(f"parameters {unknown} are not known to this task; it takes {', '.join(PARAMETERS)}")
     timestamps = parameters.get("return_timestamps", False)
-    if not isinstance(timestamps, bool):
-        raise RecipeError(f"return_timestamps is {timestamps!r}; it must be true or false")
+    if not isinstance(timestamps, bool) and timestamps != "word":
+        raise RecipeError(f"return_timestamps is {timestamps!r}; it must be true, false or 'word'")
     if timestamps and base.no_timestamps is None:
         raise RecipeError("this base writes no timestamps; leave return_timestamps out")
+    if timestamps == "word" and not base.aligned:
+        raise RecipeError(
+            "this base does not say which of its heads follow the sound (alignment_heads of generation_config.json), "
+            "so it gives no times of words; ask for return_timestamps true, or add them"
+        )
     temperature = parameters.get("temperature")
     if temperature not in (None, 0) or isinstance(temperature, bool):
         raise RecipeError(f"temperature is {temperature!r}; the likeliest words are written, which is 0: leave it out")

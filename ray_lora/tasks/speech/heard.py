@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray_lora.recipe import Json
 
@@ -49,22 +49,29 @@ def cuts(samples: int, window: int, overlap: int) -> list[Cut]:
 
 
 def joined(
-    tokenizer: Any, pieces: Sequence[tuple[Sequence[int], Cut]], rate: int, precision: float, timestamps: bool
+    tokenizer: Any,
+    pieces: Sequence[tuple[Mapping[str, Any], Cut]],
+    rate: int,
+    precision: float,
+    timestamps: bool | Literal["word"],
 ) -> dict[str, Json]:
-    """The pipeline's answer: `text`, and with `timestamps` also `chunks`, each {"timestamp": [start, end], "text"}.
+    """The pipeline's answer: `text`, and with `timestamps` also `chunks`, each {"timestamp": [start, end], "text"}, of
+    sentences or of words.
 
     A chunk that was not ended ends with the sound.
 
     Args:
-        pieces: tokens that were written of each piece, in their order.
+        pieces: `tokens` that were written of each piece, in their order, and for words `times`, when each ends.
         rate: samples a second. precision: seconds from one timestamp to the next.
     """
     import numpy as np
 
     logging.getLogger(_WARNS).addFilter(_is_not_of_the_end)
     outputs: list[dict[str, Any]] = []
-    for tokens, cut in pieces:
-        output: dict[str, Any] = {"tokens": np.array([list(tokens)], dtype=np.int64)}
+    for said, cut in pieces:
+        output: dict[str, Any] = {"tokens": np.array([said["tokens"]], dtype=np.int64)}
+        if timestamps == "word":
+            output["token_timestamps"] = np.array([said["times"]])
         if len(pieces) > 1:
             output["stride"] = ((cut.end - cut.start) / rate, cut.left / rate, cut.right / rate)
         outputs.append(output)
