@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
+from typer.core import TyperGroup
 
 from ray_lora.recipe import Json
 
@@ -37,10 +38,20 @@ class Say(Protocol):
     def __call__(self, result: dict[str, Json], *texts: Any) -> None: ...
 
 
-def new_group(help: str) -> typer.Typer:
-    """A group of commands with plain error messages."""
+def new_group(help: str, cls: type[TyperGroup] | None = None, usage: str | None = None) -> typer.Typer:
+    """A group of commands with plain error messages.
+
+    Args:
+        cls: how it reads its words, where that is not typer's way; usage: what stands for them in its help.
+    """
     return typer.Typer(
-        help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=help,
+        cls=cls,
+        subcommand_metavar=usage,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
 
 

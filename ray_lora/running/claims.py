@@ -9,8 +9,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ray_lora.atomic import expanded
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Recipe
+
+LOCK, MARKER = "lock", "recipe.json"
+_ASKED_S = 0.5
 
 
 @contextmanager
@@ -20,11 +24,12 @@ def claimed(recipe: Recipe, kind: str, text: str) -> Iterator[Path]:
     Raises:
         RecipeError: the folder holds another run, whose results would be overwritten, or that run goes on right now.
     """
-    folder = Path(recipe.output_dir).expanduser().resolve() / recipe.name
+    folder = expanded(recipe.output_dir).resolve() / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    marker, told = folder / "recipe.json", json.dumps({"kind": kind, "recipe": text}, sort_keys=True)
+    marker, told = folder / MARKER, json.dumps({"kind": kind, "recipe": text}, sort_keys=True)
     try:
-        held = FileLock(folder / "lock").acquire(blocking=False)  # the system frees it when this process dies
+        # the system frees it when this process dies; who only asks whether it is held has it for a moment
+        held = FileLock(folder / LOCK).acquire(timeout=_ASKED_S)
     except Timeout:
         raise RecipeError(
             f"another process is writing to {str(folder)!r} right now; wait for it, or give this run its own name=..."
@@ -36,3 +41,12 @@ def claimed(recipe: Recipe, kind: str, text: str) -> Iterator[Path]:
             )
         marker.write_text(told)
         yield folder
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process is writing to the run's folder right now."""
+    try:
+        with FileLock(folder / LOCK).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True

@@ -73,7 +73,7 @@ class Progress:
 
     def table(self, records: Sequence[Record]) -> Table:
         """The records as a table: each score with its 95 % interval, and the time left below."""
-        shown = Table(title=self.title, title_justify="left", caption=self._left(records), caption_justify="left")
+        shown = Table(title=self.title, title_justify="left", caption=self.left(records), caption_justify="left")
         for column in ("configuration", "step", "loss", self.metric, "state", "slot"):
             shown.add_column(column, justify="left" if column in ("configuration", "state") else "right")
         for record in records:
@@ -96,7 +96,7 @@ class Progress:
         part = f" on {record.rows} rows" if record.rows is not None and record.rows < whole else ""
         return scored_on(score, record.rows or whole, self.mode) + part if whole else f"{score:.4f}"
 
-    def _left(self, records: Sequence[Record]) -> str:
+    def left(self, records: Sequence[Record]) -> str:
         """The time left at the pace so far, if nobody is stopped; empty while nothing is known of it."""
         done, left = work(records, self.expected)
         if self._begun is None:
@@ -129,7 +129,7 @@ class Progress:
             state = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             steps = f"; step {done:,} of {total:,}" if total else ""  # a job's steps are known once it runs
             more = f", and those of {counts['waiting']} waiting" if total and counts["waiting"] else ""
-            left = self._left(records)
+            left = self.left(records)
             self._print(f"{state}{steps}{more}{f'; {left}' if left else ''}")
 
     def _print(self, text: str) -> None:

@@ -85,7 +85,8 @@ class Watch:
             return  # the coordinator is gone; the run says why
         self.records = records
         for record in records:
-            if record.job.name not in self._told:
+            told = self._told.get(record.job.name)
+            if told is None or (told == "KILLED" and record.status in ("waiting", "running")):  # it may be resumed
                 self._open(record)
         for line in logs:
             self._tracker.log(line["job"], line["step"], line["metrics"])
@@ -131,6 +132,7 @@ def params(job: Job) -> dict[str, Any]:
         | job.training.model_dump(mode="json")
         | {"task": job.task.type, "data": job.data}
         | {f"distillation.{key}": value for key, value in _distillation(job).items()}
+        | {f"origin.{key}": job.origin[key] for key in ("trial", "step") if job.origin is not None}
         | {f"augmentation.{number}": said(transform) for number, transform in enumerate(job.augmentation)}
     )
 
