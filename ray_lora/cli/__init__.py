@@ -9,19 +9,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ray_lora.cli import adapters, cache, explaining, export, merging, pruning, runs, start, use, versions, vllm
+from ray_lora.cli import (
+    adapters,
+    cache,
+    explaining,
+    export,
+    merging,
+    pruning,
+    runs,
+    searching,
+    start,
+    use,
+    versions,
+    vllm,
+)
 from ray_lora.cli.output import new_group
 from ray_lora.errors import RayLoraError
 
 app = new_group("Train, search and serve many LoRA adapters on one shared frozen base.")
 BEGINNING = (start.init, start.doctor)
-RUNS = (runs.train, runs.search, runs.personal, runs.plan, runs.curve)
+RUNS = (runs.train, runs.personal, runs.plan, runs.curve)
 USES = (use.evaluate, use.predict, use.serve, explaining.explain, merging.merge, export.export, pruning.prune)
 for command in (*BEGINNING, *RUNS, *USES, runs.schema):
     app.command()(command)
 for steering in (versions.split, versions.shadow, versions.promote, versions.rollback, versions.ab, versions.route):
     adapters.app.command()(steering)
 adapters.app.command()(vllm.vllm)
+app.add_typer(searching.app, name="search")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(cache.app, name="cache")
 

@@ -26,6 +26,9 @@ def explain(
         typer.Option("--input", help="A text, an image file, a row as JSON, to be attributed; again for more."),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="A folder for the page, the plots and JSON.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the figures in the store, for the endpoint's page; no input is kept.")
+    ] = False,
     column: ColumnOption = None,
     store: StoreOption = "./store",
     base: BaseOption = None,
@@ -44,7 +47,7 @@ def explain(
             folder = output or (temporary if tracking_uri else None)
             result = explain_refs(
                 refs, store, data=data, inputs=value or [], columns=columns, base=base, tracking_uri=tracking_uri,
-                output=folder,
+                output=folder, keep=keep,
             )  # fmt: skip
             if tracking_uri is not None and folder is not None:
                 _log(result, Path(folder), tracking_uri, experiment)

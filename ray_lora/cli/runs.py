@@ -1,8 +1,10 @@
-"""Commands that take a recipe: train, search, plan; and schema."""
+"""Commands that take a recipe: train, personal, curve, plan; and schema."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from functools import partial
 from typing import Annotated
 
@@ -21,23 +23,6 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag
 
         result = train_recipe(read)
         say(result, f"{result['ref']}: {scores(result['metrics'])}; {result['seconds']:.0f} s; {result['adapter']}")
-
-
-def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
-    """Run the recipe's search and put the best adapter into its store as champion."""
-    with answering(as_json) as say:
-        read = Recipe.load(recipe, overrides or [])
-        from ray_lora.search.report import closing
-        from ray_lora.search.summary import Summary
-        from ray_lora.search.tuner import search_recipe
-
-        result = search_recipe(read)
-        say(
-            result,
-            *closing(Summary.recall(result)),
-            f"champion    {result['best']['ref']}",
-            f"MLflow      {result['link']}",
-        )
 
 
 def personal(
@@ -124,15 +109,28 @@ def _span(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{low:.4f} to {high:.4f}"
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
-    """Say what the recipe will cost in memory, steps and parameters, before anything starts."""
-    with answering(as_json) as say:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Try the recipe for some seconds, to foresee time and memory.")
+    ] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what the recipe will cost in time, memory, steps and parameters, before anything starts."""
+    with answering(as_json) as say, contextlib.ExitStack() as probes:
         read = Recipe.load(recipe, overrides or [])
-        from ray_lora.running.plan import plan_recipe, show
-        from ray_lora.search.space import check_search
+        probing = None
+        if probe and not read.scaling.use_gpu:
+            from ray_lora.running.probes import Probes, processes_of
 
-        check_search(read)
-        result = plan_recipe(read)
+            count = processes_of(read)
+            processes = "a process" if count == 1 else f"{count} processes"
+            print(f"plan: rows are read, while {processes} will train for some seconds", file=sys.stderr)
+            probing = probes.enter_context(Probes(count))
+        from ray_lora.search.foresight import plan_and_foresee, show
+
+        result = plan_and_foresee(read, probing)
         say(result, show(result))
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import ray
 
+from ray_lora.atomic import expanded
 from ray_lora.data.files import File
 from ray_lora.data.pieces import Piece, look, read_piece, settle
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RecipeError
@@ -78,7 +78,7 @@ def asked_for(
 def check_apart(data: Sequence[str], parts: Parts) -> None:
     """RecipeError where the answers would lie among the rows, and be rows the next time."""
     for given in data:
-        folder = Path(given).expanduser().absolute() if "://" not in given else None
+        folder = expanded(given).absolute() if "://" not in given else None
         if folder is not None and parts.path is not None and folder.is_dir() and parts.path.is_relative_to(folder):
             raise RecipeError(
                 f"the output {parts.name!r} is inside the data {given!r}, where its files would be rows the next time; "
@@ -215,7 +215,7 @@ def _tasks(pinned: Pinned) -> set[type[Task]]:
 
 def _absolute(path: str) -> str:
     """From any folder: workers have folders of their own."""
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def _check_columns(

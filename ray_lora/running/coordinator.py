@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ray_lora.errors import CapacityError
+from ray_lora.running.turns import Queue, Turns
 from ray_lora.training.job import Job, Report
 
 Status = Literal["waiting", "running", "finished", "failed", "stopped"]
@@ -76,10 +77,12 @@ class Coordinator:
         expected: jobs that will probably be submitted; while there are fewer, a pack whose slot falls free waits a
             moment for the next one.
         at_once: how many of them there will be at the same time, at most; None for as many as packs have slots.
+        turns: the order in which those who follow jobs hear of evaluations at one rung; None for any order. They say
+            `heard` of each.
     """
 
-    def __init__(self, expected: int = 0, at_once: int | None = None) -> None:
-        self.expected, self.at_once = expected, at_once
+    def __init__(self, expected: int = 0, at_once: int | None = None, turns: Turns | None = None) -> None:
+        self.expected, self.at_once, self._queue = expected, at_once, Queue(turns)
         self.records: dict[str, Record] = {}
         self._changed = asyncio.Condition()
         self._logs: list[dict[str, Any]] = []
@@ -87,6 +90,8 @@ class Coordinator:
         self._came = 0.0  # when a job was last submitted
         self._patience = _GATHER_S  # with the next job
         self._saves: set[str] = set()
+        self._halted: set[str] = set()  # jobs that a person has stopped
+        self._over = False  # a person has stopped all of them
         self._closing = False
         self._error: str | None = None
         self._seconds: dict[str, float] = {}
@@ -104,10 +109,13 @@ class Coordinator:
             raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
         self.records[job.name] = Record(job, config, followed=followed)
         self._came = time.monotonic()
+        if self._is_halted(job.name):
+            self._end(self.records[job.name], "stopped")
         await self._notify()
 
     async def next_evaluation(self, name: str) -> dict[str, Any]:
-        """The job's next evaluation; waits for it. `{"error": ...}` once the job has failed."""
+        """The job's next evaluation; waits for it. `{"error": ...}` once the job has failed, `{"halted": True}` once
+        somebody has halted it."""
         record = self.records[name]
         if record.held and not record.inbox:  # what it reported was looked at, and it may go on
             record.held = False
@@ -116,8 +124,16 @@ class Coordinator:
             lambda: bool(record.inbox) or record.status not in ("waiting", "running") or self._error is not None
         )
         if record.inbox:
+            await self._turn(name)
             return record.inbox.popleft()
+        if record.status == "stopped" and self._is_halted(name):
+            return {"halted": True}
         return {"error": record.error or self._error or f"job {name!r} was {record.status}"}
+
+    async def heard(self, name: str) -> None:
+        """A search's scheduler has decided on this job's last evaluation: the next one may be told."""
+        self._queue.heard(name)
+        await self._notify()
 
     async def stop(self, name: str) -> None:
         """Take a job out; its slot goes to the next one. Nothing happens when it has ended."""
@@ -125,6 +141,20 @@ class Coordinator:
         if record is not None and record.status in ("waiting", "running"):
             self._end(record, "stopped")
             await self._notify()
+
+    async def halt(self, names: Sequence[str] | None) -> None:
+        """Take jobs out because a person wants it, now or as soon as they come, until they are released; None for all
+        jobs."""
+        self._over = self._over or names is None
+        self._halted |= set(names or ())
+        for record in self.records.values():
+            if record.status in ("waiting", "running") and self._is_halted(record.job.name):
+                self._end(record, "stopped")
+        await self._notify()
+
+    async def release(self, names: Sequence[str]) -> None:
+        """Halted jobs may be submitted again."""
+        self._halted -= set(names)
 
     async def checkpoint(self, name: str) -> int:
         """Have the job's state written now; returns its step."""
@@ -164,6 +194,7 @@ class Coordinator:
         self._packs.setdefault(pack, 0.0)
         for report in reports:
             self._take(report)
+        self._queue.put(reports)
         for name, slot in held.items():
             self.records[name].slot = slot
         if reports:
@@ -209,7 +240,7 @@ class Coordinator:
                 return began
             if not now.join and len(held) == len(now.hold):  # no step could be taken
                 return began + _IDLE_S
-            decided = began + _DECIDE_S if now.hold else began
+            decided = max(began, self._queue.moved) + _DECIDE_S if now.hold else began
             gathered = max(self._packs[pack], self._came) + self._patience if vacant(now) else began
             return max(decided, gathered)
 
@@ -260,6 +291,21 @@ class Coordinator:
             self._end(record, "failed")
         elif report.done:
             self._end(record, "finished")
+
+    def _is_halted(self, name: str) -> bool:
+        return self._over or name in self._halted
+
+    async def _turn(self, name: str) -> None:
+        """Wait until a job's evaluation may be told."""
+
+        def told() -> bool:
+            return self._queue.may(name, lambda other: self.records[other].status == "running")
+
+        while not told():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._until(told), self._queue.patience())
+        self._queue.told(name)
+        await self._notify()
 
     def _end(self, record: Record, status: Status) -> None:
         record.status, record.ended = status, time.time()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_lora.atomic import expanded
 from ray_lora.data.files import File, find_files
 from ray_lora.errors import DataError
 from ray_lora.recipe import Recipe
@@ -37,7 +37,7 @@ def size_of(datasets: Mapping[str, ray.data.Dataset]) -> tuple[dict[str, Any], i
 
 def write(recipe: Recipe, datasets: Mapping[str, Any]) -> dict[str, tuple[File, ...]]:
     """Computed datasets as files, their rows in the datasets' order; what an earlier run has written is replaced."""
-    folder = Path(recipe.output_dir).expanduser().resolve() / recipe.name / _ROWS
+    folder = expanded(recipe.output_dir).resolve() / recipe.name / _ROWS
     found = {}
     for split, dataset in datasets.items():
         shutil.rmtree(folder / split, ignore_errors=True)

@@ -33,6 +33,7 @@ from ray_lora.running.plan import Plan, make_plan, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.teachers import anywhere
+from ray_lora.running.turns import Turns
 from ray_lora.running.watch import Watch
 from ray_lora.running.worker import PackConfig, run_worker
 from ray_lora.tasks import task_of
@@ -146,6 +147,7 @@ class PackRun:
         tracker: where records go.
         packs: how many packs.
         jobs: how many jobs will probably be submitted; at_once: how many of them at the same time, at most.
+        turns: as the coordinator's.
     """
 
     def __init__(
@@ -160,12 +162,14 @@ class PackRun:
         packs: int = 1,
         jobs: int = 0,
         at_once: int | None = None,
+        turns: Turns | None = None,
         quiet: bool = False,
     ) -> None:
         self.prepared, self.output, self.tracker = prepared, output, tracker
         self.scaling = scaling_config or scaling_of(prepared.recipe)
         self.run_config = run_config
-        self.coordinator: Any = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000).remote(jobs, at_once)
+        actor = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=1000)
+        self.coordinator: Any = actor.remote(jobs, at_once, turns)
         task = task_of(prepared.recipe.task)
         rows = {name: source.rows("validation") for name, source in prepared.sources.items()}
         self._progress = progress = Progress(title, task.metric, quiet, task.metrics[task.metric], rows, jobs)
@@ -186,6 +190,19 @@ class PackRun:
         for thread in self._threads:
             thread.start()
         self._watch.start()
+
+    @property
+    def records(self) -> list[Record]:
+        """All jobs, as the last look found them; two looks a second."""
+        return self._watch.records
+
+    def left(self) -> str:
+        """The time left, as people say it; empty while nothing is known of it."""
+        return self._progress.left(self.records)
+
+    def expect_more(self) -> None:
+        """One job more will come than was said at the start."""
+        self._progress.expected += 1
 
     def say(self, text: str) -> None:
         """Tell whoever watches, unless nothing is to be shown."""

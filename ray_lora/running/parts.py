@@ -28,6 +28,7 @@ import pyarrow.fs
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
+from ray_lora.atomic import expanded
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json
 from ray_lora.store.line import public
@@ -48,7 +49,7 @@ class Parts:
                 self._files, self._path = pa.fs.FileSystem.from_uri(folder)
             else:
                 self._files = pa.fs.LocalFileSystem()
-                self._path = str(Path(folder).expanduser().absolute())
+                self._path = str(expanded(folder).absolute())
         except (OSError, ValueError) as error:
             raise RecipeError(f"the output {self.name!r} cannot be reached: {error}") from None
         self._local = isinstance(self._files, pa.fs.LocalFileSystem)

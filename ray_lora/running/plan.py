@@ -125,8 +125,8 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         least = recipe.scaling.slots or 1
         needed = base_bytes + pass_bytes + least * slot_bytes
         raise CapacityError(
-            f"{least} adapters of rank {max_rank} on {base.id!r} need {_size(needed)}, {_size(free * _SHARE)} may be "
-            "used; lower lora.r or scaling.slots, or choose a smaller base"
+            f"{least} adapters of rank {max_rank} on {base.id!r} need {size_words(needed)}, "
+            f"{size_words(free * _SHARE)} may be used; lower lora.r or scaling.slots, or choose a smaller base"
         )
     return Plan(
         base=base.id,
@@ -200,6 +200,11 @@ def largest_rank(recipe: Recipe) -> int:
 
 def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     """The plan of a recipe as plain data; reads and checks its files, starts nothing."""
+    return plan_with_task(recipe)[0]
+
+
+def plan_with_task(recipe: Recipe) -> tuple[dict[str, Json], TaskSpec]:
+    """As `plan_recipe`, and the task, completed by the training rows."""
     from ray_lora.running.sources import inspect
     from ray_lora.running.teachers import find_teacher
 
@@ -211,7 +216,7 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
     per_epoch = math.ceil(rows["train"] / batch)
     steps = recipe.training.max_steps
     steps = steps if steps > 0 else math.ceil(recipe.training.num_train_epochs * per_epoch)
-    return asdict(plan) | {
+    told = asdict(plan) | {
         "name": recipe.name,
         "total_bytes": plan.total_bytes,
         "task": {"type": task.type, **task.describe()},
@@ -221,16 +226,20 @@ def plan_recipe(recipe: Recipe) -> dict[str, Json]:
         "steps": steps,
         "rows_trained": steps * batch,
     }
+    return told, task
 
 
 def show(plan: Mapping[str, Json]) -> str:
     """A plan for reading."""
     lines = [
-        ("base", f"{plan['base']} in {plan['dtype']} on {plan['device']}, {_size(plan['base_bytes'])}"),
-        ("adapter", f"{plan['parameters']:,} trained parameters, {_size(plan['adapter_bytes'])} on disk"),
-        ("slot", f"{_size(plan['slot_bytes'])} at max_rank {plan['max_rank']}: value, gradient, two moments"),
-        ("pass", f"{plan['passes']}, about {_size(plan['pass_bytes'])} for {plan['max_rows']} rows"),
-        ("pack", f"{plan['slots']} slots, about {_size(plan['total_bytes'])} of {_size(plan['free_bytes'])} free"),
+        ("base", f"{plan['base']} in {plan['dtype']} on {plan['device']}, {size_words(plan['base_bytes'])}"),
+        ("adapter", f"{plan['parameters']:,} trained parameters, {size_words(plan['adapter_bytes'])} on disk"),
+        ("slot", f"{size_words(plan['slot_bytes'])} at max_rank {plan['max_rank']}: value, gradient, two moments"),
+        ("pass", f"{plan['passes']}, about {size_words(plan['pass_bytes'])} for {plan['max_rows']} rows"),
+        (
+            "pack",
+            f"{plan['slots']} slots, about {size_words(plan['total_bytes'])} of {size_words(plan['free_bytes'])} free",
+        ),
         ("data", ", ".join(f"{count:,} {split} rows" for split, count in plan["rows"].items())),
         *((key, _words(value)) for key, value in plan["task"].items()),
         *(("augmented", transform) for transform in plan.get("augmentation", [])),
@@ -272,7 +281,8 @@ def _free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _size(count: float) -> str:
+def size_words(count: float) -> str:
+    """Bytes as people say them: `1.2 GB`."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -54,6 +54,7 @@ class Source:
     task: TaskSpec  # completed by what the training rows teach
     splits: dict[str, tuple[Block, ...] | Encoded]
     identity: dict[str, str]  # path, files, rows and sha256 of each split; ref and hash of the teacher
+    groups: tuple[str, ...] = ()  # of each validation row, where a search asks
     soft: Any = None  # ray.ObjectRef[SoftTargets] of the training rows, where there is a teacher
 
     def rows(self, split: str) -> int:
@@ -225,7 +226,7 @@ def load_splits(source: Source, task: Task, rank: int, world: int) -> Splits:
     if source.soft is not None:
         train = _taught(train, task, source.soft)
     held = None if validation is None else _load(validation, task, rank, world)
-    return Splits(train, held, source.identity)
+    return Splits(train, held, source.identity, source.groups)
 
 
 def _load(split: tuple[Block, ...] | Encoded, task: Task, rank: int, world: int) -> Split:

@@ -8,9 +8,9 @@ It knows cards and configs, no rows and no logits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.atomic import expanded
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base
 from ray_lora.data.encoder import Encoder
@@ -109,7 +109,7 @@ def _bare(model: str, spec: TaskSpec, device: str) -> tuple[Teacher, Base]:
 
 def anywhere(spec: BaseSpec, base: Base) -> BaseSpec:
     """The base as a process in another folder names it: a relative folder becomes an absolute one."""
-    local = base.folder == Path(spec.model).expanduser()
+    local = base.folder == expanded(spec.model)
     return spec.model_copy(update={"model": str(base.folder.resolve())}) if local else spec
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from ray_lora.recipe import Recipe
 from ray_lora.running.plan import Plan
 from ray_lora.search.summary import Trial
+from ray_lora.training.job import SIZES
 
 _SAME = 1e-6  # of a loss: what rows that share a pass with others may move it by
-_OWN = {"learning_rate", "epoch", "step", "total_steps", "eighths", "validation_rows"}  # say what was asked for
+_OWN = {"learning_rate", "epoch", "step", "total_steps", "eighths", "validation_rows", *SIZES}  # say what was asked for
 
 
 def few_members(recipe: Recipe, plan: Plan, packs: int, trials: int, at_once: int) -> list[str]:

@@ -33,6 +33,7 @@ def draw(summary: Summary, output: Path) -> list[str]:
         "rank_by_rate": _rank_by_rate(scored, summary),
         "parallel_coordinates": _parallel(scored, summary),
         "importance": _importance(summary),
+        "pareto": _pareto(scored, summary),
     }
     paths = []
     for name, figure in figures.items():
@@ -133,6 +134,29 @@ def _parallel(scored: Sequence[Trial], summary: Summary) -> Figure | None:
     axis.set_yticks([])
     axis.set_frame_on(False)
     axis.set_title(f"Configurations and their {summary.metric}")
+    return figure
+
+
+def _pareto(scored: Sequence[Trial], summary: Summary) -> Figure | None:
+    """The first metric against each other one: the Pareto set joined by a line, the choice as a star."""
+    names = [name for name, _ in summary.objectives]
+    shown = [trial for trial in scored if all(math.isfinite(trial.metrics.get(name, math.nan)) for name in names)]
+    if len(names) < 2 or not any(trial.pareto for trial in shown):
+        return None
+    figure = _figure(1 + 4.5 * (len(names) - 1), 4.5)
+    for axis, other in zip(figure.subplots(1, len(names) - 1, squeeze=False)[0], names[1:], strict=True):
+        for kept, style in ((False, {"color": "lightgrey"}), (True, {"color": "tab:blue"})):
+            points = sorted((trial.metrics[other], trial.metrics[names[0]]) for trial in shown if trial.pareto == kept)
+            axis.plot(
+                *zip(*points, strict=True) if points else ((), ()), "o-" if kept and len(names) == 2 else "o", **style
+            )
+        best = summary.best
+        if best is not None:
+            place = (best.metrics[other], best.metrics[names[0]])
+            axis.plot(*place, "*", color="tab:red", markersize=16)
+            axis.annotate(describe(best.config), place, xytext=(0, -16), textcoords="offset points", ha="center")
+        axis.set(xlabel=other, ylabel=names[0], title=f"{names[0]} and {other}")
+        axis.margins(0.15)
     return figure
 
 

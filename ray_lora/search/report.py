@@ -21,6 +21,8 @@ from ray_lora.running.progress import describe
 from ray_lora.search.advice import advice, smallest
 from ray_lora.search.alarms import unreached
 from ray_lora.search.importance import importances
+from ray_lora.search.objectives import Objective, chosen, front
+from ray_lora.search.origin import read_origin
 from ray_lora.search.plots import draw
 from ray_lora.search.summary import Summary, Trial
 from ray_lora.tracking.plain import table
@@ -35,8 +37,7 @@ def summarise(
     grid: ResultGrid,
     records: Sequence[Record],
     output: Path,
-    metric: str,
-    mode: str,
+    objectives: Sequence[Objective],
     seconds: float,
     rows: int,
     default: Mapping[str, Any],
@@ -47,32 +48,51 @@ def summarise(
 
     Args:
         records: the coordinator's, for states and times of this session's trials.
+        objectives: the metrics that decide; where there are several, the best is the one that `chosen` takes.
         rows: validation rows, for the standard error.
-        default: the recipe's own values of the searched keys.
+        default: the recipe's own values of the searched keys, and of those that clones have values for.
         ending, alarms: as in `Summary`.
     """
+    metric, mode = objectives[0]
     known = {record.job.name: record for record in records}
     trials = [_trial(grid[number], known, output, metric, rows) for number in range(len(grid))]
+    # a key that only clones have other values for is the recipe's own in all other trials
+    trials = [replace(trial, config=trial.config | _missing(default, trial.config)) for trial in trials]
     sign = -1 if mode == "max" else 1
     trials.sort(key=lambda trial: _place(trial, metric, sign, rows))
     scored = [trial for trial in trials if _ranked(trial, metric)]
     even = [trial for trial in scored if trial.rows == scored[0].rows]  # of scores that can be compared
+    best, choice = (scored[0] if scored else None), ""
+    if len(objectives) > 1 and even:
+        whole = [trial for trial in even if all(math.isfinite(each.cost(trial)) for each in objectives)] or even[:1]
+        names = {trial.name for trial in front(whole, objectives)}
+        trials = [replace(trial, pareto=trial.name in names) for trial in trials]
+        marked = {trial.name: trial for trial in trials}
+        scored, even, whole = ([marked[trial.name] for trial in some] for some in (scored, even, whole))
+        best, choice = chosen(whole, objectives, whole[0].rows or rows)
     first = min((rung for trial in scored for rung in trial.rungs), default=None)
-    tried = [(t.config, t.rungs[first]) for t in scored if first in t.rungs] if first is not None else None
+    own = [trial for trial in scored if not trial.since]  # what others learnt from a parent is not their keys' doing
+    tried = [(t.config, t.rungs[first]) for t in own if first in t.rungs] if first is not None else None
     return Summary(
         metric=metric,
         mode=mode,
         trials=trials,
-        best=scored[0] if scored else None,
+        best=best,
         smallest=smallest(even, metric, mode, even[0].rows or rows) if even else None,
-        default=next((trial for trial in scored if trial.config == default), None),
+        default=next((trial for trial in own if trial.config == default), None),
         seconds=seconds,
         rows=rows,
-        importance=importances(tried or [(trial.config, trial.metrics[metric]) for trial in scored]),
+        importance=importances(tried or [(trial.config, trial.metrics[metric]) for trial in own]),
         advice=advice(scored, metric, mode, rows),
         ending=ending,
         alarms=[*alarms, *unreached(scored)],
+        objectives=[(each.name, each.mode) for each in objectives],
+        choice=choice,
     )
+
+
+def _missing(default: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in default.items() if key not in config}
 
 
 def _place(trial: Trial, metric: str, sign: int, rows: int) -> tuple[bool, int, float]:
@@ -90,21 +110,30 @@ def _ranked(trial: Trial, metric: str) -> bool:
 def leaderboard(summary: Summary, most: int = 30) -> Table:
     """The trials as a table, best first: what was searched, the score with its interval, how it ended, what it cost."""
     shown = Table(title=f"{len(summary.trials)} configurations in {summary.seconds:.0f} s", title_justify="left")
-    for column in ("configuration", summary.metric, "state", "seconds", "file"):
+    more_metrics = [name for name, _ in summary.objectives[1:]]
+    for column in ("configuration", summary.metric, *more_metrics, "state", "seconds", "file"):
         shown.add_column(column, justify="left" if column in ("configuration", "state") else "right")
     for trial in summary.trials[:most]:
         mark = " *" if trial is summary.best else " ~" if trial is summary.smallest else ""
+        mark += " P" if trial.pareto else ""
         shown.add_row(
-            describe(trial.config) + mark,
+            describe(trial.config) + _begun(trial) + mark,
             said(summary, trial),
+            *(f"{trial.metrics[name]:.6g}" if name in trial.metrics else "-" for name in more_metrics),
             trial.status + _where(trial) + (f": {trial.error.splitlines()[0][:60]}" if trial.error else ""),
             f"{trial.seconds:.0f}" if trial.seconds is not None else "-",
             f"{trial.bytes / 1e6:.2f} MB" if trial.bytes is not None else "-",
         )
     left = len(summary.trials) - most
     more = f"\n{left} more are in leaderboard.csv" if left > 0 else ""
-    shown.caption = f"* best   ~ smallest rank within one standard error of it{more}"
+    pareto = "   P no other is better in one metric and as good in the rest" if more_metrics else ""
+    shown.caption = f"* best   ~ smallest rank within one standard error of it{pareto}{more}"
     return shown
+
+
+def _begun(trial: Trial) -> str:
+    """Where a clone went on from."""
+    return f" (from step {trial.since} of {trial.parent})" if trial.since else ""
 
 
 def _where(trial: Trial) -> str:
@@ -129,6 +158,8 @@ def closing(summary: Summary) -> list[Any]:
     best, small, default = summary.best, summary.smallest, summary.default
     if best is not None:
         lines.append(f"best        {describe(best.config)}: {summary.metric} {said(summary, best)}")
+    if summary.choice:
+        lines.append(f"choice      {summary.choice}")
     if best is not None and default is not None and default is not best:
         lines.append(
             f"default     {describe(default.config)}: {said(summary, default)}; {_gained(summary, best, default)}"
@@ -168,7 +199,11 @@ def write(summary: Summary, tracker: Tracker, output: Path) -> Summary:
     its plots."""
     summary = replace(summary, plots=draw(summary, output))
     (output / "summary.json").write_text(json.dumps(asdict(summary), indent=2))
-    rows = [{**trial.config, **trial.metrics, "status": trial.status} for trial in summary.trials]
+    several = len(summary.objectives) > 1
+    rows = [
+        {**trial.config, **trial.metrics, **({"pareto": trial.pareto} if several else {}), "status": trial.status}
+        for trial in summary.trials
+    ]
     (output / "leaderboard.csv").write_text(table(rows), encoding="utf-8")
     for path in [*summary.plots, str(output / "summary.json"), str(output / "leaderboard.csv")]:
         tracker.log_artifact(Path(path))
@@ -195,7 +230,10 @@ def _trial(result: Any, known: Mapping[str, Record], output: Path, metric: str, 
     took = (record.ended or 0) - (record.started or 0) if record and record.ended else metrics.get("time_total_s")
     config, adapter = dict(result.config or {}), str(folder) if kept else None
     part = int(counted) if counted is not None and counted < rows else None
-    return Trial(name, config, scores, status, adapter, took, size, error, part, _rungs(output / "jobs" / name, metric))
+    folder = output / "jobs" / name
+    origin = read_origin(folder)
+    came = (origin.trial, origin.step) if origin is not None else (None, None)
+    return Trial(name, config, scores, status, adapter, took, size, error, part, _rungs(folder, metric), *came)
 
 
 def _rungs(folder: Path, metric: str) -> dict[str, float]:

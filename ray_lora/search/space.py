@@ -4,8 +4,8 @@ before anything starts."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ray import tune
 from ray.tune import TuneConfig
@@ -14,9 +14,9 @@ from ray.tune.search.sample import Domain
 
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json, Recipe, check_key
+from ray_lora.search.objectives import Objective, objectives_of
 from ray_lora.search.stopping import check_stopping
 from ray_lora.search.trial import job_of
-from ray_lora.tasks import task_of
 from ray_lora.tracking import plain
 
 _SAMPLERS = {
@@ -33,7 +33,7 @@ DEFAULT_SPACE: dict[str, dict[str, Json]] = {
 
 def check_search(recipe: Recipe) -> None:
     """Raise RecipeError for a `search` section that could not run; nothing is started."""
-    scored_by(recipe, TuneConfig())
+    check_objectives(recipe)
     check_stopping(recipe, recipe.search.space or ())
     if recipe.search.space is not None:
         check_space(sampled(recipe), recipe)
@@ -68,13 +68,20 @@ def configured(recipe: Recipe, space: Mapping[str, Any]) -> TuneConfig:
     """The recipe's `search` over a space as Ray's TuneConfig, without a scheduler: which one is found once the rows are
     counted (`search.stopping`)."""
     search = recipe.search
-    metric, mode = scored_by(recipe, TuneConfig())
+    objectives = objectives_of(recipe)
     first = [default_of(recipe, space)] if adds_default(recipe, space) else []
     searcher: Any = None
     if search.searcher == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        searcher = OptunaSearch(metric=metric, mode=mode, seed=search.seed, points_to_evaluate=first or None)
+        metrics, modes = [each.name for each in objectives], [each.mode for each in objectives]
+        if len(objectives) == 1:
+            searcher = OptunaSearch(
+                metric=metrics[0], mode=modes[0], seed=search.seed, points_to_evaluate=first or None
+            )
+        else:
+            several: Any = modes  # Tune's annotation says one, its documentation a list for several metrics
+            searcher = OptunaSearch(metric=metrics, mode=several, seed=search.seed, points_to_evaluate=first or None)
     elif first:
         searcher = BasicVariantGenerator(points_to_evaluate=first)
     return TuneConfig(
@@ -85,7 +92,7 @@ def configured(recipe: Recipe, space: Mapping[str, Any]) -> TuneConfig:
     )
 
 
-def default_of(recipe: Recipe, space: Mapping[str, Any]) -> dict[str, Any]:
+def default_of(recipe: Recipe, space: Iterable[str]) -> dict[str, Any]:
     """The recipe's own values of those searched keys that it has: an entry of a mapping may be missing."""
     own = plain.flat(recipe.model_dump(mode="json"))
     return {key: own[key] for key in space if key in own}
@@ -104,17 +111,17 @@ def adds_default(recipe: Recipe, space: Mapping[str, Any]) -> bool:
     return not all(grid is not None and own[key] in grid for key, grid in zip(space, grids, strict=True))
 
 
-def scored_by(recipe: Recipe, config: TuneConfig) -> tuple[str, Literal["max", "min"]]:
-    """The metric that decides, and whether more is better."""
-    task = task_of(recipe.task)
-    metrics = dict(task.metrics) | {"loss": "min"}
-    metric = config.metric or recipe.search.metric or task.metric
-    if metric not in metrics:
-        raise RecipeError(
-            f"unknown metric {metric!r}; {recipe.task.type} reports {', '.join(metrics)}{did_you_mean(metric, metrics)}"
-        )
-    mode = config.mode or recipe.search.mode or metrics[metric]
-    return metric, mode  # type: ignore[return-value]
+def check_objectives(recipe: Recipe, config: TuneConfig | None = None) -> tuple[Objective, ...]:
+    """The metrics that decide, of the recipe or of a TuneConfig.
+
+    Raises:
+        RecipeError: one is unknown, or groups are asked of rows that are not there.
+    """
+    if recipe.search.groups is not None and recipe.data.validation is None:
+        raise RecipeError("search.groups names a column of the validation rows' files; set data.validation")
+    if config is None:
+        return objectives_of(recipe)
+    return objectives_of(recipe, config.metric, config.mode)  # type: ignore[arg-type]  # Tune's mode is a str
 
 
 def check_space(space: Mapping[str, Any], recipe: Recipe) -> None:

@@ -9,7 +9,8 @@ of a search leaves schedulers out.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ from ray_lora.training.rungs import LEAST_ROWS, WHOLE
 
 LEAST_TRIALS = 8  # of fewer, halving keeps too few to be sure of the best
 LEAST_STEPS = 2 * WHOLE  # so that a rung is more than a step from the one before
+_RESIDENT = 4  # times as many trials as fill a pass are in a pack that most of them leave at the first rungs
 _EPOCHS = 10_000  # more evaluations than any trial has
+FACTOR = 1.7  # of so many trials one goes on at each rung
 EIGHTHS = "eighths"  # what a scheduler's time_attr reads: 1, 2, 4 and 8 of a trial's own steps
 
 
@@ -73,12 +76,23 @@ def stopping_of(
     return Stopping(rungs, None, f"every trial goes to its end{f': {why}' if why else ''}")
 
 
+def resident(slots: int, room: int, rungs: bool) -> int:
+    """Slots of a pack whose trials end early: all come to the first rung before any goes on.
+
+    Args:
+        slots: as many as fill a pass; room: as fit in memory.
+    """
+    return min(room, _RESIDENT * slots) if rungs else slots
+
+
 def _senseless(
     recipe: Recipe, searched: Collection[str], scheduler: str, trials: int, steps: int, rows: int
 ) -> str | None:
     """Why `auto` leaves evaluations where they are; None where it does not."""
     if _spaced(recipe, searched):
         return "training.eval_steps says when trials are evaluated"
+    if len(recipe.search.metrics) > 1 and scheduler == "auto":
+        return "several metrics decide, and the first one would end what is best in the others"
     if scheduler in ("given", "fifo"):
         return "nobody asked for a scheduler that stops"
     if rows < LEAST_ROWS:
@@ -99,13 +113,42 @@ def _at(rungs: bool) -> str:
 
 
 def _asha(rungs: bool) -> ASHAScheduler:
-    if rungs:  # half of those that come to a rung go on
-        return ASHAScheduler(time_attr=EIGHTHS, max_t=WHOLE, grace_period=1, reduction_factor=2)
+    if rungs:
+        return ASHAScheduler(time_attr=EIGHTHS, max_t=WHOLE, grace_period=1, reduction_factor=FACTOR)
     return ASHAScheduler(time_attr="training_iteration", max_t=_EPOCHS, grace_period=1)
 
 
 def _median(rungs: bool) -> MedianStoppingRule:
     return MedianStoppingRule(time_attr=EIGHTHS if rungs else "training_iteration", grace_period=1)
+
+
+_LISTENING: dict[str, Any] = {}  # the coordinators of the searches of this process, by their folders
+
+
+@contextlib.contextmanager
+def listening(folder: str, coordinator: Any) -> Iterator[None]:
+    """While Tune runs a search, its coordinator learns of each of Tune's decisions from that search's `Heard`."""
+    _LISTENING[folder] = coordinator
+    try:
+        yield
+    finally:
+        del _LISTENING[folder]
+
+
+class Heard(tune.Callback):
+    """Tells a search's coordinator that Tune has decided on an evaluation, so that the next one of its rung is told.
+
+    Tune keeps callbacks in its checkpoint of a search, beyond the life of a coordinator: so it has the folder's name.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if self._folder in _LISTENING:  # Tune calls this when its scheduler has decided
+            _LISTENING[self._folder].heard.remote(trial.trial_id)
 
 
 class Remembered(tune.Callback):

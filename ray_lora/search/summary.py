@@ -15,7 +15,10 @@ class Trial:
         metrics: scores of its last evaluation.
         adapter: its PEFT folder as that evaluation found it; None when it failed, or was never evaluated.
         rows: validation rows that the scores were taken on; None for all of them.
+        pareto: where several metrics decide: whether no other trial beats it in one without being worse in another.
         rungs: in a search that ends early, the deciding score at each evaluation by eighths of the steps, `{"1": 0.7}`.
+        parent, since: of a clone, the trial whose configuration it had otherwise, and the step of that trial's
+            checkpoint from which it went on, 0 for none.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Trial:
     error: str | None = None
     rows: int | None = None
     rungs: dict[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    since: int | None = None
+    pareto: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Summary:
     """A finished search.
 
     Attributes:
+        metric, mode: the first of `objectives`, which are the metrics that decide and their modes.
+        best: the first trial; where several metrics decide, the one that `choice` says, in a sentence.
         trials: best first; those that were scored on more of the validation rows come before others.
         smallest: of the smallest rank within one standard error of the best.
         default: with the recipe's own values of all searched keys, where that was tried.
@@ -58,6 +66,8 @@ class Summary:
     plots: list[str] = field(default_factory=list)
     ending: str = ""
     alarms: list[str] = field(default_factory=list)
+    objectives: list[tuple[str, str]] = field(default_factory=list)
+    choice: str = ""
 
     @classmethod
     def recall(cls, told: Mapping[str, Any]) -> Summary:
@@ -82,4 +92,6 @@ class Summary:
             plots=told["plots"],
             ending=told.get("ending", ""),
             alarms=told.get("alarms", []),
+            objectives=[(name, mode) for name, mode in told.get("objectives", [])],
+            choice=told.get("choice", ""),
         )

@@ -10,15 +10,18 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune import Trainable
+from ray.tune.result import RESULT_DUPLICATE
 
 from ray_lora.allowed import allow
 from ray_lora.errors import RecipeError
-from ray_lora.recipe import Recipe, TaskSpec
+from ray_lora.recipe import Json, Recipe, TaskSpec
+from ray_lora.search.origin import read_origin
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
 from ray_lora.training.rungs import WHOLE
@@ -38,21 +41,29 @@ class PackTrial(Trainable):
         output: str = "",
         allowed: Sequence[str] = (),
         rungs: bool = False,
+        measures: bool = False,
+        fair: str | None = None,
     ) -> None:
         allow(*allowed)  # what the driver's user allowed: the recipe's task may be his own
         self._coordinator, self._output = coordinator, Path(output)
         self._recipe, self._task = Recipe.model_validate_json(recipe), TaskSpec.model_validate_json(task)
-        self._rungs = rungs
+        self._rungs, self._measures, self._fair = rungs, measures, fair
         self._joined: str | None = None
-        self._begin(config)
+        self._begin()
 
     def step(self) -> dict[str, Any]:
-        """The next evaluation of this configuration; after a kill, first those that it had before."""
+        """The next evaluation of this configuration; after a kill, first those that it had before.
+
+        It joins a pack here and not when it is set up: Tune may start a process for a trial and then, before that is
+        there, take one that has become free.
+        """
         if self._recalled:
             return self._recalled.popleft()
         if self._joined is None:
             self._join(self.config)
         result: dict[str, Any] = ray.get(self._coordinator.next_evaluation.remote(self._joined))
+        if "halted" in result:
+            return {RESULT_DUPLICATE: True}  # to Tune: it has ended, and its last result stands
         if "error" in result:
             raise RuntimeError(result["error"])
         return result
@@ -65,7 +76,7 @@ class PackTrial(Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Serve the next configuration in this process."""
         self.cleanup()
-        self._begin(new_config)
+        self._begin()
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -91,14 +102,15 @@ class PackTrial(Trainable):
             shutil.copytree(state, mine)
         self._join(config)
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        """Join, unless a killed run has evaluations to tell first: its scheduler decides on each of them as it did."""
+    def _begin(self) -> None:
+        """See what a killed run has still to tell: its scheduler decides on each of these evaluations as it did."""
         self._recalled = deque(recalled(self._output / self.trial_id)) if self._rungs else deque()
-        if not self._recalled:
-            self._join(config)
 
     def _join(self, config: Mapping[str, Any]) -> None:
-        job = job_of(self.trial_id, self._recipe, config, self._task, self._rungs)
+        origin = read_origin(self._output / self.trial_id)
+        warm = origin.card if origin is not None and origin.step else None
+        job = job_of(self.trial_id, self._recipe, config, self._task, self._rungs, warm)
+        job = replace(job, measures=self._measures, fair=self._fair)
         ray.get(self._coordinator.submit.remote(job, flat(config), followed=True))
         self._joined = job.name
 
@@ -118,16 +130,24 @@ def recalled(folder: Path) -> list[dict[str, Any]]:
     return [line["metrics"] | line["rung"] | {"step": step, "done": False} for step, line in sorted(lines.items())]
 
 
-def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec, rungs: bool = False) -> Job:
+def job_of(
+    name: str,
+    recipe: Recipe,
+    config: Mapping[str, Any],
+    task: TaskSpec,
+    rungs: bool = False,
+    origin: Mapping[str, Json] | None = None,
+) -> Job:
     """The job of one configuration.
 
     Args:
         rungs: whether it is evaluated early too.
+        origin: whose checkpoint it goes on from, for its adapter's card.
 
     Raises:
         RecipeError: a value is not allowed, or a key cannot differ between adapters on one base.
     """
-    values = {key: _plain(value) for key, value in flat(config).items()}
+    values = {key: as_plain(value) for key, value in flat(config).items()}
     other = [key for key in values if not key.startswith(SEARCHED)]
     if other:
         raise RecipeError(
@@ -135,9 +155,9 @@ def job_of(name: str, recipe: Recipe, config: Mapping[str, Any], task: TaskSpec,
             f"and training., not {', '.join(other)}; run one search for each value of it"
         )
     mine = recipe.override(values)
-    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation, mine.distillation, rungs)
+    return Job(name, recipe.name, task, mine.lora, mine.training, mine.augmentation, mine.distillation, rungs, origin)
 
 
-def _plain(value: Any) -> Any:
-    """numpy scalars as Python's."""
+def as_plain(value: Any) -> Any:
+    """A configuration's value; numpy's scalars as Python's."""
     return value.item() if hasattr(value, "item") else value

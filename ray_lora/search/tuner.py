@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,41 +22,60 @@ from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.tune import ResultGrid, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.allowed import listed
+from ray_lora.data.groups import groups_of
 from ray_lora.errors import RayLoraError, RecipeError
-from ray_lora.recipe import Json, Recipe
+from ray_lora.recipe import Json, Recipe, TrainingSpec
 from ray_lora.running.claims import claimed
+from ray_lora.running.large import Encoded
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
+from ray_lora.running.plan import targets_embeddings
 from ray_lora.running.trainer import located
+from ray_lora.running.turns import Turns
 from ray_lora.search import report
 from ray_lora.search.alarms import few_members
+from ray_lora.search.asking import keep_recipe, kept_recipe, read_state
+from ray_lora.search.cloning import Searched
+from ray_lora.search.desk import Desk
 from ray_lora.search.grid import EvenGrid
+from ray_lora.search.ledger import Ledger
+from ray_lora.search.objectives import Objective, fair_of
 from ray_lora.search.space import (
     DEFAULT_SPACE,
     adds_default,
+    check_objectives,
     check_space,
     configured,
     count_trials,
     default_of,
     sampled,
-    scored_by,
     values_of,
     with_bounds,
 )
-from ray_lora.search.stopping import Remembered, Stopping, check_stopping, stopping_of
+from ray_lora.search.steered import Between, Steered, attach
+from ray_lora.search.stopping import (
+    FACTOR,
+    Heard,
+    Remembered,
+    Stopping,
+    check_stopping,
+    listening,
+    resident,
+    stopping_of,
+)
 from ray_lora.search.trial import PackTrial, flat
 from ray_lora.store import open_store, put_once
+from ray_lora.tasks import task_of
 from ray_lora.tracking import Tracker
+from ray_lora.training.job import SIZES
 from ray_lora.training.member import steps_of
 
 if TYPE_CHECKING:
     import ray.data
 
 _logger = logging.getLogger(__name__)
-_RESIDENT = 4  # times as many trials as fill a pass are in a pack that most of them leave at the first rungs
 
 
 class LoraTuner:
@@ -91,6 +111,7 @@ class LoraTuner:
         self._added = int(tune_config is None and adds_default(recipe, self.space))
         self.tune_config = tune_config or configured(recipe, self.space)
         self.datasets, self.scaling_config, self.run_config, self.quiet = datasets, scaling_config, run_config, quiet
+        self._parts = [part for part in (param_space, datasets, scaling_config, run_config) if part is not None]
         self.seconds = 0.0
         self.folder: Path | None = None
 
@@ -100,20 +121,35 @@ class LoraTuner:
         Raises:
             RayLoraError: something is wrong with the recipe, its data or its space; raised before any worker starts.
         """
-        metric, mode = scored_by(self.recipe, self.tune_config)
+        objectives = check_objectives(self.recipe, self.tune_config if self._given else None)
         trials = count_trials(self.space, self.tune_config.num_samples, self._added)
         recipe = with_bounds(self.recipe, self.space)
         prepared = check({self.recipe.name: recipe}, self.datasets, trials, self.quiet)
         if not prepared.sources[recipe.name].rows("validation"):
             raise RecipeError("a search compares scores on validation rows; set data.validation")
+        prepared = self._grouped(prepared)
         located_at = located(self.recipe, self.run_config)
         text = self.recipe.model_dump_json() + repr(sorted((key, values_of(s)) for key, s in self.space.items()))
         text += "".join(prepared.teachers)
         with claimed(located_at, "search", text) as output:
             self.folder = output
-            return self._search(prepared, trials, output, metric, mode)
+            return self._search(prepared, trials, output, objectives)
 
-    def _search(self, prepared: Prepared, trials: int, output: Path, metric: str, mode: str) -> ResultGrid:
+    def _grouped(self, prepared: Prepared) -> Prepared:
+        """The same with the groups of its validation rows, where the search asks for them."""
+        if self.recipe.search.groups is None:
+            return prepared
+        source = prepared.sources[self.recipe.name]
+        if self.datasets is not None or isinstance(source.splits["validation"], Encoded):
+            raise RecipeError(
+                "search.groups reads the groups of validation rows from files of few rows; give data.validation such "
+                "files, or leave search.groups out"
+            )
+        told = dataclasses.replace(source, groups=groups_of(self.recipe))
+        return dataclasses.replace(prepared, sources={**prepared.sources, self.recipe.name: told})
+
+    def _search(self, prepared: Prepared, trials: int, output: Path, objectives: Sequence[Objective]) -> ResultGrid:
+        metric = objectives[0].name
         recipe = prepared.recipe
         tracker = Tracker(
             recipe.tracking.uri, recipe.tracking.experiment or recipe.name, record=output / "mlflow.jsonl"
@@ -121,8 +157,8 @@ class LoraTuner:
         tracker.open_parent(str(output), self.recipe, prepared.sources[recipe.name].identity)
         started = time.perf_counter()
         self.stopping = self._stopping(prepared, trials)
-        if self.stopping.rungs and recipe.scaling.slots is None:  # all come to the first rung before any goes on
-            slots = min(prepared.plan.room, _RESIDENT * prepared.plan.slots)
+        if recipe.scaling.slots is None:
+            slots = resident(prepared.plan.slots, prepared.plan.room, self.stopping.rungs)
             prepared = dataclasses.replace(prepared, plan=dataclasses.replace(prepared.plan, slots=slots))
         prepared, packs = spread(prepared, self.scaling_config or scaling_of(recipe), trials)
         at_once = self.tune_config.max_concurrent_trials or packs * prepared.plan.slots
@@ -136,6 +172,7 @@ class LoraTuner:
             packs=packs,
             jobs=trials - len(list(output.glob("jobs/*/adapter"))),
             at_once=at_once,
+            turns=Turns(metric, objectives[0].mode, FACTOR) if self._halves else None,
             quiet=self.quiet,
         )
         alarms = few_members(recipe, prepared.plan, packs, trials, at_once)
@@ -143,10 +180,14 @@ class LoraTuner:
             _logger.warning(alarm)
         run.say(self.stopping.said)
         run.start()
-        tuner = self._tuner(prepared, run, output, metric, mode, at_once)
+        keep_recipe(output, self.recipe, plain=self._given is None and not self._parts)
+        tuner = self._tuner(prepared, run, output, objectives, at_once)
         try:
             try:
-                grid = EvenGrid(tuner.fit()._experiment_analysis)
+                desk = Desk(output, self._searched(prepared, *objectives[0]), run)
+                attach(tuner, desk)
+                with listening(str(output), run.coordinator):
+                    grid = EvenGrid(tuner.fit()._experiment_analysis)
                 self.seconds = time.perf_counter() - started
             finally:
                 records = run.finish()
@@ -155,9 +196,9 @@ class LoraTuner:
             raise
         self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         rows = prepared.sources[recipe.name].rows("validation")
-        default = default_of(self.recipe, self.space)
+        default = default_of(self.recipe, [*self.space, *desk.ledger.keys])
         summary = report.summarise(
-            grid, records, output, metric, mode, self.seconds, rows, default, self.stopping.said, alarms
+            grid, records, output, objectives, self.seconds, rows, default, self.stopping.said, alarms
         )
         self.summary = report.write(summary, tracker, output)
         best = self.summary.best
@@ -171,18 +212,46 @@ class LoraTuner:
         else:
             tracker.finish_parent("FAILED")
         tracker.close()
+        desk.close()
         self.link = tracker.link()
         return grid
 
+    @property
+    def _halves(self) -> bool:
+        """Whether ASHA of ours stops trials at rungs: it hears of those of one step in an order that is fair."""
+        return self._given is None and self.stopping.rungs and isinstance(self.stopping.scheduler, ASHAScheduler)
+
     def _stopping(self, prepared: Prepared, trials: int) -> Stopping:
         """How this search ends early, now that its rows are counted."""
-        source, training = prepared.sources[self.recipe.name], self.recipe.training
-        workers = self.recipe.scaling.num_workers
-        per_epoch = -(-source.rows("train") // (training.per_device_train_batch_size * workers))
-        steps, rows = steps_of(training, per_epoch), source.rows("validation")
+        steps, rows = self._steps(prepared, self.recipe.training), prepared.sources[self.recipe.name].rows("validation")
         return stopping_of(self.recipe, self.space, self._given, trials, steps, rows)
 
-    def _tuner(self, prepared: Prepared, run: PackRun, output: Path, metric: str, mode: str, at_once: int) -> Tuner:
+    def _steps(self, prepared: Prepared, training: TrainingSpec) -> int:
+        """How many steps so much training takes."""
+        scaling = self.scaling_config or scaling_of(self.recipe)
+        workers = scaling.num_workers[0] if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+        assert isinstance(workers, int)
+        rows = prepared.sources[self.recipe.name].rows("train")
+        return steps_of(training, -(-rows // (training.per_device_train_batch_size * workers)))
+
+    def _searched(self, prepared: Prepared, metric: str, mode: str) -> Searched:
+        """What clones are checked against."""
+        source = prepared.sources[self.recipe.name]
+        return Searched(
+            self.recipe,
+            source.task,
+            self.stopping.rungs,
+            metric,
+            mode,
+            source.rows("validation"),
+            prepared.plan.max_rank,
+            any(targets_embeddings(recipe) for recipe in prepared.recipes.values()),
+            partial(self._steps, prepared),
+        )
+
+    def _tuner(
+        self, prepared: Prepared, run: PackRun, output: Path, objectives: Sequence[Objective], at_once: int
+    ) -> Tuner:
         trainable = tune.with_parameters(
             PackTrial,
             coordinator=run.coordinator,
@@ -191,20 +260,27 @@ class LoraTuner:
             output=str(output / "jobs"),
             allowed=listed(),
             rungs=self.stopping.rungs,
+            measures=any(each.name in SIZES for each in objectives),
+            fair=fair_of(objectives, task_of(self.recipe.task).metric)
+            if self.recipe.search.groups is not None
+            else None,
         )
         # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
         trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})
+        algorithm = Steered(self.tune_config.search_alg, at_once)
+        metric, mode = objectives[0]
+        several = isinstance(getattr(self.tune_config.search_alg, "metric", None), list)
+        if several and self.stopping.scheduler is not None:  # Tune names metrics to searcher and scheduler alike
+            self.stopping.scheduler.set_search_properties(metric, mode)
         config = dataclasses.replace(
             self.tune_config,
-            metric=metric,
-            mode=mode,
+            metric=None if several else metric,
+            mode=None if several else mode,
+            search_alg=algorithm,
             scheduler=self.stopping.scheduler,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=None,  # it limits itself
             reuse_actors=True,
         )
-        if isinstance(config.search_alg, BasicVariantGenerator):  # limits itself, and nobody else may
-            config.search_alg.max_concurrent = config.search_alg.max_concurrent or at_once
-            config.max_concurrent_trials = None
         path = str(output / "tune")
         if Tuner.can_restore(path):
             return Tuner.restore(path, trainable, param_space=self.space, restart_errored=True)
@@ -212,6 +288,9 @@ class LoraTuner:
         callbacks = list(getattr(given, "callbacks", None) or []) if isinstance(given, tune.RunConfig) else []
         if self._given is None and isinstance(self.stopping.scheduler, ASHAScheduler):
             callbacks.append(Remembered(self.stopping.scheduler))
+        callbacks.append(Between(algorithm))
+        if self._halves:
+            callbacks.append(Heard(str(output)))
         return Tuner(
             trainable,
             param_space=self.space,
@@ -220,7 +299,7 @@ class LoraTuner:
                 name="tune",
                 storage_path=str(output),
                 stop=getattr(given, "stop", None),
-                callbacks=callbacks or None,
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
@@ -246,3 +325,19 @@ def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:
     entry = put_once(store, Adapter.load(Path(best.adapter)), recipe.name, aliases=("champion",))
     found = dataclasses.asdict(tuner.summary)
     return found | {"best": found["best"] | {"ref": f"{entry.name}@{entry.version}"}, "link": tuner.link}
+
+
+def resume_search(folder: Path, quiet: bool = False) -> dict[str, Json]:
+    """Go on with a search that was stopped or killed, with the recipe that it was begun with; as `search_recipe`.
+
+    Raises:
+        RecipeError: it runs, it has come to its end, or a program began it with more than a recipe.
+    """
+    state = read_state(folder)
+    if state["running"]:
+        raise RecipeError(f"search {folder.name!r} is running; `ray-lora search status {folder.name}` shows it")
+    if state["ended"] == "finished":
+        raise RecipeError(f"search {folder.name!r} has come to its end; begin another one, with its own name=...")
+    if state["ended"] == "stopped":
+        Ledger.read(folder).reopen()
+    return search_recipe(kept_recipe(folder), quiet)

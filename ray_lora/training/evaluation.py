@@ -13,6 +13,7 @@ from ray_lora.inference.predict import predict
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, scoring_of
 from ray_lora.training.calibration import Losses, calibrates
+from ray_lora.training.measures import fairness, sizes
 from ray_lora.training.member import Member
 from ray_lora.training.rungs import part_of
 from ray_lora.training.shards import Group, Split
@@ -53,11 +54,26 @@ def evaluate(
         answered, at = answers[at : at + len(mine)], at + len(mine)
         member.temperature = losses.best(member.slot) if _calibrates(member) else None
         if member.splits.validation is not None:
-            parts = group.gather((answered, mine))
-            predictions = [answer for part, _ in parts for answer in part]
-            member.answered = (predictions, [row for _, part in parts for row in part])
-            found[member.job.name] = member.task.score(*member.answered)
+            parts = group.gather((answered, mine, _groups(member)))
+            predictions = [answer for part, _, _ in parts for answer in part]
+            member.answered = (predictions, [row for _, part, _ in parts for row in part])
+            said = member.task.score(*member.answered)
+            if member.job.fair is not None:
+                whose = [name for _, _, part in parts for name in part]
+                said = said | fairness(member.task, *member.answered, whose, member.job.fair)
+            if member.job.measures:
+                said = said | sizes(engine, member.slot)
+            found[member.job.name] = said
     return found, []
+
+
+def _groups(member: Member) -> list[str]:
+    """The groups of this worker's rows to be answered, in their order; empty where nobody asked."""
+    validation = member.splits.validation
+    if validation is None or member.job.fair is None:
+        return []
+    chosen = part_of(validation.total, member.validation_rows)
+    return [member.splits.groups[number] for number in validation.rows if number in chosen]
 
 
 def _calibrates(member: Member) -> bool:

@@ -32,7 +32,7 @@ SHARE = 0.1
 GAIN = 0.12  # of the loss of a head that tells no rows apart; one that gains less points nowhere
 STEEP = 1.0  # root mean square of the last layer's weights where it begins; MiniLM's tasks have 0.01 to 0.12
 _MOST = 2**26  # bytes a worker keeps of the base's outputs; a sample of the rows where there are more
-_MOST_ROWS = 8192  # of them, so that a job of millions of rows begins as soon
+MOST_ROWS = 8192  # of them, so that a job of millions of rows begins as soon
 _HELD_OUT = 5  # of so many training rows one chooses the strength where there are no validation rows
 
 
@@ -80,7 +80,7 @@ class HeadStarts:
         order = torch.randperm(split.total, generator=torch.Generator().manual_seed(0))
         if holds is not None:
             order = order[(torch.arange(split.total) % _HELD_OUT == 0) == holds]
-        rows: Sequence[Features] = [split.rows[row] for row in order[:_MOST_ROWS].tolist() if row in split.rows]
+        rows: Sequence[Features] = [split.rows[row] for row in order[:MOST_ROWS].tolist() if row in split.rows]
         windows = spread_windows({0: task}, rows, [0] * len(rows)).features
         return keep(self._engine, task, windows, max_rows=self._max_rows, most=_MOST)
 

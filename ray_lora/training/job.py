@@ -5,16 +5,23 @@ Plain data without torch, so that the processes which only pass it on start quic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
-from ray_lora.recipe import LoraSpec, TaskSpec, TrainingSpec, TransformSpec
+from ray_lora.recipe import Json, LoraSpec, TaskSpec, TrainingSpec, TransformSpec
+
+SIZES = ("parameters", "adapter_bytes")  # of one adapter, head included; the fewer the better
+WORST_GROUP, GAP = "_worst_group", "_gap"  # endings of a metric's name: of the group where it is worst; to the best
 
 
 @dataclass(frozen=True)
 class Job:
     """One adapter to be trained. `task` is completed by its training rows; `data` names the pack's splits. With `rungs`
-    it is evaluated after an eighth, a quarter and half of its steps (`training.rungs`), and not by `eval_steps`."""
+    it is evaluated after an eighth, a quarter and half of its steps (`training.rungs`), and not by `eval_steps`.
+    `origin` says from whose checkpoint it goes on, where that is another job's; its adapter's card keeps it.
+    With `measures` its evaluations say its sizes too, with `fair`, a metric, how evenly it serves groups of rows
+    (`training.measures`)."""
 
     name: str
     data: str
@@ -24,6 +31,9 @@ class Job:
     augmentation: tuple[TransformSpec, ...] = ()
     distillation: DistillationSpec = NO_TEACHER
     rungs: bool = False
+    origin: Mapping[str, Json] | None = None
+    measures: bool = False
+    fair: str | None = None
 
 
 @dataclass(frozen=True)

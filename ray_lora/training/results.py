@@ -45,6 +45,8 @@ class Results:
         if job.augmentation:
             recipe["augmentation"] = [transform.model_dump(mode="json") for transform in job.augmentation]
         recipe |= taught_by(job, learnt)
+        if job.origin is not None:
+            recipe["origin"] = dict(job.origin)
         if learnt:  # not where the rows lie, which is nobody's business whom the adapter is given to
             recipe["data"] = {key: value for key, value in learnt.items() if key.endswith((".rows", ".sha256"))}
         if metrics and member.best is not None and member.step >= member.total:

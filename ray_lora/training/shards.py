@@ -63,12 +63,14 @@ class Splits:
     """The rows a job trains on and is scored on.
 
     Attributes:
+        groups: of each validation row of all workers, by its number; empty where nobody asked.
         identity: `{"train.rows": "649", "train.sha256": ...}` of both splits; empty where nobody took it.
     """
 
     train: Split
     validation: Split | None = None
     identity: Mapping[str, str] = field(default_factory=dict)
+    groups: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ray_lora.bounds import short
 from ray_lora.engine import AdapterEngine, SlotOptimizer
-from ray_lora.errors import AdapterError
+from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.training.member import Best
 
 _FILE = "state.safetensors"
@@ -34,6 +35,9 @@ def save_state(
 
     Args:
         best: of its evaluations until then, where the job ends with that.
+
+    Raises:
+        CapacityError: it cannot be written, as on a full disk; the last one stands, and nothing of this one lies about.
     """
     folder.mkdir(parents=True, exist_ok=True)
     done, moments = optimizer.state(slot)
@@ -44,13 +48,37 @@ def save_state(
         place["best"] = {"score": best.score, "step": best.step}
     meta = {"place": json.dumps(place)}
     fresh = folder / f".{os.getpid()}.tmp"
-    save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, fresh, metadata=meta)
-    fresh.replace(folder / _FILE)
+    try:
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, fresh, metadata=meta)
+        fresh.replace(folder / _FILE)
+    except (OSError, SafetensorError) as error:
+        raise CapacityError(
+            f"the checkpoint of step {step} cannot be written to {str(folder)!r}: {short(str(error), 200)}; make room "
+            "there and give the same command again: it goes on from the checkpoint before"
+        ) from error
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def has_state(folder: Path) -> bool:
     """Whether a checkpoint was written into the folder."""
     return (folder / _FILE).exists()
+
+
+def step_of(folder: Path) -> int | None:
+    """The step at which the folder's checkpoint was written; None where there is none.
+
+    Raises:
+        AdapterError: the checkpoint is torn.
+    """
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads(file.metadata()["place"])["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"checkpoint {str(path)!r} is torn or no checkpoint: {error}") from None
 
 
 def load_state(

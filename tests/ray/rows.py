@@ -88,8 +88,12 @@ def history(run: Path) -> dict[str, dict[int, dict[str, float]]]:
     }
 
 
-def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:
-    """The recipe's losses (logging_steps=1) and adapter, trained in this process without Ray."""
+def alone(recipe: Recipe, output: Path, state: Path | None = None) -> tuple[list[float], Adapter]:
+    """The recipe's losses (logging_steps=1) and adapter, trained in this process without Ray.
+
+    Args:
+        state: the folder of a checkpoint from which it goes on.
+    """
     tables = read_tables(recipe, None)
     spec = check_tables(recipe, tables)
     engine = AdapterEngine(load_base(recipe.base), slots=1, max_rank=recipe.lora.r, train=True)
@@ -97,7 +101,7 @@ def alone(recipe: Recipe, output: Path) -> tuple[list[float], Adapter]:
     encoded = {split: task.encode(rows.table.to_pylist()) for split, rows in tables.items()}
     splits = {split: Split(dict(enumerate(rows)), len(rows)) for split, rows in encoded.items()}
     pack = Pack(engine, {"data": Splits(splits["train"], splits["validation"])}, output=output)
-    pack.join(Job("alone", "data", spec, recipe.lora, recipe.training))
+    pack.join(Job("alone", "data", spec, recipe.lora, recipe.training), state)
     losses: list[float] = []
     while pack.members:
         losses += [report.loss for report in pack.step() if report.loss is not None]

@@ -20,13 +20,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 import ray_lora
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import RayLoraError, RecipeError
+from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import Recipe
 from ray_lora.running.claims import claimed
+from ray_lora.running.progress import describe
 from ray_lora.search import stopping
 from ray_lora.search.stopping import tell
 from ray_lora.search.tuner import LoraTuner, search_recipe
 from ray_lora.training.history import read_history
+from tests.ray.kills import kill
 from tests.ray.own import TYPE
 from tests.ray.rows import alone, history, tiny_recipe, write_rows
 
@@ -60,6 +62,55 @@ def test_every_trial_equals_its_configuration_alone(tiny_bert_folder: Path, tmp_
     assert tuner.summary.best is not None
     assert tuner.summary.best.metrics["accuracy"] > 0.5
     assert all(tuner.costs[what] > 0 for what in ("load", "wait", "forward", "backward", "optimizer", "evaluate"))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("searcher", ["basic", "optuna"])
+def test_a_search_for_several_metrics(searcher: str, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """A score, a size and a gap between groups: each trial has all of them, the table marks the Pareto set, and the
+    champion is the one that the rule chooses."""
+    recipe = tiny_recipe(
+        tiny_bert_folder,
+        tmp_path,
+        search__space={"lora.r": {"choice": [1, 2, 4, 8]}, "training.learning_rate": {"loguniform": [1e-3, 3e-2]}},
+        search__searcher=searcher,
+        search__num_samples=6,
+        search__metrics=[{"name": "accuracy"}, {"name": "parameters"}, {"name": "accuracy_gap"}],
+        search__groups="region",
+        scaling__packs=1,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    regions = ["north" if row % 2 else "south" for row in range(len(lines))]
+    told = [json.dumps(line | {"region": region}) for line, region in zip(lines, regions, strict=True)]
+    (tmp_path / "validation.jsonl").write_text("\n".join(told) + "\n")
+    found = search_recipe(recipe, quiet=True)
+    trials = found["trials"]
+    assert len(trials) == 6
+    for trial in trials:
+        scores = trial["metrics"]
+        north, south = scores["accuracy_worst_group"], scores["accuracy_worst_group"] + scores["accuracy_gap"]
+        assert (north + south) / 2 == pytest.approx(scores["accuracy"])  # the groups are of one size
+        assert scores["parameters"] * 4 == scores["adapter_bytes"] < trial["bytes"]  # the file has a head line too
+    sizes = {trial["config"]["lora.r"]: trial["metrics"]["parameters"] for trial in trials}
+    assert [sizes[rank] for rank in sorted(sizes)] == sorted(sizes.values())
+    costs = [[-t["metrics"]["accuracy"], t["metrics"]["parameters"], t["metrics"]["accuracy_gap"]] for t in trials]
+    beaten = [
+        any(other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for other in costs)
+        for mine in costs
+    ]
+    assert [trial["pareto"] for trial in trials] == [not lost for lost in beaten]
+    assert found["choice"].startswith(describe(found["best"]["config"]))
+    assert found["best"]["pareto"]
+    run = tmp_path / "runs/tiny"
+    assert (run / "pareto.png").exists()
+    assert (run / "leaderboard.csv").read_text().splitlines()[0].endswith(",pareto,status")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_groups_that_rows_do_not_have_are_refused(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, search__space=GRID, search__groups="region")
+    with pytest.raises(DataError, match="no column 'region'"):
+        LoraTuner(recipe, quiet=True).fit()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -109,8 +160,7 @@ def test_the_same_command_goes_on_after_a_killed_driver(tiny_bert_folder: Path, 
     while not list(run.glob("jobs/*/adapter")):
         time.sleep(0.05)
         assert first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    kill(first, run)
     finished = {path.parent.name: Adapter.load(path).sha256 for path in run.glob("jobs/*/adapter")}
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -406,7 +456,7 @@ class HeardInOrder(tune.Callback):
 
 def plain_asha() -> tune.schedulers.ASHAScheduler:
     return tune.schedulers.ASHAScheduler(
-        time_attr="eighths", metric="loss", mode="min", max_t=8, grace_period=1, reduction_factor=2
+        time_attr="eighths", metric="loss", mode="min", max_t=8, grace_period=1, reduction_factor=1.7
     )
 
 
@@ -451,8 +501,7 @@ def test_a_killed_search_goes_on_from_the_same_rungs(
     while not any(b"eighths" in path.read_bytes() for path in run.rglob("callback-states*.pkl")):
         time.sleep(0.05)  # until Tune has written down what its scheduler was told
         assert first.poll() is None
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    kill(first, run)
     told_again: list[tuple[Any, str, float]] = []
 
     def spy(scheduler: Any, name: str, result: dict[str, float]) -> str:

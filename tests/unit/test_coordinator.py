@@ -230,3 +230,30 @@ async def test_what_workers_found_is_said_once(caplog: pytest.LogCaptureFixture)
     for _ in range(2):
         watched.show(records)
     assert caplog.messages == ["train: 3 of 9 rows are cut"]
+
+
+@asynchronous
+async def test_a_halted_job_ends_now_or_when_it_comes_until_it_is_released() -> None:
+    made = await started("a", "b")
+    asked = asyncio.create_task(made.next_evaluation("a"))
+    await asyncio.sleep(0)
+    await made.halt(["a", "c"])
+    assert await asked == {"halted": True}
+    assert (await made.sync("pack-0", [], {"a": 1, "b": 2}, 0)).leave == ("a",)
+    await made.submit(job("c"), {}, followed=True)
+    assert await made.next_evaluation("c") == {"halted": True}
+    assert (await made.sync("pack-0", [], {"b": 2}, 1)).join == ()
+    await made.release(["c"])
+    await made.submit(job("c"), {}, followed=True)
+    assert [joined.name for joined in (await made.sync("pack-0", [], {"b": 2}, 1)).join] == ["c"]
+
+
+@asynchronous
+async def test_what_a_halted_job_reported_is_told_before_its_end() -> None:
+    made = await started("a")
+    await made.sync("pack-0", [evaluated("a", 5)], {"a": 1}, 0)
+    await made.halt(None)
+    assert (await made.next_evaluation("a"))["step"] == 5
+    assert await made.next_evaluation("a") == {"halted": True}
+    await made.submit(job("b"), {}, followed=True)
+    assert made.records["b"].status == "stopped"

@@ -241,7 +241,7 @@ def searched() -> ASHAScheduler:
 def test_the_default_scheduler_decides_as_tunes_asha_does_alone(seed: int) -> None:
     told = results(seed)
     plain = ASHAScheduler(
-        time_attr="eighths", metric="accuracy", mode="max", max_t=8, grace_period=1, reduction_factor=2
+        time_attr="eighths", metric="accuracy", mode="max", max_t=8, grace_period=1, reduction_factor=1.7
     )
     mine = decisions(searched(), told)
     assert mine == decisions(plain, told)
