@@ -36,6 +36,7 @@ from ray_lora.inference.table_rows import TableRows
 from ray_lora.inference.tables import TableAnswers
 from ray_lora.recipe import BaseSpec, Json
 from ray_lora.store import Entry, Store, open_store
+from ray_lora.store.reports import check_keeps, keep_report, report_from
 from ray_lora.tasks import Task, build_task
 
 NO_ROWS = "no rows were given; give --data"
@@ -53,6 +54,7 @@ def explain(
     base: str | None = None,
     tracking_uri: str | None = None,
     output: str | None = None,
+    keep: bool = False,
 ) -> dict[str, Json]:
     """What each adapter changes, what its layers are worth, who is like it, and what its answers follow from.
 
@@ -62,6 +64,7 @@ def explain(
         columns: the task's column -> the files' column.
         base: where the base is, when not where each adapter says.
         output: a folder for `explain.html`, `explain.json` and plots.
+        keep: the figures in the store too, beside each adapter, for the endpoint's page; no input is kept.
 
     Returns:
         `{"data", "rows", "adapters", "files"}`; each adapter has `ref`, `sha256`, `base`, `task`, `parameters`,
@@ -71,6 +74,8 @@ def explain(
         RayLoraError: a ref, the base, a file, a row or an input is wrong.
     """
     opened = open_store(store, tracking_uri)
+    if keep:
+        check_keeps(opened)
     pinned = pin_all(opened, refs)
     adapters = {ref: opened.load(pinned.entries[ref].ref)[1] for ref in refs}
     bases: dict[BaseSpec, Base] = {}
@@ -87,6 +92,9 @@ def explain(
     rows, where = 0, None
     if data is not None:
         rows, where = _with_rows(opened, pinned, adapters, told, data, columns, base)
+    if keep:
+        for ref, found in told.items():
+            keep_report(opened, report_from(found), pinned.entries[ref])
     result: dict[str, Json] = {"data": where, "rows": rows, "adapters": list(told.values()), "files": []}
     if output is not None:
         result["files"] = write(result, Path(output))
