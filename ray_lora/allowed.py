@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ray_lora.bounds import named, short
 from ray_lora.errors import RecipeError
 
 ENV = "RAY_LORA_ALLOW"
@@ -56,12 +57,12 @@ def load(name: str) -> Any:
         RecipeError: the name has another form, its module is not allowed, is not installed or lacks it.
     """
     if not is_name(name):
-        raise RecipeError(f"{name!r} does not name code; write package.module:Name")
+        raise RecipeError(f"{named(name)} does not name code; write package.module:Name")
     module, _, attribute = name.partition(":")
     if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in listed()):
         raise RecipeError(
-            f"{name!r} is not allowed; allowed are {', '.join(listed()) or 'no modules'}. If you trust this code, "
-            f"set {ENV}={','.join([*listed(), module])} or call ray_lora.allow({module!r}) before"
+            f"{named(name)} is not allowed; allowed are {', '.join(listed()) or 'no modules'}. If you trust this code, "
+            f"set {ENV}={short(','.join([*listed(), module]), 200)} or call ray_lora.allow({named(module)}) before"
         )
     try:
         return getattr(importlib.import_module(module), attribute)

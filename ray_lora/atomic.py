@@ -1,5 +1,5 @@
 """A file or a folder written at once: whoever reads meanwhile, and whoever comes after a kill, finds the old one or the
-new."""
+new. And where a path leads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_lora.errors import RecipeError
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` put in; as shells do it, `~somebody` stays where there is no such person."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

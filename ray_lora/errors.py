@@ -16,9 +16,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 4000  # letters of a message: some twenty lines
+
 
 class RayLoraError(Exception):
-    """Base of all errors that a user of ray_lora can cause."""
+    """Base of all errors that a user of ray_lora can cause. A message that is longer than a page is cut."""
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…", *more)
 
 
 class RecipeError(RayLoraError, ValueError):

@@ -18,9 +18,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from ray_lora.bounds import Place, check_tree, short
 from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
 from ray_lora.errors import RecipeError, did_you_mean
-from ray_lora.recipe_text import read_yaml, shown
+from ray_lora.recipe_text import read_text, read_yaml, shown
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 from ray_lora.transform_spec import TransformSpec
 
@@ -30,6 +31,7 @@ __all__ = [
     "DistillationSpec",
     "Json",
     "LoraSpec",
+    "ObjectiveSpec",
     "PersonalSpec",
     "Recipe",
     "ScalingSpec",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 
+_MOST_SAID = 20  # problems of a recipe in one message
 QuantisedDtype = Literal["int8", "nf4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16", QuantisedDtype]
 
@@ -51,7 +54,7 @@ class BaseSpec(Spec):
     """Which frozen pretrained model: a packaged base's name, a hub id, a folder, a GGUF file, or a builder that the
     user allowed, `package.module:callable`."""
 
-    model: str = "minilm"
+    model: Place = "minilm"
     dtype: Dtype = "auto"  # int8, nf4: of linear layers and large tables; all else is as auto has it
     attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
 
@@ -117,7 +120,7 @@ class TrainingSpec(Spec):
     """HF `TrainingArguments`, the part that belongs to one adapter."""
 
     num_train_epochs: float = Field(default=2, gt=0)
-    max_steps: int = Field(default=-1, ge=-1)  # -1: num_train_epochs decides
+    max_steps: int = Field(default=-1, ge=-1)  # -1: num_train_epochs decides; 0 would be no training, and is refused
     learning_rate: float = Field(default=1e-3, gt=0)
     per_device_train_batch_size: int = Field(default=16, ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -136,6 +139,20 @@ class TrainingSpec(Spec):
     save_steps: int = Field(default=50, ge=1)
     load_best_model_at_end: bool = False  # the adapter is as its best evaluation found it, and not its last
 
+    @field_validator("max_steps")
+    @classmethod
+    def _some(cls, steps: int) -> int:
+        if steps == 0:
+            raise ValueError("0 steps train nothing; give at least 1, or -1 for num_train_epochs")
+        return steps
+
+
+class ObjectiveSpec(Spec):
+    """One of several metrics that a search is for."""
+
+    name: str
+    mode: Literal["max", "min"] | None = None  # null: as the metric itself has it
+
 
 class SearchSpec(Spec):
     """What Ray Tune tries. `space` maps recipe keys to `{sampler: arguments}`; null is a default space."""
@@ -144,6 +161,10 @@ class SearchSpec(Spec):
     num_samples: int = Field(default=1, ge=1)
     metric: str | None = None  # null: the task's own
     mode: Literal["max", "min"] | None = None
+    # several in place of one: the first decides, the others choose among those that are as good
+    metrics: tuple[ObjectiveSpec, ...] = Field(default=(), exclude_if=lambda told: not told)
+    # the column of the validation rows whose groups are to be served alike
+    groups: str | None = Field(default=None, exclude_if=lambda told: told is None)
     searcher: Literal["basic", "optuna"] = "basic"
     scheduler: Literal["auto", "fifo", "asha", "median"] = "auto"  # auto: asha where there is early stopping, else fifo
     # evaluations at 1/8, 1/4 and 1/2 of each trial's steps; auto: where there is enough to stop and to stop by
@@ -152,6 +173,15 @@ class SearchSpec(Spec):
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     time_budget_s: float | None = Field(default=None, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> SearchSpec:
+        if self.metrics and (self.metric is not None or self.mode is not None):
+            raise ValueError("metrics takes the place of metric and mode; give one or the other")
+        names = [each.name for each in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"metrics names one twice: {', '.join(names)}")
+        return self
 
 
 class PersonalSpec(Spec):
@@ -229,41 +259,37 @@ class Recipe(Spec):
         Raises:
             RecipeError: the file is missing, is not YAML, or breaks a rule; the message names the key.
         """
+        where = short(str(path), 200)
         try:
-            tree = read_yaml(Path(path).read_text())
+            tree = read_yaml(read_text(Path(path)))
         except FileNotFoundError:
-            raise RecipeError(f"recipe {str(path)!r} does not exist; give the path of a YAML recipe") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}") from None
+            raise RecipeError(f"recipe {where!r} does not exist; give the path of a YAML recipe") from None
         except yaml.YAMLError as error:
-            raise RecipeError(f"recipe {str(path)!r} is not valid YAML: {error}") from None
+            raise RecipeError(f"recipe {where!r} is not valid YAML: {error}") from None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"recipe {where!r} cannot be read: {short(str(error), 200)}") from None
         if tree is None:
             tree = {}
         if not isinstance(tree, dict):
-            raise RecipeError(f"recipe {str(path)!r} holds a {type(tree).__name__}; it must hold keys and values")
-        values: dict[str, Json] = {}
-        for override in overrides:
-            key, equals, text = override.partition("=")
-            if not equals:
-                raise RecipeError(f"override {override!r} has no '='; write key.path=value, for example lora.r=4")
-            try:
-                value = text if text.startswith("*") else read_yaml(text)  # a glob, and no alias of YAML's
-            except yaml.YAMLError as error:
-                reason = " ".join(str(error).split())
-                raise RecipeError(f"override {override!r}: {text!r} is not a YAML value: {reason}") from None
-            values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
-            values[key] = value
-        _put_all(tree, values)
+            raise RecipeError(f"recipe {where!r} holds a {type(tree).__name__}; it must hold keys and values")
+        _put_all(tree, overridden(overrides))
         return cls.parse(tree)
 
     @classmethod
     def parse(cls, tree: Mapping[str, Json]) -> Recipe:
-        """Validate a mapping; all problems are named in one RecipeError."""
+        """Validate a mapping; its problems are named in one RecipeError, the first twenty of them."""
+        try:
+            check_tree(tree)
+        except ValueError as error:
+            raise RecipeError(f"the recipe cannot be read: {error}") from None
         try:
             return cls.model_validate(dict(tree))
         except ValidationError as error:
             task_type = task_type_of(tree.get("task"))
-            raise RecipeError("\n".join(_say(problem, task_type) for problem in error.errors())) from None
+            problems = error.errors()
+            more = [f"and {len(problems) - _MOST_SAID} more"] if len(problems) > _MOST_SAID else []
+            said = [_say(problem, task_type) for problem in problems[:_MOST_SAID]]
+            raise RecipeError("\n".join([*said, *more])) from None
 
     def override(self, values: Mapping[str, Json]) -> Recipe:
         """A copy with dotted keys replaced: `recipe.override({"lora.r": 4})`."""
@@ -274,6 +300,26 @@ class Recipe(Spec):
         return self.parse(tree)
 
 
+def overridden(overrides: Sequence[str]) -> dict[str, Json]:
+    """What `key.path=value` texts say; RecipeError for one that is none."""
+    values: dict[str, Json] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        shown_as = short(override)
+        if not equals:
+            raise RecipeError(f"override {shown_as!r} has no '='; write key.path=value, for example lora.r=4")
+        try:
+            value = text if text.startswith("*") else read_yaml(text)  # a glob, and no alias of YAML's
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(
+                f"override {shown_as!r}: {short(text)!r} is not a YAML value: {short(reason, 300)}"
+            ) from None
+        values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
+        values[key] = value
+    return values
+
+
 def check_key(key: str, task_type: str | None = None) -> None:
     """Raise RecipeError unless the dotted key names a value of the recipe of a task (None: of the default one)."""
     section: Any = Recipe
@@ -282,10 +328,13 @@ def check_key(key: str, task_type: str | None = None) -> None:
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             if _is_mapping(section):
                 return
-            raise RecipeError(f"{key!r} is not a key of the recipe; {'.'.join(walked)!r} holds a plain value")
+            said = short(key)
+            raise RecipeError(f"{said!r} is not a key of the recipe; {'.'.join(walked)!r} holds a plain value")
         if part not in section.model_fields:
+            said = short(key)
             allowed = [".".join([*walked, name]) for name in section.model_fields]
-            raise RecipeError(f"{key!r} is not a key of the recipe{did_you_mean('.'.join([*walked, part]), allowed)}")
+            near = did_you_mean(".".join([*walked, short(part)]), allowed)
+            raise RecipeError(f"{said!r} is not a key of the recipe{near}")
         section = section.model_fields[part].annotation
         if section is TaskSpec:
             section = options_of(task_type_of({} if task_type is None else {"type": task_type}))
@@ -310,7 +359,7 @@ def _put(tree: dict[str, Any], key: str, value: Json) -> None:
     for part in parents:
         child = tree.setdefault(part, {})
         if not isinstance(child, dict):
-            raise RecipeError(f"{key!r} cannot be set: {part!r} holds {child!r}, not a section")
+            raise RecipeError(f"{short(key)!r} cannot be set: {part!r} holds {short(child)}, not a section")
         tree = child
     tree[last] = value
 
@@ -318,12 +367,13 @@ def _put(tree: dict[str, Any], key: str, value: Json) -> None:
 def _say(problem: Mapping[str, Any], task_type: str) -> str:
     """One line for one pydantic problem: key, what was given, what is allowed."""
     path = ".".join(str(part) for part in problem["loc"])
+    where = short(path)
     if problem["type"] == "extra_forbidden":
         try:
             check_key(path, task_type)
         except RecipeError as error:
             return str(error)
-        return f"{path!r} is not a key of the recipe"
+        return f"{where!r} is not a key of the recipe"
     given = problem["input"]
     told = "" if isinstance(given, (dict, BaseModel)) else f" (given: {shown(given)})"
-    return f"{path or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{told}"
+    return f"{where or 'recipe'}: {short(problem['msg'].removeprefix('Value error, '), 600)}{told}"

@@ -10,19 +10,35 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 _DEEPEST = 50  # levels; a reader calls itself for each
+_LARGEST = 1 << 20  # bytes of a recipe's file
 _SHOWN = 300  # letters of a value in a message
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_text(path: Path) -> str:
+    """A recipe's file as text.
+
+    Raises:
+        OSError: there is none, or it cannot be read. ValueError: it is no text, or too large to be a recipe.
+    """
+    with path.open("rb") as file:
+        data = file.read(_LARGEST + 1)  # no more: a device has no end
+    if len(data) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST:,} bytes, which no recipe has")
+    return data.decode()
 
 
 def read_yaml(text: str) -> Any:
     """The one document of a text; None of an empty one.
 
     Raises:
+        ValueError: a number has thousands of digits, or a date is none.
         yaml.YAMLError: it is no YAML, asks for objects of Python's, has a key twice or a number that is not finite, or
             lies deeper than 50 levels.
     """

@@ -31,7 +31,6 @@ from ray_lora.adapters.peft_config import (
     check_targets,
     origin_of,
     read_spec,
-    reason,
 )
 from ray_lora.adapters.peft_folder import (
     CONFIG,
@@ -46,6 +45,7 @@ from ray_lora.adapters.peft_folder import (
     split,
 )
 from ray_lora.adapters.readme import README, readme
+from ray_lora.bounds import named, reason
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import Json, LoraSpec
 
@@ -192,6 +192,6 @@ def _check_ranks(config: LoraSpec, layers: Mapping[str, LowRank], where: str) ->
         told = layer_rank(config, name)
         if pair.rank != told:
             raise AdapterError(
-                f"{where!r}: layer {name!r} has rank {pair.rank}, adapter_config.json gives it {told} "
+                f"{where!r}: layer {named(name)} has rank {pair.rank}, adapter_config.json gives it {told} "
                 "(r, rank_pattern), and plain PEFT would not load it; put the ranks of the file into rank_pattern"
             )

@@ -22,38 +22,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ray_lora.adapters.card import Combination, Method
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.errors import AdapterError, RecipeError, did_you_mean
-from ray_lora.recipe import Spec
 
-Method = Literal[
-    "cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
-    "magnitude_prune", "magnitude_prune_svd",
-]  # fmt: skip
 METHODS: tuple[Method, ...] = get_args(Method)
 _DENSITY = 0.5
 
 Scaled = tuple[LowRank, float]  # a pair and its alpha/r
-
-
-class Combination(Spec):
-    """How adapters are combined. `combination` checks it.
-
-    Attributes:
-        weights: of each parent. rank: of the methods that end in `svd`; None: each layer's largest.
-        density: the share of values that are kept; None of methods that keep all. seed: of values drawn at random.
-    """
-
-    method: Method
-    weights: tuple[float, ...]
-    rank: int | None = None
-    density: float | None = None
-    seed: int = 0
 
 
 def combination(

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from ray_lora.bounds import LONGEST_PLACE, Place, check_tree, named, reason, short
 from ray_lora.errors import AdapterError
+from ray_lora.expressions import check_quick
 from ray_lora.recipe import LoraSpec
 
 # fields that say where an adapter comes from or how it was trained: no answer depends on them
@@ -24,6 +26,7 @@ _NEUTRAL = frozenset(
     "lora_dtype lorap_lr_ratio lorap_emb_lr loraplus_lr_ratio loraplus_lr_embedding swift_type model_key_mapping "
     "merge_weights unsloth_version unsloth_fixed".split()
 )
+_PLACE: TypeAdapter[str | None] = TypeAdapter(Place | None, config={"strict": True})
 _NAMED = {"WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq"}  # which no ending of its name says
 _PLAIN_INIT = frozenset({"gaussian", "eva", "orthogonal"})
 _WHY = {  # what a field does to the answer
@@ -50,8 +53,12 @@ _WHY = {  # what a field does to the answer
 
 def read_spec(config: Mapping[str, Any], where: str) -> LoraSpec:
     """PEFT's config as a LoraSpec; anything that would change the answer and is not built here is refused by name."""
+    try:
+        check_tree(config)
+    except ValueError as error:
+        raise AdapterError(f"{where!r}: adapter_config.json: {error}") from None
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{where!r}: peft_type is {config.get('peft_type')!r}; only 'LORA' can be loaded")
+        raise AdapterError(f"{where!r}: peft_type is {_short(config.get('peft_type'))}; only 'LORA' can be loaded")
     known = set(LoraSpec.model_fields)
     for key, value in config.items():
         if key not in known and key not in _NEUTRAL and not _harmless(key, value):
@@ -61,7 +68,9 @@ def read_spec(config: Mapping[str, Any], where: str) -> LoraSpec:
                 "merge such an adapter into its base with PEFT, or train it without that option"
             )
     if not isinstance(config.get("task_type") or "", str):
-        raise AdapterError(f"{where!r}: adapter_config.json has task_type={config['task_type']!r}; it must be a word")
+        raise AdapterError(
+            f"{where!r}: adapter_config.json has task_type={_short(config['task_type'])}; it must be a word"
+        )
     _names(config, "modules_to_save", where)
     fields: dict[str, Any] = {"r": 8, "lora_alpha": 8}  # PEFT's, where the file says nothing
     fields |= {key: value for key, value in config.items() if key in known and value is not None}
@@ -79,14 +88,13 @@ def _harmless(key: str, value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return short(repr(value))
 
 
 def _names(config: Mapping[str, Any], key: str, where: str) -> list[str]:
     names = config.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AdapterError(f"{where!r}: adapter_config.json has {key}={names!r}; it must be a list of names")
+        raise AdapterError(f"{where!r}: adapter_config.json has {key}={_short(names)}; it must be a list of names")
     return names
 
 
@@ -95,8 +103,13 @@ def origin_of(config: Mapping[str, Any], where: str) -> dict[str, str]:
     found = {}
     for key, field in (("base_model_name_or_path", "base"), ("revision", "base_revision")):
         value = config.get(key)
-        if value is not None and not isinstance(value, str):
-            raise AdapterError(f"{where!r}: adapter_config.json has {key}={value!r}; it must be a name")
+        try:
+            _PLACE.validate_python(value)
+        except ValidationError:
+            raise AdapterError(
+                f"{where!r}: adapter_config.json has {key}={_short(value)}; it must be a name of at most "
+                f"{LONGEST_PLACE} letters"
+            ) from None
         if value:
             found[field] = value
     return found
@@ -121,6 +134,11 @@ def check_targets(config: Mapping[str, Any], layers: Iterable[str], where: str) 
     """AdapterError for a layer that plain PEFT would leave out, since the config does not target it."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
+    layers = list(layers)
+    try:
+        check_quick(_expressions(config), layers)
+    except ValueError as error:
+        raise AdapterError(f"{where!r}: adapter_config.json: {error}") from None
     targets = config.get("target_modules")
     if targets is None or targets == "all-linear":
         return  # which layers these are is the base's to say
@@ -136,14 +154,24 @@ def check_targets(config: Mapping[str, Any], layers: Iterable[str], where: str) 
         except (re.error, TypeError, ValueError, AttributeError, UnboundLocalError) as error:
             raise AdapterError(
                 f"{where!r}: adapter_config.json's layers_to_transform, layers_pattern or modules_to_save cannot be "
-                f"compared with layer {name!r}: {error}"
+                f"compared with layer {named(name)}: {error}"
             ) from None
         if not meant:
             raise AdapterError(
-                f"{where!r} has a pair for layer {name!r}, which adapter_config.json does not target (target_modules, "
-                "exclude_modules, layers_to_transform, modules_to_save); plain PEFT would leave it out: "
-                "correct the config, or save the adapter again"
+                f"{where!r} has a pair for layer {named(name)}, which adapter_config.json does not target "
+                "(target_modules, exclude_modules, layers_to_transform, modules_to_save); plain PEFT would leave it "
+                "out: correct the config, or save the adapter again"
             )
+
+
+def _expressions(config: Mapping[str, Any]) -> list[str]:
+    """What of a config is matched as a regular expression."""
+    found = [config.get(key) for key in ("target_modules", "exclude_modules")]
+    patterns = config.get("layers_pattern")
+    found += patterns if isinstance(patterns, list) else [patterns]
+    for key in ("rank_pattern", "alpha_pattern"):
+        found += list(config.get(key) or ())
+    return [expression for expression in found if isinstance(expression, str)]
 
 
 def check_head(config: Mapping[str, Any], head: Iterable[str], where: str) -> None:
@@ -154,13 +182,7 @@ def check_head(config: Mapping[str, Any], head: Iterable[str], where: str) -> No
         owners = [".".join(parts[:end]) for end in range(1, len(parts))]
         if saved and not any(owner.endswith(saved) for owner in owners):
             raise AdapterError(
-                f"{where!r}: {name!r} is a weight of the base, not of the adapter (PEFT saves the embeddings of a "
+                f"{where!r}: {named(name)} is a weight of the base, not of the adapter (PEFT saves the embeddings of a "
                 "vocabulary that was resized), and other adapters share the base; save the adapter with "
                 "save_embedding_layers=False"
             )
-
-
-def reason(error: ValidationError) -> str:
-    """What pydantic found, on one line."""
-    found = [(".".join(map(str, problem["loc"])), problem["msg"], problem["input"]) for problem in error.errors()]
-    return "; ".join(f"{key}: {text.removeprefix('Value error, ')} (given: {given!r})" for key, text, given in found)

@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from ray_lora.adapters.peft_keys import PREFIX, plain_keys
+from ray_lora.bounds import LONGEST_NAME, named, short
 from ray_lora.errors import AdapterError
 
 __all__ = ["CONFIG", "COUNTER", "PREFIX", "WEIGHTS", "LowRank", "find", "read_json", "read_tensors", "split"]
@@ -31,6 +32,7 @@ _COUNTERS = (f".{COUNTER}", ".position_ids")  # whole numbers that follow from t
 
 
 _MOST_JSON = 16 << 20  # bytes of a config or a card; that of a thousand layers and labels has some hundred thousand
+_MOST_TENSORS = 1 << 16  # of an adapter: a hundred layers of a hundred experts have some ten thousand
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
         raise AdapterError(
             f"{where!r} has no {path.name}; an adapter is a folder that PEFT's save_pretrained wrote"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"{where!r}: {path.name} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:  # no UTF-8, no JSON, a number of thousands of digits
+        raise AdapterError(f"{where!r}: {path.name} cannot be read: {short(str(error), 200)}") from None
     if not isinstance(value, dict):
         raise AdapterError(f"{where!r}: {path.name} holds a {type(value).__name__}, not an object")
     return value
@@ -103,7 +105,11 @@ def read_tensors(folder: Path, where: str) -> dict[str, Tensor]:
     try:
         tensors = load_tensors(_regular(path, where).read_bytes())
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{where!r}: {WEIGHTS} is torn or not safetensors: {error}") from None
+        raise AdapterError(f"{where!r}: {WEIGHTS} is torn or not safetensors: {short(str(error), 200)}") from None
+    long = next((key for key in tensors if len(key) > LONGEST_NAME), None)
+    if long is not None or len(tensors) > _MOST_TENSORS:
+        what = f"{len(tensors):,} tensors" if long is None else f"a tensor's name of {len(long):,} letters"
+        raise AdapterError(f"{where!r}: {WEIGHTS} has {what}; at most {_MOST_TENSORS:,} and {LONGEST_NAME} are read")
     return plain_keys(tensors, where)
 
 
@@ -133,13 +139,14 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
         if name.endswith(_COUNTERS) and not tensor.is_floating_point():
             continue
         if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
             raise AdapterError(
-                f"{where!r}: tensor {key!r} is of {str(tensor.dtype).removeprefix('torch.')}; an adapter's tensors are "
-                "floating-point numbers: quantised weights and counters are the base's, save the adapter without them"
+                f"{where!r}: tensor {named(key)} is of {kind}; an adapter's tensors are floating-point numbers: "
+                "quantised weights and counters are the base's, save the adapter without them"
             )
         tensor = tensor.float()
         if not _finite(tensor):
-            raise AdapterError(f"{where!r}: tensor {key!r} holds values that are not finite numbers")
+            raise AdapterError(f"{where!r}: tensor {named(key)} holds values that are not finite numbers")
         for mark in (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B"):
             if name.endswith(mark):
                 parts.setdefault(name.removesuffix(mark), {})[mark] = tensor
@@ -147,12 +154,12 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
         else:
             if ".base_layer." in name:
                 raise AdapterError(
-                    f"{where!r}: {key!r} is a weight of the base, not of the adapter; "
+                    f"{where!r}: {named(key)} is a weight of the base, not of the adapter; "
                     "save the adapter with save_embedding_layers=False"
                 )
             if ".lora_" in name:
                 raise AdapterError(
-                    f"{where!r}: key {key!r} belongs to a variant of LoRA that is not supported{_variant(name)}"
+                    f"{where!r}: key {named(key)} belongs to a variant of LoRA that is not supported{_variant(name)}"
                 )
             head[name] = tensor
     layers = {}
@@ -161,7 +168,9 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, LowRank]
         a, b = (".lora_embedding_A", ".lora_embedding_B") if embedding else (".lora_A.weight", ".lora_B.weight")
         whole = set(pair) == {a, b} and min(pair[a].dim(), pair[b].dim()) >= 2
         if not whole or pair[a].shape[0] < 1 or pair[a].shape[0] != pair[b].shape[1]:
-            raise AdapterError(f"{where!r}: layer {name!r} lacks a matching pair of A and B{_pair_why(pair.values())}")
+            raise AdapterError(
+                f"{where!r}: layer {named(name)} lacks a matching pair of A and B{_pair_why(pair.values())}"
+            )
         layers[name] = LowRank(pair[a], pair[b], embedding)
     if not layers and not head:
         raise AdapterError(f"{where!r}: {WEIGHTS} holds no tensors")

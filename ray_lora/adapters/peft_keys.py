@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from ray_lora.bounds import named
 from ray_lora.errors import AdapterError
 
 PREFIX = "base_model.model."  # of every key in a PEFT file
@@ -44,7 +45,8 @@ def plain_keys(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             continue  # what the saved module stands for
         if replaced:
             raise AdapterError(
-                f"{where!r}: key {key!r} is the base's own module, and the trained one that stands for it is not there"
+                f"{where!r}: key {named(key)} is the base's own module, and the trained one that stands for it is not "
+                "there"
             )
         match = _PAIR.fullmatch(name) or _EMBEDDING.fullmatch(name) or _SAVED.fullmatch(name)
         if match:
@@ -53,13 +55,13 @@ def plain_keys(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         elif name.endswith(_PLAIN):
             adapters.setdefault(None, key)
         if name in plain:
-            twice = twice or f"keys {first[name]!r} and {key!r} are one tensor, {PREFIX + name!r}, twice"
+            twice = twice or f"keys {named(first[name])} and {named(key)} are one tensor, {named(PREFIX + name)}, twice"
         plain[name], first[name] = tensor, key
     named_pairs = None in adapters and any(_PAIR.fullmatch(name) or _EMBEDDING.fullmatch(name) for name in bare)
     if len(adapters.keys() - {None}) > 1 or named_pairs:
-        named = " and ".join(f"{key!r}" for key in list(adapters.values())[:2])
+        both = " and ".join(map(named, list(adapters.values())[:2]))
         raise AdapterError(
-            f"{where!r} holds more than one adapter ({named}); save each into a folder of its own: "
+            f"{where!r} holds more than one adapter ({both}); save each into a folder of its own: "
             "model.save_pretrained(folder, selected_adapters=[name])"
         )
     if twice:
@@ -83,7 +85,7 @@ def _without_prefix(keys: Iterable[str], where: str) -> list[str]:
     if odd:
         other = next((key for key in found if key not in odd), odd[0])
         raise AdapterError(
-            f"{where!r}: key {other!r} does not begin with {PREFIX!r} where {odd[0]!r} does; they are not of one "
-            "adapter: save it again"
+            f"{where!r}: key {named(other)} does not begin with {PREFIX!r} where {named(odd[0])} does; they are not of "
+            "one adapter: save it again"
         )
     return found

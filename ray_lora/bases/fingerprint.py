@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ray_lora.atomic import expanded
+
 
 def fingerprint(path: Path) -> str:
     """sha256 over a folder's safetensors files in name order, or over a file; read anew when they have changed."""
@@ -34,7 +36,7 @@ def _of_files(files: tuple[tuple[Path, tuple[int, int, int, int]], ...]) -> str:
 
 def fingerprint_of(model: str) -> str | None:
     """The fingerprint of the folder or GGUF file that a base's name is on this machine; None where there is none."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     try:
         held = path.is_file() if path.suffix == ".gguf" else (path / "config.json").is_file()
         return fingerprint(path.resolve()) if held and (path.is_file() or any(path.glob("*.safetensors"))) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ray_lora.atomic import expanded
 from ray_lora.bases.converted import CONVERTED, converted
 from ray_lora.bases.packaged import PACKAGED, cached
 
@@ -21,7 +22,7 @@ def place(model: str) -> str:
     if model in PACKAGED or model in CONVERTED:
         held = cached(model) if model in PACKAGED else converted(model)
         return str(held.resolve()) if held is not None else model
-    path = Path(model).expanduser()
+    path = expanded(model)
     try:
         if path.exists():
             return str(path.resolve())

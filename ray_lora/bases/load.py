@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ray_lora.atomic import expanded
 from ray_lora.bases import builders, transformers_base
 from ray_lora.bases.base import Base
 from ray_lora.bases.builders import Builder
@@ -24,6 +25,7 @@ from ray_lora.bases.quantised import SCHEMES, quantise, quantised_mark
 from ray_lora.bases.queries import tell_queries
 from ray_lora.bases.segments import tell_segments
 from ray_lora.bases.speech import tell_speech
+from ray_lora.bounds import named, short
 from ray_lora.errors import BaseModelError
 from ray_lora.recipe import BaseSpec
 
@@ -165,11 +167,15 @@ def locate(model: str) -> Path:
         return fetch(model)
     if model in CONVERTED:
         return convert(model)
-    path = Path(model).expanduser()
-    if path.is_file() and transformers_base.is_gguf(path):
+    path = expanded(model)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # too long for a name, or behind what may not be seen
+        raise BaseModelError(f"base {short(model)!r} cannot be looked at: {error.strerror}") from None
+    if is_file and transformers_base.is_gguf(path):
         transformers_base.check_gguf(path)
         return path
-    if path.is_dir():
+    if is_folder:
         if not (path / "config.json").exists() or not list(path.glob("*.safetensors")):
             raise BaseModelError(
                 f"base folder {model!r} lacks config.json or *.safetensors; save it with save_pretrained"
@@ -178,7 +184,7 @@ def locate(model: str) -> Path:
     names = ", ".join(sorted([*PACKAGED, *CONVERTED, *builders.BUILDERS]))
     if model.startswith((".", "/", "~")) or model.count("/") != 1 or transformers_base.is_gguf(path):
         raise BaseModelError(
-            f"base {model!r} is not a folder or a GGUF file here; give a folder, a .gguf file, a hub id, "
+            f"base {named(model)} is not a folder or a GGUF file here; give a folder, a .gguf file, a hub id, "
             f"a packaged base ({names}) or a builder (package.module:callable)"
         )
     return _snapshot(model, names)
@@ -191,8 +197,8 @@ def _snapshot(model: str, names: str) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = short(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300)
         raise BaseModelError(
-            f"base {model!r} cannot be fetched from the hub ({reason}); without a network give a folder that "
+            f"base {named(model)} cannot be fetched from the hub ({reason}); without a network give a folder that "
             f"save_pretrained wrote (base.model=/path/to/folder) or a packaged base ({names})"
         ) from None

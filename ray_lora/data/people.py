@@ -54,9 +54,9 @@ def find_people(given: str | Sequence[str], spec: PersonalSpec) -> list[Person]:
     columns = {role: name for role, name in named.items() if name is not None}
     kinds = {role: Column(("time",) if role == _ORDER else ("label",), about=role) for role in columns}
     rows = read_rows(given, DataSpec(columns=columns), kinds)
-    keys, whose = _words(rows, _KEY, key)
+    keys, whose = words_of(rows, _KEY, key)
     order = _in_time(rows, whose, spec.order)
-    groups, grouped = _words(rows, _GROUP, spec.group) if spec.group is not None else ([], None)
+    groups, grouped = words_of(rows, _GROUP, spec.group) if spec.group is not None else ([], None)
     people = []
     for word, mine in zip(keys, _parts(whose[order], order, len(keys)), strict=True):
         group = None
@@ -83,7 +83,7 @@ def _parts(whose: NDArray[np.int64], order: NDArray[np.int64], people: int) -> I
     return (order[begin:end] for begin, end in pairwise(ends.tolist()))
 
 
-def _words(rows: Rows, role: str, name: str) -> tuple[list[str], NDArray[np.int64]]:
+def words_of(rows: Rows, role: str, name: str) -> tuple[list[str], NDArray[np.int64]]:
     """The distinct words of a column, and which of them each row has, [rows].
 
     Values of one word are one person: 7 in one file and "7" in another.

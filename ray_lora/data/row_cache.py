@@ -23,6 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ray_lora.atomic import expanded
 from ray_lora.bases.packaged import cache_folder
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.errors import DataError, RecipeError
@@ -140,7 +141,7 @@ class RowCache:
 def rows_folder() -> Path:
     """`$RAY_LORA_ROWS`, else `rows` in the cache."""
     given = os.environ.get(FOLDER)
-    return Path(given).expanduser().absolute() if given else cache_folder() / "rows"
+    return expanded(given).absolute() if given else cache_folder() / "rows"
 
 
 def bound() -> int:

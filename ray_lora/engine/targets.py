@@ -6,7 +6,7 @@ It compares names and shapes; it computes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from ray_lora.bases.quantised import use_own
 from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
+from ray_lora.expressions import check_quick
 from ray_lora.recipe import LoraSpec
 
 _ARCHITECTURES = {  # PEFT's task_type -> the plain class, for folders that plain PEFT wrote
@@ -67,6 +68,7 @@ def match(
         for name, module in base.backbone.named_modules()
         if name and (head is None or name in head.targets)
     }
+    _check_expressions(config, modules)
     names = [name for name, module in modules.items() if _is_target(config, name, module)]
     _check_own_head(config, head, names, modules)
     if not names:
@@ -77,6 +79,7 @@ def match(
             f"target_modules {wanted!r} match no layer of base {base.id!r}; "
             f"its layers are {', '.join(leaves)}{did_you_mean(wanted, leaves)}"
         )
+    _check_words(config, names, modules, base)
     for name in names:
         layer = layers.get(name.removeprefix(prefix))
         if layer is None:
@@ -84,6 +87,32 @@ def match(
             raise RecipeError(f"target {name!r} cannot hold an adapter: {why}; leave it out of target_modules")
         _check_rank(layer_rank(config, name), name, layer, max_rank)
     return tuple(name.removeprefix(prefix) for name in names)
+
+
+def _check_words(config: LoraSpec, names: Collection[str], modules: Collection[str], base: Base) -> None:
+    """RecipeError for a word of `target_modules` that names no module, or a pattern's key that names no target: PEFT
+    passes over both, and whoever misspelt one trains fewer layers than they meant, or of another rank."""
+    targets = config.target_modules if isinstance(config.target_modules, tuple) else ()
+    lost = next((word for word in targets if not any(_names((word,), module) for module in modules)), None)
+    if lost is not None:
+        leaves = sorted({module.rsplit(".", 1)[-1] for module in modules})
+        raise RecipeError(
+            f"target_modules has {lost!r}, which matches no module of base {base.id!r}{did_you_mean(lost, leaves)}; "
+            "correct it, or leave it out"
+        )
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, field):
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+                raise RecipeError(f"{field} has {key!r}, which matches none of the target layers; correct it")
+
+
+def _check_expressions(config: LoraSpec, names: Iterable[str]) -> None:
+    """RecipeError for an expression that would be matched for ever."""
+    found = [said for said in (config.target_modules, config.exclude_modules) if isinstance(said, str)]
+    try:
+        check_quick([*found, *config.rank_pattern, *config.alpha_pattern], names)
+    except ValueError as error:
+        raise RecipeError(f"lora: {error}") from None
 
 
 def _check_own_head(

@@ -15,11 +15,12 @@ import torch
 from pydantic import ValidationError
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.adapters.peft_config import reason
 from ray_lora.allowed import is_name
+from ray_lora.atomic import expanded
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.bounds import reason
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.targets import check_base
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError
@@ -62,7 +63,7 @@ def adopt(
         build_task(known, tried.processor)  # a task that this base cannot do says so here
     update: dict[str, Json] = {"task": known, "sha256": None}
     if base is not None:
-        where = Path(base).expanduser()
+        where = expanded(base)
         name = str(where.absolute()) if where.exists() and loaded.folder != Path() else base
         update |= {"base": name, "base_fingerprint": tried.fingerprint, "base_revision": None}
     return replace(adapter, card=card.model_copy(update=update))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ray_lora.adapters.adapter import Adapter, Card, Merged, Parent
-from ray_lora.adapters.merge import Combination, combination, merge_layers
+from ray_lora.adapters.card import Combination
+from ray_lora.adapters.merge import combination, merge_layers
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base
 from ray_lora.bases.plain import HeadSpec

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_lora.atomic import expanded
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store import steer
 from ray_lora.store.line import public
@@ -56,7 +56,7 @@ def open_store(uri: str, tracking_uri: str | None = None) -> Store:
     if scheme is None or scheme[1] == "file":
         from ray_lora.store.local import LocalFiles
 
-        return FolderStore(LocalFiles(Path(uri.removeprefix("file://")).expanduser()), uri)
+        return FolderStore(LocalFiles(expanded(uri.removeprefix("file://"))), uri)
     from ray_lora.store.bucket import BucketFiles
 
     return FolderStore(BucketFiles.open(uri), public(uri))

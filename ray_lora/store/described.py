@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from ray_lora.adapters.card import CARD, Card
+from ray_lora.bounds import Place, reason, short
 from ray_lora.errors import AdapterError
-from ray_lora.recipe import QuantisedDtype, TaskSpec
 from ray_lora.store.cache import is_sha256
-from ray_lora.store.files import CARD, CONFIG, PARTS, PICKLED, WEIGHTS, Files, Listing, Stat
+from ray_lora.store.files import CONFIG, PARTS, PICKLED, WEIGHTS, Files, Listing, Stat
 from ray_lora.store.refs import version_of
 from ray_lora.store.store import Entry
 
 _LARGEST_JSON = 4 * 2**20  # bytes; a card, a config or a safetensors header beyond this is not one
+_PLACE: TypeAdapter[str | None] = TypeAdapter(Place | None, config={"strict": True})
+_MOST_AXES = 16  # of a tensor
 Stats = tuple[Stat | None, ...]  # of a version's files; another tuple is another state
 
 
@@ -52,30 +54,41 @@ class Described:
             found = f"{prefix}{PICKLED}" in listing
             pickled = f" ({PICKLED} is pickled and is never read)" if found else ""
             raise AdapterError(f"{ref} has no {WEIGHTS}{pickled}; save the adapter with safe_serialization=True")
-        card: Mapping[str, Any] = {}
-        if f"{prefix}{CARD}" in listing:
-            card = self.json(name, f"{prefix}{CARD}", listing)
-        base = card.get("base") or self.json(name, f"{prefix}{CONFIG}", listing).get("base_model_name_or_path")
+        card = self._card(name, f"{prefix}{CARD}", listing, ref)
+        base = card.base or self.json(name, f"{prefix}{CONFIG}", listing).get("base_model_name_or_path")
         try:
-            entry = Entry(
-                name=name,
-                version=version,
-                aliases=(),
-                sha256=str(card.get("sha256") or ""),
-                task=TaskSpec.recall(card["task"]) if card.get("task") else None,
-                base=str(base) if base else None,
-                base_fingerprint=card.get("base_fingerprint"),
-                metrics={str(key): float(value) for key, value in (card.get("metrics") or {}).items()},
-                num_parameters=self._num_parameters(name, f"{prefix}{WEIGHTS}", listing),
-                bytes=listing[f"{prefix}{WEIGHTS}"].size,
-                base_dtype=_dtype(card.get("base_dtype")),
-            )
-        except (ValidationError, TypeError, ValueError, AttributeError) as error:
-            raise AdapterError(f"{ref}: {CARD} is not a card of this library: {error}") from None
+            _PLACE.validate_python(base)
+        except ValidationError:
+            raise AdapterError(
+                f"{ref}: {CONFIG} says base_model_name_or_path {short(base)!r}, which is no name"
+            ) from None
+        entry = Entry(
+            name=name,
+            version=version,
+            aliases=(),
+            sha256=card.sha256 or "",
+            task=card.task,
+            base=base or None,
+            base_fingerprint=card.base_fingerprint,
+            metrics=card.metrics,
+            num_parameters=self._num_parameters(name, f"{prefix}{WEIGHTS}", listing),
+            bytes=listing[f"{prefix}{WEIGHTS}"].size,
+            base_dtype=card.base_dtype,
+        )
         if entry.sha256 and not is_sha256(entry.sha256):
             raise AdapterError(f"{ref}: {CARD} says sha256 {entry.sha256[:80]!r}, which is not a content hash")
         self._known[name, version] = (stats_of(listing, prefix), entry)
         return entry
+
+    def _card(self, name: str, path: str, listing: Listing, ref: str) -> Card:
+        """The card at a path; an empty one where there is none."""
+        if path not in listing:
+            return Card()
+        told = self.json(name, path, listing)
+        try:
+            return Card.model_validate(told)
+        except ValidationError as error:
+            raise AdapterError(f"{ref}: {CARD} is not a card of this library: {reason(error)}") from None
 
     def forget(self, name: str) -> None:
         """Hold nothing of a name."""
@@ -95,7 +108,7 @@ class Described:
         except FileNotFoundError as error:
             raise VanishedError(f"{name}/{path} was there and is gone: {error}") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise AdapterError(f"{name}/{path} cannot be read: {error}") from None
+            raise AdapterError(f"{name}/{path} cannot be read: {short(str(error), 200)}") from None
         if not isinstance(value, dict):
             raise AdapterError(f"{name}/{path} holds a {type(value).__name__}, not an object")
         return value
@@ -107,9 +120,17 @@ class Described:
             if not 2 <= size <= min(_LARGEST_JSON, listing[path].size):
                 raise ValueError(f"its header is {size} bytes")
             header = json.loads(self._files.read(name, path, 8, size))
-            return sum(math.prod(part["shape"]) for key, part in header.items() if key != "__metadata__")
+            shapes = [part["shape"] for key, part in header.items() if key != "__metadata__"]
+            if any(len(shape) > _MOST_AXES for shape in shapes):
+                raise ValueError(f"a shape has more than {_MOST_AXES} axes")
+            if any(type(length) is not int or length < 0 for shape in shapes for length in shape):
+                raise ValueError("a shape is no list of whole numbers")
+            count: int = sum(math.prod(shape) for shape in shapes)
+            if count > listing[path].size:  # a number has a byte at least
+                raise ValueError("it has room for fewer numbers than its header says")
+            return count
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise AdapterError(f"{name}/{path} is torn or not safetensors: {error}") from None
+            raise AdapterError(f"{name}/{path} is torn or not safetensors: {short(str(error), 200)}") from None
 
 
 def versions_of(listing: Listing) -> dict[int, str]:
@@ -125,11 +146,3 @@ def versions_of(listing: Listing) -> dict[int, str]:
 def stats_of(listing: Listing, prefix: str) -> Stats:
     """What changes when a version's files do, or its own folder."""
     return (*(listing.get(prefix + part) for part in PARTS), listing.get(prefix) if prefix else None)
-
-
-def _dtype(told: Any) -> QuantisedDtype | None:
-    """ValueError for a dtype that no base in few bits has."""
-    known = get_args(QuantisedDtype)
-    if told is not None and told not in known:
-        raise ValueError(f"base_dtype is {str(told)[:40]!r}; it is one of {', '.join(known)}")
-    return cast("QuantisedDtype | None", told)

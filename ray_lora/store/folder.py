@@ -19,12 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_lora.bounds import short
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import Fetched, checked, forget_copies, local_copy
 from ray_lora.store.described import Described, Stats, VanishedError, versions_of
 from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
 from ray_lora.store.left_out import LeftOut
-from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, only_version, parse_ref, unknown
+from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, is_alias, only_version, parse_ref, unknown
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import BeingWrittenError, Cleared, Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
@@ -33,6 +34,7 @@ from ray_lora.store.verified import Verified
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter
 
+_LARGEST_TRAFFIC = 1 << 20  # bytes
 _GLANCES = 5  # at a name whose files go and come
 
 
@@ -46,6 +48,10 @@ class FolderStore:
         self._verified = Verified(files, self._described, self._read)
         self._fetched = Fetched(uri)
         self._left_out = LeftOut()
+
+    @property
+    def files(self) -> Files:
+        return self._files
 
     def create(self) -> None:
         """Make an empty place where there is none."""
@@ -266,6 +272,8 @@ class FolderStore:
         traffic = Traffic()
         if TRAFFIC in listing:
             try:
+                if listing[TRAFFIC].size > _LARGEST_TRAFFIC:
+                    raise AdapterError(f"{name}/{TRAFFIC} has {listing[TRAFFIC].size:,} bytes, which is too much")
                 traffic = parse_traffic(self._files.read(name, TRAFFIC), f"{name}/{TRAFFIC}")
             except FileNotFoundError as error:
                 raise VanishedError(f"{name}/{TRAFFIC} was there and is gone: {error}") from None
@@ -278,8 +286,11 @@ class FolderStore:
             return {}
         aliases = self._described.json(name, ALIASES, listing)
         for alias, version in aliases.items():
-            if type(version) is not int:
-                raise AdapterError(f"{name}/{ALIASES}: {alias!r} points to {version!r}, which is not a version number")
+            if type(version) is not int or not 0 < version < 10**9:
+                told = f"{short(alias)!r} points to {short(version)}"
+                raise AdapterError(f"{name}/{ALIASES}: {told}, which is not a version number")
+            if not is_alias(alias):
+                raise AdapterError(f"{name}/{ALIASES}: {short(alias)!r} cannot be an alias")
         return aliases
 
     def _move_aliases(self, name: str, moves: Mapping[str, int | None]) -> None:

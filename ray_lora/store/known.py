@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from ray_lora.adapters.card import Card
+from ray_lora.bounds import reason, short
 from ray_lora.errors import AdapterError
-from ray_lora.recipe import TaskSpec
 from ray_lora.store.cache import cache_root, is_sha256
 from ray_lora.store.refs import is_name
 from ray_lora.store.store import Entry
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 TAG = "ray_lora"  # marks a version as an adapter and holds its entry
 TRAFFIC = "ray_lora.traffic"  # of a registered model: how requests for the bare name are spread
 
+_LARGEST = 4 * 2**20  # letters of an entry
 _logger = logging.getLogger(__name__)
+
+
+class _Held(Card):
+    """An entry as a tag holds it: of the card what lists show, and what was counted."""
+
+    num_parameters: int = Field(ge=0, lt=2**63)
+    bytes: int = Field(ge=0, lt=2**63)
 
 
 @dataclass(frozen=True)
@@ -135,11 +144,24 @@ def pack(entry: Entry) -> str:
 def unpack(name: str, version: int, text: str) -> Entry:
     """The entry in a tag; AdapterError when it is not one."""
     try:
-        held = json.loads(text)
-        task = TaskSpec.recall(held.pop("task")) if held.get("task") else None
-        entry = Entry(**{**held, "name": name, "version": version, "aliases": (), "task": task})
-        if not is_sha256(entry.sha256):
-            raise ValueError(f"sha256 is {entry.sha256!r}")
-        return entry
-    except (ValueError, TypeError, AttributeError, ValidationError) as error:
-        raise AdapterError(f"{name}@{version}: tag {TAG!r} is not an entry of this library: {error}") from None
+        if len(text) > _LARGEST:
+            raise ValueError(f"it has {len(text):,} letters")
+        held = _Held.model_validate(json.loads(text))
+        if held.sha256 is None or not is_sha256(held.sha256):
+            raise ValueError(f"sha256 is {short(held.sha256 or '')!r}")
+    except (ValueError, TypeError, RecursionError) as error:
+        why = reason(error) if isinstance(error, ValidationError) else short(str(error), 200)
+        raise AdapterError(f"{name}@{version}: tag {TAG!r} is not an entry of this library: {why}") from None
+    return Entry(
+        name=name,
+        version=version,
+        aliases=(),
+        sha256=held.sha256,
+        task=held.task,
+        base=held.base,
+        base_fingerprint=held.base_fingerprint,
+        metrics=held.metrics,
+        num_parameters=held.num_parameters,
+        bytes=held.bytes,
+        base_dtype=held.base_dtype,
+    )

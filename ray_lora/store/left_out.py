@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from ray_lora.bounds import short
+
 _logger = logging.getLogger(__name__)
 _KEPT = 4096  # messages remembered
 _LONGEST = 400  # letters of one
@@ -17,7 +19,7 @@ class LeftOut:
 
     def __call__(self, error: Exception) -> None:
         """Warn, unless the same was said before."""
-        said = str(error)[:_LONGEST]
+        said = short(str(error), _LONGEST)
         if said in self._said:
             return
         if len(self._said) >= _KEPT:

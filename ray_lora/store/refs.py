@@ -71,9 +71,14 @@ def check_name(name: str) -> None:
         )
 
 
+def is_alias(alias: str) -> bool:
+    """Whether this can be an alias: a word that cannot be mistaken for a version."""
+    return _ALIAS.fullmatch(alias) is not None
+
+
 def check_alias(alias: str) -> None:
-    """AdapterError unless this can be an alias: a word that cannot be mistaken for a version."""
-    if not _ALIAS.fullmatch(alias):
+    """AdapterError unless this can be an alias."""
+    if not is_alias(alias):
         raise AdapterError(
             f"{alias[:120]!r} cannot be an alias; use a word that begins with a letter and is not 'latest' or 'v3'"
         )

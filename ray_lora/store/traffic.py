@@ -13,6 +13,7 @@ import secrets
 
 from pydantic import Field, ValidationError, field_validator
 
+from ray_lora.bounds import reason, short
 from ray_lora.errors import AdapterError
 from ray_lora.recipe import Spec
 
@@ -20,10 +21,14 @@ from ray_lora.recipe import Spec
 class Traffic(Spec):
     """What a store keeps of a name beside its aliases. Explicit refs (`name@3`, `name@alias`) are not touched by it."""
 
-    split: dict[int, float] = Field(default={})  # version -> weight; empty: the champion (or the newest) answers
+    split: dict[int, float] = Field(
+        default={}, max_length=1000
+    )  # version -> weight; empty: the champion (or the newest) answers
     shadow: int | None = None  # a version that answers a copy of the requests, for the record only
     share: float = Field(default=1.0, gt=0, le=1)  # of the requests that are copied to the shadow
-    began: str = ""  # when these versions were put on trial, ISO 8601 in UTC; names the trial
+    began: str = Field(
+        default="", pattern=r"^[ -~]{0,64}$"
+    )  # when these versions were put on trial, ISO 8601 in UTC; names the trial
     withdrawn: bool = False  # unloaded: endpoints do not serve the name until it is loaded again
     previous: tuple[int, ...] = ()  # what answered before each promotion, the last one last
 
@@ -58,8 +63,9 @@ def parse_traffic(text: str | bytes, where: str) -> Traffic:
     """What `dump` wrote; AdapterError that names `where` for anything else."""
     try:
         return Traffic.model_validate(json.loads(text))
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} does not say how traffic is split: {error}") from None
+    except (ValueError, RecursionError) as error:
+        why = reason(error) if isinstance(error, ValidationError) else short(str(error), 200)
+        raise AdapterError(f"{where} does not say how traffic is split: {why}") from None
 
 
 def _uniform(name: str, version: int, user: str) -> float:

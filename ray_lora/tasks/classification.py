@@ -9,8 +9,9 @@ from pydantic import field_validator
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.labels import label_index
+from ray_lora.tasks.labels import label_index, unlike_a_label
 from ray_lora.tasks.pictures import confusion
+from ray_lora.tasks.rows import shown
 from ray_lora.tasks.scored import Scored
 from ray_lora.tasks.soft_targets import SoftLabel
 from ray_lora.tasks.task import Column, Features, Row
@@ -54,6 +55,9 @@ class ClassificationSpec(TaskSpec):
         if labels is not None and (len(labels) < cls.least or len(set(labels)) < len(labels)):
             many = "two different words" if cls.least == 2 else "one word, and different ones"
             raise ValueError(f"labels must be at least {many}")
+        for label in labels or ():
+            if why := unlike_a_label(label):
+                raise ValueError(f"label {shown(label)} {why}")
         return labels
 
     @property

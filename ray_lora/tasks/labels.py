@@ -19,6 +19,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from ray_lora.bounds import LONGEST_LABEL, unprintable
 from ray_lora.errors import DataError, did_you_mean
 from ray_lora.tasks.rows import BLANKS, shown, unreadable
 
@@ -58,6 +59,25 @@ def label_word(value: Any) -> str:
     )
 
 
+def unlike_a_label(word: str) -> str | None:
+    """What is wrong with a word that no card would keep as a label."""
+    if len(word) > LONGEST_LABEL:
+        return f"has {len(word)} letters; a label has at most {LONGEST_LABEL}: is this the column of the labels?"
+    return unprintable(word)
+
+
+def class_word(value: Any) -> str:
+    """As `label_word`, of a word that a card keeps.
+
+    Raises:
+        DataError: it is none, is too long, or holds control characters.
+    """
+    word = label_word(value)
+    if why := unlike_a_label(word):
+        raise DataError(f"label {shown(word)} {why}")
+    return word
+
+
 def learnt(words: Iterable[str]) -> Learnt:
     """Words in their order as labels: whole numbers by value, others by word."""
     known = set(words)
@@ -85,7 +105,7 @@ def label_index(value: Any, labels: Sequence[str]) -> int:
     Raises:
         DataError: it is neither.
     """
-    word = label_word(value)
+    word = class_word(value)
     if word in labels:
         return labels.index(word)
     indexed = not isinstance(labels, Learnt) and not any(map(_is_number, labels))

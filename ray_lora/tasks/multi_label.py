@@ -15,7 +15,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import DataError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.classification import Labelled
-from ray_lora.tasks.labels import Learnt, label_word
+from ray_lora.tasks.labels import Learnt, class_word
 from ray_lora.tasks.pictures import bars
 from ray_lora.tasks.rows import BLANKS, shown
 from ray_lora.tasks.scored import Scored
@@ -166,7 +166,7 @@ def words_in(value: Any, labels: Sequence[str] | None = None) -> list[str]:
                     f"label {shown(word)} could be several; write a|b, or list it in task.labels if it is one"
                 )
     elif isinstance(value, (list, tuple)):
-        words = [label_word(word) for word in value]
+        words = [class_word(word) for word in value]
     else:
         raise DataError(f"labels {shown(value)} are a {type(value).__name__}; give a list of labels, or a text a|b")
     for word in words:

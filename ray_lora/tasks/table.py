@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from ray_lora import allowed
+from ray_lora.bounds import named, short
 from ray_lora.errors import RecipeError, did_you_mean
 
 TASKS: dict[str, str] = {
@@ -37,7 +38,7 @@ def task_class(name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     if not allowed.is_name(name):
         raise RecipeError(
-            f"{name!r} is not a task{did_you_mean(name, TASKS)}; there are {', '.join(TASKS)}, and "
+            f"{named(name)} is not a task{did_you_mean(short(name), TASKS)}; there are {', '.join(TASKS)}, and "
             "package.module:Class for a task of your own"
         )
     found = allowed.load(name)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ray_lora.errors import DataError
-from ray_lora.tasks.labels import Learnt, label_index, label_word, learnt, twins
+from ray_lora.tasks.labels import Learnt, class_word, label_index, learnt, twins
 
 Taught = tuple[list[str], list[tuple[int, str]]]  # the labels of a block, and its rows that have none: why not
 NOTHING: Taught = ([], [])
@@ -26,7 +26,7 @@ def teach(values: Iterable[tuple[int, Any]]) -> Taught:
     wrong: list[tuple[int, str]] = []
     for row, value in values:
         try:
-            words[label_word(value)] = None
+            words[class_word(value)] = None
         except DataError as error:
             wrong.append((row, str(error)))
     return list(words), wrong[:_MOST_NAMED]

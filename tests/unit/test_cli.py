@@ -111,7 +111,10 @@ def test_plan_says_what_it_costs(run: Run, recipe: Path) -> None:
     code, out, said = run("plan", recipe, "lora.r=2", "--json")
     assert code == 0, said
     assert last(out)["rows"] == {"train": 32, "validation": 32}
-    assert "slots" in run("plan", recipe)[1]
+    assert last(out)["foreseen"]["kind"] == "training"
+    assert "a process will train" in said
+    code, out, said = run("plan", recipe, "--no-probe")
+    assert (code, "slots" in out, "by a probe's peak" in out, "will train" in said) == (0, True, False, False)
 
 
 def test_adapters_come_and_go(run: Run, store: Path, folder: Path, tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_pairs_of_several_labels_and_of_numbers(
     where = ("--store", tmp_path / "store", "--json")
     tree = json.loads(recipe.read_text()) | {"task": task, "data": {"train": str(tmp_path / "rows.csv")}}
     recipe.write_text(json.dumps(tree))
-    code, out, said = run("plan", recipe, "--json")
+    code, out, said = run("plan", recipe, "--no-probe", "--json")
     assert code == 0, said
     assert last(out)["task"] == {"type": "text-classification", **task}
     base = load_base(BaseSpec(model=tree["base"]["model"], dtype="float32"))
@@ -390,7 +393,7 @@ WRONG_RECIPES = [
 
 @pytest.mark.parametrize(("override", "said"), WRONG_RECIPES)
 def test_wrong_recipes_are_refused_by_plan(run: Run, recipe: Path, override: str, said: str) -> None:
-    assert said in refused(run, "plan", recipe, override)
+    assert said in refused(run, "plan", recipe, override, "--no-probe")
 
 
 WRONG_FILES = [
@@ -417,7 +420,7 @@ def test_wrong_files_are_named(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     for arguments in (
-        ("plan", recipe, f"data.train={tmp_path / name}"),
+        ("plan", recipe, f"data.train={tmp_path / name}", "--no-probe"),
         ("evaluate", "moods", "--data", tmp_path / name, "--store", store),
     ):
         message = refused(run, *arguments)

@@ -13,7 +13,8 @@ import ray_lora
 ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
-    {"errors", "atomic", "allowed", "task_spec", "transform_spec", "distillation_spec", "recipe", "recipe_text"},
+    {"errors", "bounds", "expressions", "atomic", "allowed", "html_policy", "recipe", "recipe_text"}
+    | {"task_spec", "transform_spec", "distillation_spec"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training", "explain", "export", "pruning"},
     {"running", "tracking", "pyfunc"},
@@ -23,11 +24,12 @@ LAYERS = [
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "atomic": {"errors"},
-    "allowed": {"errors"},
+    "expressions": {"bounds"},
+    "allowed": {"bounds", "errors"},
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
     "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks
     "distillation_spec": {"task_spec"},
-    "recipe": {"errors", "task_spec", "transform_spec", "distillation_spec", "recipe_text"},
+    "recipe": {"errors", "bounds", "task_spec", "transform_spec", "distillation_spec", "recipe_text"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
@@ -44,6 +46,8 @@ RAY_FROM = 3
 MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "store.mlflow_signature", "pyfunc")
 TORCH_FREE = {
     "errors",
+    "bounds",
+    "expressions",
     "allowed",
     "task_spec",
     "transform_spec",
@@ -55,6 +59,8 @@ TORCH_FREE = {
     "running.allocator",
     "bases.plain",
     "bases.identity",
+    "adapters.card",
+    "store.described",
 }
 
 

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayActorError
 
 from ray_lora.errors import RecipeError
 from ray_lora.running.local_ray import StartError, in_a_sentence, start_ray
@@ -94,7 +95,7 @@ def test_a_start_that_fails_is_one_sentence(error: Exception) -> None:
 def test_serve_is_waited_for_as_long_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray import serve
 
-    outcomes: list[Exception | None] = [TimeoutError("slow"), TimeoutError("slow"), None]
+    outcomes: list[Exception | None] = [TimeoutError("slow"), RayActorError(), None]
 
     def start(**_: object) -> None:
         if (outcome := outcomes.pop(0)) is not None:

@@ -93,6 +93,9 @@ def test_a_key_opens_what_it_is_for(world: Path) -> None:
             listed = (await client.get("/v1/models", headers=team)).json()["data"]
             assert [card["id"] for card in listed[1:]] == ["movies", "tweets"]
             assert (await client.get("/v1/models/secret", headers=team)).status_code == 403
+            assert (await client.get("/v1/explanations/secret", headers=team)).status_code == 403
+            assert (await client.get("/v1/explanations/tweets")).status_code == 401
+            assert (await client.get("/v1/explanations/tweets", headers=team)).json()["report"] is None
             assert (await client.get("/v1/models")).status_code == 401
             for route in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/refresh"):
                 body = {"lora_name": "tweets"}

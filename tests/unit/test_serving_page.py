@@ -261,8 +261,8 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(world: Path, 
         tab.goto(address)
         expect(tab.locator("#adapters option")).to_have_count(3)
         reached = []
-        first = ["key-button", "API docs", "filter", "adapters", "version", "inputs", "with text_pair"]
-        first += ["Ask other adapters the same", "ask"]
+        first = ["key-button", "API docs", "filter", "adapters", "version", "What it changes"]
+        first += ["inputs", "with text_pair", "Ask other adapters the same", "ask"]
         for _ in range(len(first) + 1):
             tab.keyboard.press("Tab")
             reached.append(tab.evaluate("document.activeElement.id || document.activeElement.textContent"))

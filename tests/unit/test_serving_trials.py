@@ -337,7 +337,7 @@ def test_feedback_finds_the_version_that_answered_on_any_replica(made: Any, worl
             for wrong, status in (
                 ({"id": "nobody", "value": 1}, 404),
                 ({"id": body["id"][:-1], "value": 1}, 404),
-                ({"id": f"{body['id']}\ttweets", "value": 1}, 404),
+                ({"id": f"{body['id']}\ttweets", "value": 1}, 400),
                 ({"id": "\ud800", "value": 1}, 404),
                 ({"id": body["id"], "value": "good"}, 400),
                 ({"id": body["id"], "value": None}, 400),

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ray_lora.errors import AdapterError
+from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
 from tests.unit.bases import save_base
 from tests.unit.packs import WatchedPack, assert_same, losses, make_job, make_pack, tensors_of, train_alone
@@ -104,7 +104,7 @@ def test_a_checkpoint_replaces_the_last_one_whole(
         raise OSError("no space left on device")
 
     monkeypatch.setattr("ray_lora.training.state.save_file", torn)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CapacityError, match="no space left"):
         pack.save(JOB.name)
     assert file.read_bytes() == before
     monkeypatch.undo()

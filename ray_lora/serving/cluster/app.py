@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_lora.allowed import environment
+from ray_lora.atomic import expanded
 from ray_lora.errors import RecipeError
 from ray_lora.running.allocator import REPLICA_ENV
 from ray_lora.running.local_ray import StartError, in_a_sentence
@@ -140,14 +141,16 @@ def run(args: AppArgs, block: bool = True) -> str:
 
 
 def _start_serve(host: str, port: int) -> None:
-    """Start Serve's proxy; a busy machine may take longer than Serve waits, and Serve goes on where it stood."""
+    """Start Serve's proxy; a busy machine may take longer than Serve waits, and Serve goes on where it stood. It
+    replaces a proxy that was not ready in time; whoever waited for that one is told that it never ran."""
     from ray import serve
+    from ray.exceptions import RayActorError
 
     for left in reversed(range(_TRIES)):
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
             return
-        except TimeoutError:
+        except (TimeoutError, RayActorError):
             if not left:
                 raise
 
@@ -209,7 +212,7 @@ def _settled(args: AppArgs) -> AppArgs:
     bases = choose_bases(args, store)
     if isinstance(store, FolderStore):
         store.create()  # for a replica, a store that is not there is away
-    found = {base.model: absolute(base.model) for base in bases if Path(base.model).expanduser().is_dir()}
+    found = {base.model: absolute(base.model) for base in bases if expanded(base.model).is_dir()}
     bases = tuple(base.model_copy(update={"model": found.get(base.model, base.model)}) for base in bases)
     return args.model_copy(
         update={

@@ -146,7 +146,8 @@ def install(app: FastAPI, keys: Keys) -> None:
         if first["type"] == "json_invalid":
             return fault(400, f"the body is not JSON: {first['ctx']['error']}", "invalid_json")
         where = where[:_FIELD]
-        return fault(400, f"{where or 'body'}: {first['msg']}", "invalid_value", where or None)
+        said = first["msg"].removeprefix("Value error, ")
+        return fault(400, f"{where or 'body'}: {said}", "invalid_value", where or None)
 
     async def unrouted(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -89,7 +89,7 @@ def create_app(endpoint: Endpoint, echo_ids: bool = True) -> FastAPI:
     add_forgetting(app, endpoint)
     _add_models(app, endpoint)
     _add_loading(app, endpoint)
-    add_page(app)
+    add_page(app, endpoint)
     add_api_page(app)
 
     @app.get("/health")

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
+from ray_lora.bounds import check_name
 from ray_lora.recipe import Json
+from ray_lora.store.reports import Report
 
-_LONGEST_NAME = 512
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-def _name(text: str) -> str:
-    if len(text) > _LONGEST_NAME or _CONTROL.search(text):
-        raise ValueError(f"a name has at most {_LONGEST_NAME} letters, and no line ends or other control characters")
-    return text
-
-
-Name = Annotated[StrictStr, AfterValidator(_name)]  # of adapters, users and requests
+Name = Annotated[StrictStr, AfterValidator(check_name)]  # of adapters, users and requests
+Key = Annotated[StrictStr, Field(max_length=4096)]  # a person's or a group's: data, of any letters
 
 
 class Strict(BaseModel):
@@ -42,8 +34,8 @@ class PredictRequest(Strict):
     inputs: Json
     parameters: dict[str, Json] = {}
     user: Name | None = None
-    person: StrictStr | None = None
-    group: StrictStr | None = None
+    person: Key | None = None
+    group: Key | None = None
 
 
 class HubRequest(Strict):
@@ -54,9 +46,9 @@ class HubRequest(Strict):
     parameters: dict[str, Json] | None = None
     stream: StrictBool | None = None
     normalize: bool | None = None
-    prompt_name: str | None = None
+    prompt_name: Name | None = None
     truncate: bool | None = None
-    truncation_direction: str | None = None
+    truncation_direction: Name | None = None
 
 
 class PredictResponse(BaseModel):
@@ -156,7 +148,7 @@ class EmbeddingsResponse(BaseModel):
 class FeedbackRequest(Strict):
     """What somebody says of the answer whose `x-request-id` was `id`: good or bad, or a number."""
 
-    id: StrictStr
+    id: Name
     value: StrictBool | Annotated[float, Field(strict=True, allow_inf_nan=False)]
     user: Name | None = None
 
@@ -175,7 +167,7 @@ class LoadRequest(Lenient):
     version is the newest (with `lora_path`; 0: where there is none), or the one that the bare name means."""
 
     lora_name: Name
-    lora_path: Annotated[StrictStr, Field(max_length=4096)] | None = None
+    lora_path: Annotated[StrictStr, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
     load_inplace: StrictBool = False
     pinned: StrictBool = False
     if_version: Annotated[int, Field(strict=True, ge=0)] | None = None
@@ -219,6 +211,12 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class Explanation(BaseModel):
+    ref: str
+    sha256: str
+    report: Report | None
 
 
 class ErrorBody(BaseModel):

@@ -28,7 +28,7 @@ from ray_lora.recipe import DataSpec, Json
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http.asking import ref_of
 from ray_lora.serving.http.people import ServedBy, served_by, some
-from ray_lora.serving.http.schemas import Name, Strict
+from ray_lora.serving.http.schemas import Key, Name, Strict
 from ray_lora.store import Entry
 from ray_lora.store.people import person_name
 from ray_lora.store.refs import check_name
@@ -41,8 +41,8 @@ class RowsRequest(Strict):
     """Rows under the task's own column names."""
 
     model: Name | None = None
-    person: StrictStr
-    group: StrictStr | None = None
+    person: Key
+    group: Key | None = None
     rows: list[dict[StrictStr, Any]]
 
 
@@ -77,7 +77,7 @@ class ForgetRequest(Strict):
     """Whose adapter is gone from the store."""
 
     model: Name
-    person: StrictStr
+    person: Key
 
 
 class ForgetResponse(BaseModel):
