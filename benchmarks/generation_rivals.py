@@ -21,6 +21,7 @@ Run = Callable[[list[list[int]], list[int]], int]  # tokens written; 0 where it 
 def main() -> None:
     told = json.load(sys.stdin)
     os.environ |= {"OMP_NUM_THREADS": str(told["threads"]), "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "RAYON_NUM_THREADS": str(told["threads"])}
     run = {"vllm": vllm, "mistralrs": mistralrs}[sys.argv[1]](told)
     found = {}
     for name, (ids, owners) in told["loads"].items():
