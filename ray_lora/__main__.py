@@ -1,7 +1,5 @@
 """`python -m ray_lora` is `ray-lora`."""
 
-import sys
+from ray_lora.cli import run
 
-from ray_lora.cli import main
-
-sys.exit(main())
+run()

@@ -6,8 +6,12 @@ imports what it needs when it runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ray_lora.cli import (
     adapters,
@@ -54,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nobodys = type(wrong) is RayLoraError or isinstance(wrong, ConnectionError)  # a job failed; a server is away
         return 1 if nobodys else 2
     return 0
+
+
+def run() -> NoReturn:
+    """`main` as a program: once threads and what is registered for the exit have ended, so does it. Taking apart what
+    torch and transformers have loaded would take a second or two, and the system frees it all the same."""
+    code = main()
+    threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter itself does first
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wrong_input(error: BaseException | None) -> RayLoraError | None:

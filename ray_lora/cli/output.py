@@ -82,6 +82,14 @@ def answering(as_json: bool, keep_ray: bool = False) -> Iterator[Say]:
                 _show(text)
 
 
+def start_importing(module: str, name: str) -> None:
+    """Import what a command needs while Ray starts, and say so: it takes seconds."""
+    print(f"{name}: Ray starts", file=sys.stderr, flush=True)
+    from ray_lora.running.local_ray import start_importing as start
+
+    start(module)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Json]]) -> Any:
     """A table for people; numbers to the right."""
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, table
+from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, start_importing, table
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, Recipe
 
@@ -19,6 +19,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag
     """Train one adapter and put it into the recipe's store."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
+        start_importing("ray_lora.running.trainer", read.name)
         from ray_lora.running.trainer import train_recipe
 
         result = train_recipe(read)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, new_group, table
+from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, new_group, start_importing, table
 from ray_lora.recipe import Json, Recipe, overridden
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The search's name.", show_default=False)]
@@ -38,6 +38,7 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFla
     """Run the recipe's search and put the best adapter into its store as champion."""
     with answering(as_json) as say:
         read = Recipe.load(recipe, overrides or [])
+        start_importing("ray_lora.search.tuner", read.name)
         from ray_lora.search.tuner import search_recipe
 
         _say_end(say, search_recipe(read))

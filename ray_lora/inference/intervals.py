@@ -65,8 +65,15 @@ def as_good(other: Scored, best: Scored, mode: str) -> bool:
 
 
 def standard_error(score: float, rows: int) -> float:
-    """Binomial standard error of a share of `rows`; what a score in [0, 1] can move by chance."""
-    return math.sqrt(max(0.0, score * (1 - score)) / max(1, rows)) if 0 <= score <= 1 else 0.0
+    """What a share of `rows` can move by chance, 0 for what is no share: the binomial standard error; of 0 and 1, where
+    that one is 0 as if nothing could have come otherwise, the one after two hits and two misses more (Agresti and
+    Coull, 1998).
+    """
+    if not 0 <= score <= 1:
+        return 0.0
+    if score in (0, 1):
+        score, rows = (score * rows + 2) / (rows + 4), rows + 4
+    return math.sqrt(score * (1 - score) / max(1, rows))
 
 
 def scored_on(score: float, rows: int, mode: str) -> str:

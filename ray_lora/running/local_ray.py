@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
@@ -36,6 +38,18 @@ def start_ray() -> None:
                 if not left or _LATE not in str(error):  # on a busy machine a second try comes through
                     raise
                 ray.shutdown()
+
+
+def start_importing(module: str) -> None:
+    """`start_ray`, and meanwhile import a module, which takes as long.
+
+    Raises:
+        StartError: as `start_ray`.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        imported = aside.submit(importlib.import_module, module)
+        start_ray()
+        imported.result()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The packs of one run: start them, watch them, and bring their results home.
 
 A trainer and a search both use this: it checks the recipes, puts the rows into the object store, starts the coordinator
-and a `TorchTrainer` for each pack, and passes on what the packs report to the table and the tracker.
+and a trainer of Ray Train's for each pack, and passes on what the packs report to the table and the tracker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from ray_lora.allowed import environment
 from ray_lora.bases.load import Base, describe_base
@@ -29,7 +28,8 @@ from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.coordinator import Coordinator, Record
 from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
-from ray_lora.running.plan import Plan, make_plan, targets_embeddings
+from ray_lora.running.pack_trainer import pack_trainer
+from ray_lora.running.plan import Plan, make_plan, slots_for, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.teachers import anywhere
@@ -122,19 +122,8 @@ def spread(prepared: Prepared, scaling: ScalingConfig, jobs: int) -> tuple[Prepa
             f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers"
         )
     packs = prepared.recipe.scaling.packs or max(1, min(int(devices // workers), jobs))
-    slots = prepared.recipe.scaling.slots or min(prepared.plan.slots, -(-jobs // packs))
+    slots = prepared.recipe.scaling.slots or slots_for(prepared.plan.slots, prepared.plan.room, -(-jobs // packs))
     return replace(prepared, plan=replace(prepared.plan, slots=slots)), packs
-
-
-class _PackTrainer(TorchTrainer):
-    """A TorchTrainer without the helper actors that a pack has no use for; each costs seconds of a CPU at the start."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        spared = {"DatasetsCallback"}  # a pack fetches its rows itself
-        if len(ray.nodes()) == 1:
-            spared.add("PlacementGroupCleanerCallback")  # what it would clean up dies with the node
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray hides it from type checkers
-        return [callback for callback in callbacks if type(callback).__name__ not in spared]
 
 
 class PackRun:
@@ -247,11 +236,11 @@ class PackRun:
             max_rows=plan.max_rows,
             embeddings=any(targets_embeddings(recipe) for recipe in self.prepared.recipes.values()),
         )
-        trainer = _PackTrainer(
+        trainer = pack_trainer(
             run_worker,
-            train_loop_config={"pack": ray.put(told)},  # opened by workers alone: Train's own actors import no engine
-            scaling_config=self.scaling,
-            run_config=self._ray_config(number),
+            {"pack": ray.put(told)},  # opened by workers alone: Train's own actors import no engine
+            self.scaling,
+            self._ray_config(number),
         )
         try:
             trainer.fit()

@@ -34,6 +34,7 @@ from ray_lora.tasks import build_task
 from ray_lora.transform_spec import said
 
 _MAX_SLOTS = 64
+_STRETCH = 1.5  # how many jobs share a pack at most, in those that fill a pass
 _MAX_ROWS = {"cpu": 64, "cuda": 512}  # of one pass: more fill the device no better
 _BATCH = "training.per_device_train_batch_size"
 _SHARE = 0.8  # of the free memory that a plan may use
@@ -144,6 +145,15 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
         room=max(1, fits),
         max_rows=max_rows,
     )
+
+
+def slots_for(slots: int, room: int, jobs: int) -> int:
+    """Slots of a pack that has so many jobs: a few more than fill a pass, rather than a second round for the last few.
+
+    Args:
+        slots: as many as fill a pass; room: as fit in memory.
+    """
+    return jobs if jobs <= min(room, _STRETCH * slots) else slots
 
 
 def _probe_once(recipe: Recipe, base: Base, head: HeadSpec) -> None:

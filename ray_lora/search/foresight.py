@@ -20,7 +20,7 @@ import numpy as np
 from ray.tune.schedulers import ASHAScheduler
 
 from ray_lora.recipe import Json, Recipe, TaskSpec, TrainingSpec
-from ray_lora.running.plan import plan_with_task, size_words, targets_embeddings
+from ray_lora.running.plan import plan_with_task, size_words, slots_for, targets_embeddings
 from ray_lora.running.plan import show as show_plan
 from ray_lora.running.probes import Asked, Probed, ProbeError, Probes, packs_of
 from ray_lora.running.progress import said_time
@@ -110,7 +110,7 @@ def run_of(recipe: Recipe, plan: Mapping[str, Json]) -> Run:
     how = stopping_of(recipe, space, None, trials, steps, answered)
     packs = min(trials, packs_of(recipe))
     slots = resident(plan["slots"], plan["room"], how.rungs)
-    slots = recipe.scaling.slots or min(slots, -(-trials // packs))
+    slots = recipe.scaling.slots or slots_for(slots, plan["room"], -(-trials // packs))
     stages = whole
     if isinstance(how.scheduler, ASHAScheduler):
         stages = (

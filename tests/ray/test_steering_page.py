@@ -14,7 +14,7 @@ import uvicorn
 
 from ray_lora.search.board import serve_board
 from tests.ray.test_steering import RATE, by_rate, evaluated, long_recipe, running, summary_of
-from tests.unit.test_serving_page import started
+from tests.unit.test_serving_page import HANGS_MS, started
 
 
 @contextmanager
@@ -44,6 +44,7 @@ def test_a_search_is_watched_and_steered_in_a_browser(tiny_bert_folder: Path, tm
         trials = search.wait(evaluated)
         good, bad = by_rate(trials, 1e-2), by_rate(trials, 1e-3)
         tab = chrome.new_page()
+        tab.set_default_timeout(HANGS_MS)
         wrong: list[str] = []
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
@@ -82,13 +83,13 @@ def test_a_search_is_watched_and_steered_in_a_browser(tiny_bert_folder: Path, tm
         clone = f"{good}-1"
         expect(tab.locator("#said")).to_contain_text(f"{clone} begins from nothing")
         expect(tab.get_by_role("row", name=clone)).to_contain_text(f"(as {good})")
-        expect(tab.get_by_role("row", name=clone)).to_contain_text("finished", timeout=0)
+        expect(tab.get_by_role("row", name=clone)).to_contain_text("finished")
         expect(tab.locator("#curves polyline")).to_have_count(3)
 
         tab.on("dialog", lambda dialog: dialog.accept())
         tab.get_by_role("button", name="Stop the search").click()
         search.thread.join()
-        expect(tab.locator("#standing")).to_contain_text("it was stopped; ray-lora search resume watched", timeout=0)
+        expect(tab.locator("#standing")).to_contain_text("it was stopped; ray-lora search resume watched")
         expect(tab.get_by_role("button", name=f"Clone {good}", exact=True)).to_be_hidden()
         assert [text for text in wrong if "400" not in text] == []  # the two clones that were refused
         tab.close()

@@ -88,9 +88,11 @@ def test_a_key_sees_no_name_that_it_is_not_for(world: Path, tmp_path: Path) -> N
     keys.write_text("- {key: sk-one, adapters: [one]}\n- {key: sk-both, adapters: [one, two]}\n")
     with serving(world, keys=str(keys)) as address:
         for key, near in {"sk-one": [], "sk-both": ["two@1"]}.items():
-            answer = httpx.get(f"{address}/v1/explanations/one", headers={"authorization": f"Bearer {key}"})
+            answer = httpx.get(
+                f"{address}/v1/explanations/one", headers={"authorization": f"Bearer {key}"}, timeout=None
+            )
             assert [one["ref"] for one in answer.json()["report"]["nearest"]] == near
-        refused = httpx.get(f"{address}/v1/explanations/two", headers={"authorization": "Bearer sk-one"})
+        refused = httpx.get(f"{address}/v1/explanations/two", headers={"authorization": "Bearer sk-one"}, timeout=None)
         assert refused.status_code == 403
 
 
@@ -115,10 +117,10 @@ def test_the_page_shows_what_is_kept_of_the_chosen_adapter(world: Path, tab: Any
         assert relative == pytest.approx([layer["relative"] for layer in told["layers"]], abs=1e-3)
         expect(tab.locator("#explanation")).to_contain_text(f"accuracy {told['score']:.3f} on 20 rows")
         expect(tab.locator("#explanation")).to_contain_text(evil)
-        answered = httpx.get(f"{address}/v1/explanations/one@1").json()
+        answered = httpx.get(f"{address}/v1/explanations/one@1", timeout=None).json()
         assert answered["report"] == told
         assert answered["ref"] == "one@1"
         path.write_text("{")
-        assert httpx.get(f"{address}/v1/explanations/one").status_code == 400
+        assert httpx.get(f"{address}/v1/explanations/one", timeout=None).status_code == 400
     assert tab.title() != "run"
     assert tab.wrong == []

@@ -9,7 +9,7 @@ import pytest
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Recipe
 from ray_lora.running.measuring import fitted
-from ray_lora.running.plan import plan_recipe
+from ray_lora.running.plan import plan_recipe, slots_for
 from ray_lora.running.probes import Asked, Measured, Probed, ProbeError, Probes
 from ray_lora.search.foresight import foresee, plan_and_foresee, run_of, show
 from tests.ray.rows import tiny_recipe
@@ -112,3 +112,10 @@ def test_without_a_probe_the_plan_is_what_it_was(recipe: Recipe) -> None:
     told, plain = plan_and_foresee(recipe, None), plan_recipe(recipe)
     moving = {"free_bytes", "room"}  # others on this machine take and give memory
     assert {key: told[key] for key in told.keys() - moving} == {key: plain[key] for key in plain.keys() - moving}
+
+
+def test_the_last_few_of_a_search_share_the_first_round() -> None:
+    assert slots_for(slots=4, room=100, jobs=5) == 5  # eight configurations and the default one, in two packs
+    assert slots_for(slots=4, room=100, jobs=7) == 4  # two rounds, as full as passes are
+    assert slots_for(slots=4, room=4, jobs=5) == 4
+    assert slots_for(slots=4, room=100, jobs=2) == 2

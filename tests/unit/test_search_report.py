@@ -51,6 +51,11 @@ def test_the_closing_shows_what_was_searched_and_no_decayed_rate() -> None:
     assert "smallest    r=2 learning_rate=0.001: 0.9450" in text
 
 
+def test_a_score_without_a_single_miss_has_an_interval_too() -> None:
+    assert "1.0000 ±0.007" in shown(summary_of([trial(8, 1e-3, 1.0)]))  # 1.96 sqrt(402/404 * 2/404 / 404)
+    assert "0.0000 ±0.007" in shown(summary_of([trial(8, 1e-3, 0.0)]))
+
+
 def test_a_default_that_was_not_tried_is_said_to_be_missing() -> None:
     assert "were not among what was tried" in shown(summary_of([trial(8, 1e-3, 0.95), trial(2, 1e-3, 0.9)]))
 

@@ -111,7 +111,7 @@ def test_wrong_requests_say_why(address: str) -> None:
         reply = httpx.post(f"{address}/v1/predict", json=body, timeout=None)
         assert reply.status_code == 400
         assert why in reply.json()["error"]["message"]
-    (listed,) = [one for one in httpx.get(f"{address}/v1/models").json()["data"] if one["id"] == "one"]
+    (listed,) = [one for one in httpx.get(f"{address}/v1/models", timeout=None).json()["data"] if one["id"] == "one"]
     assert (listed["labels"], listed["input"]) == (list(LABELS), ["image"])
     assert listed["full"]["threshold"] == 0.0
 
@@ -130,12 +130,16 @@ def test_hugging_faces_client_works_as_it_is(
         assert [vars(one.box) for one in found] == [one["box"] for one in wanted]
         plain = client.object_detection(given)
         assert boxes(vars(one.box) for one in plain) == boxes(one["box"] for one in alone["one"][1][0])
-    broken = httpx.post(f"{address}/models/one", content=PICTURES[0][:80], headers={"content-type": "image/png"})
+    broken = httpx.post(
+        f"{address}/models/one", content=PICTURES[0][:80], headers={"content-type": "image/png"}, timeout=None
+    )
     assert broken.status_code == 400
     assert "an image cannot be read" in broken.text
-    text = httpx.post(f"{address}/models/one", content=b'{"inputs": ""}', headers={"content-type": "image/png"})
+    text = httpx.post(
+        f"{address}/models/one", content=b'{"inputs": ""}', headers={"content-type": "image/png"}, timeout=None
+    )
     assert "an image cannot be read (it is no picture" in text.text
-    page = httpx.post(f"{address}/models/one", content=b"<html>", headers={"content-type": "text/html"})
+    page = httpx.post(f"{address}/models/one", content=b"<html>", headers={"content-type": "text/html"}, timeout=None)
     assert page.status_code == 415
 
 
@@ -163,7 +167,7 @@ def test_a_form_is_answered_as_json_is(address: str, alone: dict[str, list[Any]]
     listed = post("/models/one", {"parameters": parameters}, PICTURES[:1], "files")
     assert near(listed.json(), alone["one"][0][:1])
     named = {"serve_multiplexed_model_id": "one", "content-type": "image/png"}
-    raw = httpx.post(f"{address}/v1/predict", content=PICTURES[0], headers=named)
+    raw = httpx.post(f"{address}/v1/predict", content=PICTURES[0], headers=named, timeout=None)
     assert boxes(one["box"] for one in raw.json()["predictions"][0]) == boxes(one["box"] for one in alone["one"][1][0])
 
 
@@ -203,5 +207,7 @@ def test_a_wrong_form_is_refused_in_one_sentence(address: str) -> None:
         ("text/plain", 415, "image/png"),
     ):
         for route in ("/v1/predict", "/models/one"):
-            said = httpx.post(f"{address}{route}", content=model + picture + end, headers={"content-type": kind})
+            said = httpx.post(
+                f"{address}{route}", content=model + picture + end, headers={"content-type": kind}, timeout=None
+            )
             assert (said.status_code, why in said.json()["error"]["message"]) == (status, True), said.text

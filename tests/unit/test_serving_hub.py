@@ -96,15 +96,19 @@ def test_several_labels_and_numbers(address: str, world: Path, ref: str, problem
     for given in (TEXT, pair):
         for options in ({}, {"top_k": 1}, {"function_to_apply": "none"}):
             wanted: Any = theirs(given, **{"top_k": None, **options})
-            answer = httpx.post(f"{address}/models/{ref}", json={"inputs": given, "parameters": options}).json()[0]
+            answer = httpx.post(
+                f"{address}/models/{ref}", json={"inputs": given, "parameters": options}, timeout=None
+            ).json()[0]
             ours = answer if given is pair else client(address, ref).text_classification(TEXT, **options)  # type: ignore[arg-type]
             found = [(item["label"], item["score"]) for item in ours]
             assert found == [(item["label"], pytest.approx(item["score"], abs=1e-5)) for item in wanted]
-    both = httpx.post(f"{address}/v1/predict", json={"model": ref, "inputs": [TEXT, pair]}).json()["predictions"]
+    both = httpx.post(f"{address}/v1/predict", json={"model": ref, "inputs": [TEXT, pair]}, timeout=None).json()[
+        "predictions"
+    ]
     for given, mine in zip((TEXT, pair), both, strict=True):
         best: Any = theirs(given, top_k=1)
         assert mine == {"label": best[0]["label"], "score": pytest.approx(best[0]["score"], abs=1e-5)}
-    [data] = httpx.post(f"{address}/classify", json={"model": ref, "input": TEXT}).json()["data"]
+    [data] = httpx.post(f"{address}/classify", json={"model": ref, "input": TEXT}, timeout=None).json()["data"]
     every: Any = theirs(TEXT, top_k=None)
     scores = {item["label"]: item["score"] for item in every}
     assert data["probs"] == pytest.approx([scores[label] for label in labels], abs=1e-5)
@@ -171,7 +175,7 @@ def test_question_answering(tmp_path: Path) -> None:
         wanted = sorted([*more, ("", null)], key=lambda item: -item[1])[:5]
         assert [one.answer for one in several] == [text for text, _ in wanted]
         assert [one.score for one in several] == pytest.approx([score for _, score in wanted], abs=1e-5)
-        answer = httpx.post(f"{address}/models/answerer", json={"inputs": [QUESTION, QUESTION]})
+        answer = httpx.post(f"{address}/models/answerer", json={"inputs": [QUESTION, QUESTION]}, timeout=None)
         assert len(answer.json()) == 2
         for body, says in [
             ({"inputs": "what?"}, "has no 'context'"),
@@ -179,7 +183,7 @@ def test_question_answering(tmp_path: Path) -> None:
             ({"inputs": QUESTION, "parameters": {"doc_stride": 9}}, "it was trained with its task.doc_stride"),
             ({"inputs": QUESTION, "parameters": {"top_k": 0}}, "top_k 0 must be a whole number"),
         ]:
-            refused = httpx.post(f"{address}/models/answerer", json=body)
+            refused = httpx.post(f"{address}/models/answerer", json=body, timeout=None)
             assert (refused.status_code, says in refused.text) == (400, True), refused.text
 
 
@@ -200,7 +204,9 @@ def test_features_and_similarity(address: str, world: Path) -> None:
 
 
 def test_several_inputs_and_the_headers(address: str) -> None:
-    answer = httpx.post(f"{address}/models/tweets", json={"inputs": [TEXT, "good"], "parameters": {"top_k": 2}})
+    answer = httpx.post(
+        f"{address}/models/tweets", json={"inputs": [TEXT, "good"], "parameters": {"top_k": 2}}, timeout=None
+    )
     assert [len(ranked) for ranked in answer.json()] == [2, 2]
     assert answer.headers["x-adapter"] == "tweets@1"
     assert len(answer.headers["x-adapter-sha256"]) == 64
@@ -220,7 +226,7 @@ def test_several_inputs_and_the_headers(address: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said_as_everywhere(address: str, ref: str, body: Any, status: int, says: str) -> None:
-    answer = httpx.post(f"{address}/models/{ref}", json=body)
+    answer = httpx.post(f"{address}/models/{ref}", json=body, timeout=None)
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert says in answer.json()["error"]["message"]

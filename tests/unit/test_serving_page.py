@@ -30,6 +30,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+HANGS_MS = 300_000  # whatever has not come by then never comes; five seconds, the default, a busy machine may take
+
+
 @contextmanager
 def started(*more: str) -> Iterator[Any]:
     """The system's Chromium, with more switches; the test is skipped where there is none."""
@@ -37,6 +40,7 @@ def started(*more: str) -> Iterator[Any]:
         "playwright.sync_api", reason="no playwright: pip install -c constraints.txt -e '.[test]'"
     )
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    api.expect.set_options(timeout=HANGS_MS)
     with api.sync_playwright() as playwright:
         if found is None and not Path(playwright.chromium.executable_path).exists():
             pytest.skip("no browser: apt-get install chromium (or .venv/bin/playwright install chromium)")
@@ -55,6 +59,7 @@ def chrome() -> Iterator[Any]:
 def tab(chrome: Any) -> Iterator[Any]:
     """A page that collects what goes wrong in it."""
     context = chrome.new_context()
+    context.set_default_timeout(HANGS_MS)
     page = context.new_page()
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -82,7 +87,7 @@ def test_a_person_picks_an_adapter_and_sees_its_answers(world: Path, tab: Any) -
         tab.get_by_label("Inputs, one in each line").fill("\n".join([TEXTS[0], "", TEXTS[1]]))
         tab.get_by_role("button", name="Predict").click()
         expect(tab.locator("#by")).to_have_text("moods@1")
-        sha256 = httpx.get(f"{address}/v1/models/moods").json()["sha256"]
+        sha256 = httpx.get(f"{address}/v1/models/moods", timeout=None).json()["sha256"]
         expect(tab.locator("#sha")).to_have_text(sha256)
         for text, row in zip(TEXTS, expected, strict=True):
             table = tab.get_by_role("table", name=f"Scores of {text}")
@@ -113,7 +118,7 @@ def test_labels_of_words_are_marked_in_the_text(tab: Any, tmp_path: Path) -> Non
         tab.get_by_label("Inputs, one in each line").fill(text)
         tab.get_by_role("button", name="Predict").click()
         body = {"model": "tagger", "inputs": text, "parameters": {"aggregation_strategy": "simple"}}
-        [found] = httpx.post(f"{address}/v1/predict", json=body).json()["predictions"]
+        [found] = httpx.post(f"{address}/v1/predict", json=body, timeout=None).json()["predictions"]
         assert len(found) >= 2
         expect(tab.locator(".marked mark")).to_have_text(
             [text[part["start"] : part["end"]] + part["entity_group"] for part in found]
@@ -135,7 +140,7 @@ def test_a_second_text_may_be_given(world: Path, tab: Any) -> None:
         tab.get_by_role("button", name="Predict").click()
         row = {"text": TEXTS[0], "text_pair": TEXTS[1]}
         body = {"model": "moods", "inputs": row, "parameters": {"top_k": 9}}
-        reply = httpx.post(f"{address}/v1/predict", json=body)
+        reply = httpx.post(f"{address}/v1/predict", json=body, timeout=None)
         [found] = reply.json()["predictions"]
         table = tab.get_by_role("table", name=f"Scores of {TEXTS[0]} · {TEXTS[1]}")
         expect(table.get_by_role("rowheader")).to_have_text([one["label"] for one in found])
@@ -159,7 +164,7 @@ def test_an_answer_is_marked_in_its_context(tab: Any, tmp_path: Path) -> None:
         asked = [{"question": question, "context": context} for question in ("not bad ?", "who ?")]
         parameters = {"top_k": 5, "handle_impossible_answer": True}
         body = {"model": "answerer", "inputs": asked, "parameters": parameters}
-        predictions = httpx.post(f"{address}/v1/predict", json=body).json()["predictions"]
+        predictions = httpx.post(f"{address}/v1/predict", json=body, timeout=None).json()["predictions"]
         expect(tab.get_by_role("table")).to_have_count(3)  # and that of the cache
         marks = [found[0]["answer"] + "answer" for found in predictions if found[0]["answer"]]
         assert marks
@@ -202,7 +207,7 @@ def test_html_in_labels_inputs_and_names_stays_text(world: Path, tab: Any) -> No
 
 def test_the_policy_stops_what_the_script_would_let_through(world: Path, tab: Any) -> None:
     with serving(world) as address:
-        policy = httpx.get(address).headers["content-security-policy"]
+        policy = httpx.get(address, timeout=None).headers["content-security-policy"]
         assert "unsafe" not in policy
         tab.goto(address)
         with pytest.raises(Exception, match="TrustedHTML"):
@@ -277,6 +282,7 @@ def test_words_are_readable_in_light_and_dark(world: Path, chrome: Any, scheme: 
     """WCAG's contrast of 4.5 between every kind of text and what is behind it."""
     with serving(world) as address:
         tab = chrome.new_page(color_scheme=scheme)
+        tab.set_default_timeout(HANGS_MS)
         tab.goto(address)
         choose(tab, "quality")
         tab.get_by_label("Inputs, one in each line").fill("a lovely day")

@@ -44,7 +44,7 @@ def test_two_adapters_write_side_by_side(world: Path, tab: Any) -> None:
         for name in ("one", "two"):
             expected = Alone(world / "base", world / name).text(PROMPT, 9)
             expect(tab.get_by_label(f"Text by {name}")).to_have_text(expected, use_inner_text=False)
-            sha256 = httpx.get(f"{address}/v1/models/{name}").json()["sha256"]
+            sha256 = httpx.get(f"{address}/v1/models/{name}", timeout=None).json()["sha256"]
             shown = tab.locator("article", has=tab.get_by_label(f"Text by {name}"))
             expect(shown).to_contain_text(f"{name}@1")
             expect(shown).to_contain_text(sha256[:12])

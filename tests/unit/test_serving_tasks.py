@@ -94,7 +94,7 @@ def test_all_tasks_of_texts_share_one_pass(world: Path, monkeypatch: pytest.Monk
             blocking = pool.submit(ask, "moods")
             busy.wait()
             replies = {name: pool.submit(ask, name) for name in ASKED}
-            while httpx.get(f"{address}/v1/status").json()["rows_waiting"] < len(ASKED):
+            while httpx.get(f"{address}/v1/status", timeout=None).json()["rows_waiting"] < len(ASKED):
                 pass
             go.set()
             assert near(blocking.result(), alone["moods"])

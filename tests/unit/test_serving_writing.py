@@ -179,7 +179,7 @@ def test_a_text_that_stops_an_answer_is_found_across_tokens(client: openai.OpenA
     ],
 )
 def test_what_is_wrong_is_refused_by_name(address: str, told: dict[str, Any], why: str) -> None:
-    response = httpx.post(f"{address}/v1/completions", json={"model": "a", "prompt": "who", **told})
+    response = httpx.post(f"{address}/v1/completions", json={"model": "a", "prompt": "who", **told}, timeout=None)
     error = response.json()["error"]
     assert response.status_code == 400, response.text
     assert set(error) == {"message", "type", "param", "code"}
@@ -226,12 +226,14 @@ def test_hugging_face_s_client(address: str, alone: dict[str, Alone], monkeypatc
     assert events[-1].details.finish_reason == "length"
     drawn = client.text_generation("who", max_new_tokens=6, temperature=1.5, seed=3, stop=["zzz"])
     assert drawn == client.text_generation("who", max_new_tokens=6, temperature=1.5, seed=3)
-    both = httpx.post(f"{address}/models/c", json={"inputs": ["who", "a"], "parameters": {"max_new_tokens": 3}})
+    both = httpx.post(
+        f"{address}/models/c", json={"inputs": ["who", "a"], "parameters": {"max_new_tokens": 3}}, timeout=None
+    )
     assert [one["generated_text"] for one in both.json()] == [alone["c"].text(text, 3) for text in ("who", "a")]
     assert both.headers["x-adapter"] == "c@1"
     for parameters in ({"typical_p": 0.5}, {"do_sample": False, "top_k": 3}, {"best_of": 2}, {"details": "yes"}):
         body = {"inputs": "who", "parameters": parameters}
-        assert httpx.post(f"{address}/models/c", json=body).status_code == 400, parameters
+        assert httpx.post(f"{address}/models/c", json=body, timeout=None).status_code == 400, parameters
     chat = InferenceClient(base_url=f"{address}/v1").chat_completion(HELLO, model="c", max_tokens=5, temperature=0)
     assert chat.choices[0].message.content == alone["c"].chat(HELLO, 5)
 

@@ -304,15 +304,17 @@ def test_it_is_served_as_it_is_predicted(served: Any, folder: Path, tmp_path: Pa
             here = predict(engine, {slot: task}, features, [slot] * 2, [{"return_timestamps": True}] * 2)
             for sound, answer in zip(sounds.values(), here, strict=True):
                 form = {"model": name, "response_format": "verbose_json"}
-                told = httpx.post(f"{address}/v1/audio/transcriptions", data=form, files={"file": ("a.wav", sound)})
+                told = httpx.post(
+                    f"{address}/v1/audio/transcriptions", data=form, files={"file": ("a.wav", sound)}, timeout=None
+                )
                 assert told.status_code == 200, told.text
                 assert told.json()["text"] == answer["text"].strip()
                 assert [one["start"] for one in told.json()["segments"]] == [
                     chunk["timestamp"][0] for chunk in answer["chunks"]
                 ]
         inputs = [base64.b64encode(sound).decode() for sound in sounds.values()]
-        told = httpx.post(f"{address}/v1/predict", json={"model": "two", "inputs": inputs})
+        told = httpx.post(f"{address}/v1/predict", json={"model": "two", "inputs": inputs}, timeout=None)
         assert told.json()["predictions"] == predict(engine, {2: task}, features, [2, 2])
         wrong = {"model": "two", "inputs": inputs[:1], "parameters": {"temperature": 1}}
-        refused = httpx.post(f"{address}/v1/predict", json=wrong)
+        refused = httpx.post(f"{address}/v1/predict", json=wrong, timeout=None)
         assert (refused.status_code, "temperature is 1" in refused.text) == (400, True)
