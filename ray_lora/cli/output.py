@@ -83,8 +83,8 @@ def answering(as_json: bool, keep_ray: bool = False) -> Iterator[Say]:
 
 
 def start_importing(module: str, name: str) -> None:
-    """Import what a command needs while Ray starts, and say so: it takes seconds."""
-    print(f"{name}: Ray starts", file=sys.stderr, flush=True)
+    """Import what a command needs while Ray starts, and say that something goes on: it takes seconds."""
+    print(f"{name}: getting ready", file=sys.stderr, flush=True)
     from ray_lora.running.local_ray import start_importing as start
 
     start(module)
