@@ -199,6 +199,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "onnxruntime",
             "tokenizers",
             "pillow",
+            "soundfile",
         ],
         check=True,
     )

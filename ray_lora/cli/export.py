@@ -62,4 +62,5 @@ def export(
         head = ["graph", "bytes", "difference", "same answers", "onnx ms", "pytorch ms", "swap ms"]
         sizes = [[name, size] for name, size in card["figures"]["adapter_bytes"].items()]
         said = f"{', '.join(refs)} in {folder}; {card['figures']['float']['parity']['rows']} rows were compared"
-        say({"folder": str(folder), **card}, table(head, rows), table(["adapter", "bytes"], sizes), said)
+        adapters = [table(["adapter", "bytes"], sizes)] if sizes else []  # none where one is in the weights
+        say({"folder": str(folder), **card}, table(head, rows), *adapters, said)

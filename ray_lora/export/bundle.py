@@ -59,7 +59,7 @@ def write_bundle(
     folder: Path, held: Sequence[Held], inputs: Sequence[Any], base: Base, kind: Kind, merge: bool, int8: bool
 ) -> dict[str, Json]:
     """The bundle's files; returns its card."""
-    card = _card(held, base, kind, merge, int8)
+    card = card_of(held, base, kind, merge, int8)
     plain = merged(base, held[0].spec, held[0].adapter)
     arrays = [] if merge else filled([arrays_of(one.adapter) for one in held])
     for at, one in enumerate(held):
@@ -67,6 +67,8 @@ def write_bundle(
     edge = Path(__file__).parent / "edge"
     shutil.copy(edge / "runner.py", folder / RUNNER)
     shutil.copy(edge / f"{kind.rows}.py", folder / ROWS)
+    for name in kind.beside:
+        shutil.copy(edge / f"{name}.py", folder / f"{name}.py")
     kind.save(base, folder)
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
     graph, stacks = (plain, None) if merge else _with_inputs(base, held, arrays)
@@ -82,7 +84,8 @@ def write_bundle(
     return card
 
 
-def _card(held: Sequence[Held], base: Base, kind: Kind, merge: bool, int8: bool) -> dict[str, Any]:
+def card_of(held: Sequence[Held], base: Base, kind: Kind, merge: bool, int8: bool) -> dict[str, Any]:
+    """What a runner must know, before graphs and figures."""
     adapters = {
         one.name: {
             "ref": one.entry.ref,

@@ -24,11 +24,15 @@ from ray_lora.export.bundle import Held, write_bundle
 from ray_lora.export.kinds import Kind, kind_of
 from ray_lora.export.onnx_file import check_installed
 from ray_lora.export.parity import wanted_of
+from ray_lora.export.prompts import positions_of
+from ray_lora.export.writing import write_steps
+from ray_lora.export.written_rows import written_of
 from ray_lora.inference.stored import named_base, task_in
 from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import BaseSpec, DataSpec, Json
 from ray_lora.store import Entry, open_store
 from ray_lora.tasks import Row, Task
+from ray_lora.tasks.prompted import Prompted
 from ray_lora.tasks.rows import answering, may_have
 
 
@@ -70,14 +74,21 @@ def export_refs(
             "--int8 gives its graph weights of 8 bits"
         )
     opened = load_base(BaseSpec(model=model, dtype="float32"))
-    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
+    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8, merge)
     with new_folder(folder) as whole:
         whole.mkdir()
+        if kind.writes:
+            return write_steps(whole, held[0], inputs, opened, kind)
         return write_bundle(whole, held, inputs, opened, kind, merge, int8)
 
 
 def _answered(
-    loaded: Sequence[tuple[Entry, Adapter]], base: Base, data: str | None, columns: Mapping[str, str], int8: bool
+    loaded: Sequence[tuple[Entry, Adapter]],
+    base: Base,
+    data: str | None,
+    columns: Mapping[str, str],
+    int8: bool,
+    merge: bool,
 ) -> tuple[list[Held], list[Any], Kind]:
     """What every adapter says in PyTorch to the rows, and the rows as a runner is given them."""
     adapters = [adapter for _, adapter in loaded]
@@ -105,10 +116,15 @@ def _answered(
             )
         if int8 and not kind.eight_bits:
             raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
-        rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row)]
+        if kind.writes and not merge:
+            raise RecipeError(
+                f"what writes token by token, {tasks[0].spec.type} on {base.id!r}, is exported with its adapter in "
+                "the weights alone: give --merge"
+            )
+        rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row, base)]
         if not rows:
             raise RecipeError(
-                "every row is longer than the task's max_length, and a runner reads no windows; give shorter ones"
+                "every row is longer than what is read at once, and a runner reads no windows; give shorter ones"
             )
         names = _names([entry for entry, _ in loaded])
         held = []
@@ -116,7 +132,8 @@ def _answered(
             spec = engine.residents[slot].head
             assert spec is not None  # `task_in` has seen to it
             whole = engine.export(slot, adapter.card)
-            held.append(Held(name, entry, whole, spec, task, wanted_of(engine, slot, task, rows)))
+            answers = (written_of if kind.writes else wanted_of)(engine, slot, task, rows)
+            held.append(Held(name, entry, whole, spec, task, answers))
     finally:
         engine.close()
     asked = {*answering(tasks[0]), *may_have(tasks[0])}
@@ -140,8 +157,12 @@ def _rows(task: Task, kind: Kind, base: Base, data: str | None, columns: Mapping
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
 
 
-def _is_whole(tasks: Sequence[Task], row: Row) -> bool:
-    """Whether all adapters read a row in one window; those that do not are left out of the comparison."""
+def _is_whole(tasks: Sequence[Any], row: Row, base: Base) -> bool:
+    """Whether all adapters read a row in one window, and a prompt leaves room for an answer; what does not is left out
+    of the comparison."""
+    prompts = [len(task.prompt(row[task.input])) for task in tasks if isinstance(task, Prompted)]
+    if not all(0 < count < (positions_of(base) or count + 1) for count in prompts):
+        return False
     windowed = [task for task in tasks if isinstance(task, Windowed)]
     return all(len(task.windows(task.encode([row])[0])) == 1 for task in windowed)
 

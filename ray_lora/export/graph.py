@@ -11,7 +11,7 @@ and `NAME.bias` with an axis of slots in front. It knows bases and tensors: no f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.engine.geometry import Geometry
 from ray_lora.engine.layers import is_convolution
+from ray_lora.engine.own_head import own_values, tied_tables
 from ray_lora.errors import AdapterError
 from ray_lora.export.layers import Given, Product, own, target
 
@@ -95,12 +96,18 @@ def merged(base: Base, spec: HeadSpec, adapter: Adapter) -> Graph:
             change = Geometry.of(module).laid(change.unflatten(1, shape))  # type: ignore[arg-type]
         told = (weight.double() + change.reshape(weight.shape)).to(weight.dtype)
         module.register_parameter("weight", nn.Parameter(told, requires_grad=False))
-    return Graph(_constants(model), Given())
+    tied = tied_tables(base, base.plain(spec))  # no adapter of such a class changes its tables
+    for layer, table in tied.items():
+        weight = model.get_submodule(f"{base.prefix}.{table}").get_parameter("weight")
+        model.get_submodule(layer).register_parameter("weight", weight)
+    return Graph(_constants(model, tied), Given())
 
 
 def _plain(base: Base, spec: HeadSpec, head: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the base under its plain class, with this head."""
+    """A copy of the base under its plain class, with this head, or the base's own."""
     model = base.plain(spec)
+    own = own_values(base, spec, model)
+    head = head if own is None else own
     setattr(model, base.prefix, copy.deepcopy(base.backbone))
     odd = model.load_state_dict({name: tensor.float() for name, tensor in head.items()}, strict=False, assign=True)
     empty = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
@@ -109,9 +116,10 @@ def _plain(base: Base, spec: HeadSpec, head: Mapping[str, Tensor]) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def _constants(model: nn.Module) -> nn.Module:
-    """The model with every product's weight laid as a graph multiplies with it, so that it is one constant."""
+def _constants(model: nn.Module, tied: Collection[str] = ()) -> nn.Module:
+    """The model with every product's weight laid as a graph multiplies with it, so that it is one constant; but for
+    those that are tied to a table, which would be there twice."""
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and name not in tied:
             model.set_submodule(name, Product(module))
     return model

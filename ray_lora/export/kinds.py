@@ -15,6 +15,8 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import RecipeError
 from ray_lora.export.pictures import boxed, drawn_pictures, framed, of_boxes, of_masks, of_processor, sees
+from ray_lora.export.prompts import drawn_prompts, goes_on, of_language_model, save_prompts
+from ray_lora.export.sounds import drawn_sounds, of_letters, of_whisper, save_whisper, says_letters, writes_text
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row, Task
 from ray_lora.tasks.rows import is_text
@@ -23,7 +25,11 @@ ENCODERS = ("bert", "roberta")
 PICTURES = ("resnet", "efficientnet-lite")
 DETECTORS = ("yolox",)
 SEGMENTERS = ("segmenter", "segformer")
-_FEW = 64  # rows whose outputs are a map of a picture each
+LETTERS = ("wav2vec2",)
+SPEECH = ("whisper",)
+WRITERS = ("llama", "gpt2", "qwen2")
+_FEW = 64  # rows whose outputs are a map of a picture each, or that take long
+_WRITTEN = 32  # rows whose texts are written
 _SIZES = (3, 4, 7, 12, 20, 33)  # tokens of texts that are drawn
 
 
@@ -39,6 +45,8 @@ class Kind:
         drawn: rows of no meaning, for a comparison without data.
         eight_bits: whether its products can have weights of 8 bits.
         most: rows of data that are compared.
+        beside: more files in `edge/` that the first needs.
+        writes: whether an answer is written token by token, by graphs of one step.
     """
 
     rows: str
@@ -49,18 +57,21 @@ class Kind:
     drawn: Callable[[Base, Task], Sequence[Row]]
     eight_bits: bool = True
     most: int = 1000
+    beside: tuple[str, ...] = ()
+    writes: bool = False
 
 
 def kind_of(task: Task, base: Base) -> Kind:
     """RecipeError where the task, or its base, cannot be exported yet."""
-    kind = KINDS.get(task.spec.type)
-    if kind is None:
+    kinds = KINDS.get(task.spec.type, ())
+    if not kinds:
         raise RecipeError(f"export of {task.spec.type} is not supported yet; supported: {', '.join(KINDS)}")
     known = getattr(base.config, "model_type", None) or base.prefix
-    if known not in kind.bases:
+    kind = next((kind for kind in kinds if known in kind.bases), None)
+    if kind is None:
         raise RecipeError(
             f"export of {task.spec.type} on a base of type {known!r} was not compared with its plain class; supported: "
-            f"{', '.join(kind.bases)}"
+            f"{', '.join(name for kind in kinds for name in kind.bases)}"
         )
     if getattr(task.spec, "positive", None) is not None:
         raise RecipeError(
@@ -147,20 +158,60 @@ def _drawn_texts(base: Base, task: Any) -> list[str]:
 
 
 def _no_file(base: Base, folder: Path) -> None:
-    """What reads pictures needs no file beside the card."""
+    """What reads pictures, or says letters, needs no file beside the card."""
 
 
-KINDS: Mapping[str, Kind] = {
-    "text-classification": Kind("text_classification", ENCODERS, _of_tokenizer, _classifier, _save_tokenizer, _texts),
-    "token-classification": Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words),
-    "question-answering": Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions),
-    "image-classification": Kind(
-        "image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, eight_bits=False
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "text-classification": (
+        Kind("text_classification", ENCODERS, _of_tokenizer, _classifier, _save_tokenizer, _texts),
     ),
-    "object-detection": Kind(
-        "object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, eight_bits=False, most=_FEW
+    "token-classification": (Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words),),
+    "question-answering": (Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions),),
+    "image-classification": (
+        Kind("image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, eight_bits=False),
     ),
-    "image-segmentation": Kind(
-        "image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, eight_bits=False, most=_FEW
+    "object-detection": (
+        Kind("object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, eight_bits=False, most=_FEW),
+    ),
+    "image-segmentation": (
+        Kind("image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, eight_bits=False, most=_FEW),
+    ),
+    "automatic-speech-recognition": (
+        Kind(
+            "speech_letters",
+            LETTERS,
+            of_letters,
+            says_letters,
+            _no_file,
+            drawn_sounds,
+            eight_bits=False,
+            most=_FEW,
+            beside=("sounds",),
+        ),
+        Kind(
+            "speech_text",
+            SPEECH,
+            of_whisper,
+            writes_text,
+            save_whisper,
+            drawn_sounds,
+            eight_bits=False,
+            most=_WRITTEN,
+            beside=("sounds",),
+            writes=True,
+        ),
+    ),
+    "text-generation": (
+        Kind(
+            "text_generation",
+            WRITERS,
+            of_language_model,
+            goes_on,
+            save_prompts,
+            drawn_prompts,
+            eight_bits=False,
+            most=_WRITTEN,
+            writes=True,
+        ),
     ),
 }

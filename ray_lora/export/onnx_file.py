@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray_lora.export.graph import Graph
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST = 2**31 - 2**20  # bytes of numbers in one ONNX file, whose format counts with 31 bits
-_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_FREE = ("input_ids", "attention_mask", "token_type_ids", "input_values")  # whose second axis is of any size
 
 
 def check_installed() -> None:
@@ -47,36 +47,59 @@ def write_onnx(
     Raises:
         RecipeError: the graph is larger than one file holds.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())
-    if size > _LARGEST:
-        raise RecipeError(
-            f"the base has {size / 1e9:.1f} GB of numbers, and one ONNX file holds 2; choose a smaller base"
-        )
     rows = len(next(iter(batch.values())))
     any_size = torch.export.Dim.DYNAMIC
     given: dict[str, Any] = {"batch": dict(batch)}
     free: dict[str, Any] = {
-        "batch": {name: {0: any_size, 1: any_size} if name in _TOKENS else {0: any_size} for name in batch}
+        "batch": {name: {0: any_size, 1: any_size} if name in _FREE else {0: any_size} for name in batch}
     }
     names = list(batch)
     if stacks is not None:
         given |= {"slots": torch.arange(rows) % 2, "stacks": dict(stacks)}
         free |= {"slots": {0: any_size}, "stacks": {name: _free(name) for name in stacks}}
         names += ["slots", *stacks]
-    with _quiet(), torch.no_grad():
+    with torch.no_grad():
         outputs = list(graph(**given))
+    write_module(graph, given, free, (names, outputs), path)
+    return outputs
+
+
+def write_module(
+    module: torch.nn.Module,
+    given: Mapping[str, Any],
+    free: Mapping[str, Any],
+    names: tuple[Sequence[str], Sequence[str]],
+    path: Path,
+) -> None:
+    """Write any module as a graph.
+
+    Args:
+        given: what it is called with, by name. free: in the same shape, the axes of any size.
+        names: of its inputs and its outputs, each in the order in which they are laid flat.
+
+    Raises:
+        RecipeError: it is larger than one file holds.
+    """
+    numbers = {
+        tensor.data_ptr(): tensor for tensor in module.state_dict().values()
+    }  # each once, of those that are tied
+    size = sum(tensor.numel() * tensor.element_size() for tensor in numbers.values())
+    if size > _LARGEST:
+        raise RecipeError(
+            f"the base has {size / 1e9:.1f} GB of numbers, and one ONNX file holds 2; choose a smaller base"
+        )
+    with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
-            graph,
+            module,
             (),
-            kwargs=given,
-            dynamic_shapes=free,
-            input_names=names,
-            output_names=outputs,
+            kwargs=dict(given),
+            dynamic_shapes=dict(free),
+            input_names=names[0],
+            output_names=names[1],
             dynamo=True,
             verbose=False,
         )
     _save(program.model_proto, path)
-    return outputs
 
 
 def _save(model: Any, path: Path) -> None:

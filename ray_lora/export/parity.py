@@ -25,6 +25,7 @@ from ray_lora.inference.predict import forward, passes, predict
 from ray_lora.inference.windows import Windowed
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, Row, Task
+from ray_lora.tasks.letter_recognition import LetterRecognition
 
 if TYPE_CHECKING:
     from ray_lora.export.edge.runner import Bundle
@@ -40,7 +41,7 @@ class Wanted:
     """What one adapter says in PyTorch.
 
     Attributes:
-        features: of each row, as the task encodes it.
+        features: of each row, as the task encodes it, and of sounds what the base is given of them.
         outputs: of each row by name, without padding.
         answers: of each row.
     """
@@ -78,7 +79,14 @@ def wanted_of(engine: AdapterEngine, slot: int, task: Task, rows: Sequence[Row])
                         outputs[row][name] = _own(values[at].float().cpu().numpy(), whole[row], task)
     if not all(outputs):
         raise AdapterError(f"an adapter of {task.spec.type} has none of the outputs {', '.join(OUTPUTS)}")
-    return Wanted(features, outputs, predict(engine, {slot: task}, features, slots))
+    read = [one | _read(task, one) for one in features]
+    return Wanted(read, outputs, predict(engine, {slot: task}, features, slots))
+
+
+def _read(task: Task, features: Features) -> Features:
+    """What the base is given of a row that the task encodes on the way to it."""
+    given = task.collate([features]) if "samples" in features else {}
+    return {name: tensor[0].numpy() for name, tensor in given.items() if name == "input_values"}
 
 
 def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted]) -> Parity:
@@ -91,7 +99,9 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
     """
     asked = [(row, name) for row in range(len(inputs)) for name in wanted]
     first = bundle.rows.encode(inputs[0], bundle.adapter(asked[0][1])[0])[0]
-    together = min(_ROWS, max(2, _NUMBERS // max(one.size for one in first.values())))
+    together = (
+        1 if bundle.card.get("alone") else min(_ROWS, max(2, _NUMBERS // max(one.size for one in first.values())))
+    )
     runs = [asked[at : at + together] for at in range(0, len(asked), together)]
     runs += [[one] for one in asked[: 2 * len(wanted)]]
     largest, same = 0.0, 0.0
@@ -104,7 +114,7 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
             mine = {key: values[at] for key, values in found.items()}
             for key, want in wanted[name].outputs[row].items():
                 got = mine[key][tuple(map(slice, want.shape))]
-                largest = max(largest, _difference(got, want))
+                largest = max(largest, difference(got, want))
             if not np.isfinite(largest):
                 continue  # there is nothing to decode
             said = bundle.rows.decode(mine, encoded[at][1], bundle.adapter(name)[0])
@@ -112,7 +122,7 @@ def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted])
     return Parity(len(inputs), largest, same / sum(map(len, runs)))
 
 
-def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
+def difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
     """The largest of a row; of outputs beyond 1 as a share of the largest, since float32 rounds by shares."""
     if not np.isfinite(got).all():
         return float("inf")
@@ -120,15 +130,16 @@ def _difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
 
 
 def _own(values: NDArray[np.float32], features: Features, task: Any) -> NDArray[np.float32]:
-    """Outputs of a row's own tokens where they are of tokens."""
-    of_tokens = task.spec.type in ("token-classification", "question-answering")
-    return values[: len(features["input_ids"])] if of_tokens else values
+    """Outputs of a row's own tokens, or frames, where they are of such."""
+    if task.spec.type in ("token-classification", "question-answering"):
+        return values[: len(features["input_ids"])]
+    return values[: task.frames(features)] if isinstance(task, LetterRecognition) else values
 
 
 def _check_encoded(feed: Mapping[str, Any], features: Features) -> None:
     """AdapterError unless the runner reads a row as the task does."""
     told = features["windows"][0] if "windows" in features else features
-    for name in ("input_ids", "token_type_ids", "pixel_values"):
+    for name in ("input_ids", "token_type_ids", "pixel_values", "input_values"):
         if name in feed and name in told:
             given = np.asarray(told[name])
             if given.shape != feed[name].shape or not np.allclose(given, feed[name], atol=1e-5):

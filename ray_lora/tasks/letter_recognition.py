@@ -142,14 +142,15 @@ class LetterRecognition(Recognition):
         sums = F.ctc_loss(
             exact.transpose(0, 1),
             torch.tensor([letter for row in features for letter in row["labels"]], device=exact.device),
-            torch.tensor([self._frames(row) for row in features]),
+            torch.tensor([self.frames(row) for row in features]),
             lengths,
             blank=self.base.blank,
             reduction="none",
         )
         return sums, lengths.to(sums)
 
-    def _frames(self, row: Features) -> int:
+    def frames(self, row: Features) -> int:
+        """What is said of a piece, a letter or nothing each."""
         return max(1, self.base.frames(len(row["samples"])))
 
     def with_view(self, features: Features, view: Sound) -> Features:
@@ -181,7 +182,7 @@ class LetterRecognition(Recognition):
         self.check_parameters(parameters)
         parts: list[Json] = []
         for row, logits in zip(features, outputs.logits, strict=True):
-            mine = logits[: self._frames(row)]
+            mine = logits[: self.frames(row)]
             if not bool(mine.isfinite().all()):
                 parts.append(math.nan)
                 continue

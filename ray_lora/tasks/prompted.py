@@ -89,6 +89,11 @@ class Prompted:
     def longest(self) -> int:
         return self._length.longest
 
+    @property
+    def lead(self) -> list[int]:
+        """The tokens with which every prompt begins."""
+        return list(self._lead)
+
     def prompt(self, text: object) -> list[int]:
         """A prompt's tokens, however many, as a row of it has them; DataError for what is no text."""
         if not is_text(text):

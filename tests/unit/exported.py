@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from ray_lora.inference.stored import alone, local_row
 from ray_lora.recipe import BaseSpec, LoraSpec, TaskSpec
 from ray_lora.store import open_store
 from ray_lora.tasks import build_task
+
+_SHUT = (
+    "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'ray', 'ray_lora', 'scipy'))); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); assert sys.modules['torch'] is None"
+)
 
 
 def put(
@@ -76,4 +82,12 @@ def run_there(python: Path, folder: Path, name: str, inputs: Sequence[str]) -> l
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     asked = [python, folder / "runner.py", "--adapter", name, *inputs]
     done = subprocess.run(asked, capture_output=True, text=True, check=True, env=environment, cwd=folder.parent)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def by_the_runner(folder: Path, name: str, inputs: Sequence[str]) -> list[Any]:
+    """What it prints in a process in which torch cannot be imported."""
+    asked = [sys.executable, "-c", _SHUT, folder / "runner.py", "--adapter", name, *inputs]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

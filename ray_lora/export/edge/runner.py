@@ -29,6 +29,8 @@ class Bundle:
 
     def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
         """Of each input what its adapter says."""
+        if self.card.get("alone") and len(inputs) > 1:  # whose lengths must not meet in one run
+            return [self.answer([value], [name])[0] for value, name in zip(inputs, names, strict=True)]
         facts = [self.adapter(name)[0] for name in names]
         rows = [self.rows.encode(value, told) for value, told in zip(inputs, facts, strict=True)]
         found = self.run([feed for feed, _ in rows], names)
@@ -37,9 +39,7 @@ class Bundle:
 
     def run(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """The graph's outputs, [rows, ...], of rows as rows.py encodes them."""
-        pad = self.card["padding"]  # inputs that are not in it have one shape
-        several = {key: [one[key] for one in feeds] for key in feeds[0]}
-        feed = {key: stacked(mine, pad[key]) if key in pad else np.stack(mine) for key, mine in several.items()}
+        feed = {key: stacked([one[key] for one in feeds], self.card["padding"].get(key)) for key in feeds[0]}
         if not self.card["merged"]:
             kinds = tuple(dict.fromkeys(names))
             if kinds not in self.held:
@@ -60,10 +60,10 @@ class Bundle:
         return facts, {key: np.frombuffer(data, "<f4", *at[key]).reshape(told[key]["shape"]) for key in at}
 
 
-def stacked(arrays: list[Any], value: int = 0) -> Any:
-    """One array, [arrays, ...], of arrays that are filled up to the largest with a value."""
-    if len(arrays) == 1:
-        return arrays[0][None]
+def stacked(arrays: list[Any], value: int | None = 0) -> Any:
+    """One array, [arrays, ...], of arrays that are filled up to the largest with a value; None: all have one shape."""
+    if value is None or len(arrays) == 1:
+        return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
     whole = np.full((len(arrays), *np.max([one.shape for one in arrays], axis=0)), value, arrays[0].dtype)
     for at, one in enumerate(arrays):
         whole[at][tuple(map(slice, one.shape))] = one

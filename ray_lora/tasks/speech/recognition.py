@@ -71,6 +71,11 @@ class Recognition(ABC):
         self._rate, self._window = rate, round(seconds * rate / step) * step
         self._overlap = round(overlap * rate / step) * step
 
+    @property
+    def samples(self) -> int:
+        """What is heard at once."""
+        return self._window
+
     # ------------------------------------------------------------ of a block of rows, before anything is loaded
 
     @classmethod

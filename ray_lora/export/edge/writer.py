@@ -1,0 +1,85 @@
+"""Writes what this folder's graphs say, token by token: python runner.py --adapter NAME INPUT...
+
+Bundle(".").answer(["The capital of Peru is"], ["facts"])    # the likeliest token, and the next
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+class Bundle:
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        self.folder = Path(folder)
+        self.card = json.loads((self.folder / "card.json").read_text())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.graphs = {
+            name: onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), options, ["CPUExecutionProvider"])
+            for name in self.card["graphs"]
+        }
+        self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
+        self.adapter = functools.cache(self.read)
+
+    def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
+        """Of each input what the adapter writes."""
+        found = []
+        for value, name in zip(inputs, names, strict=True):
+            facts = self.adapter(name)
+            feed, row = self.rows.encode(value, facts)
+            found.append(self.rows.decode(self.write(feed, row, facts), row, facts))
+        return found
+
+    def write(self, feed: dict[str, Any], row: dict[str, Any], facts: dict[str, Any]) -> list[int]:
+        """The likeliest token and the next, without the one that ends them; SystemExit where they are no numbers."""
+        written: list[int] = []
+        fresh, state = row["tokens"], self.begin(feed)
+        while len(written) < row["most"]:
+            logits, state = self.step(fresh, state)
+            if not np.isfinite(logits).all():
+                raise SystemExit("the graph's outputs are no numbers, so nothing can be written")
+            logits[facts["never"] if written else facts["never"] + facts["never_first"]] = -np.inf
+            fresh = [int(logits.argmax())]
+            if fresh[0] in facts["ends"]:
+                break
+            written += fresh
+        return written
+
+    def begin(self, feed: dict[str, Any]) -> dict[str, Any]:
+        """What a step is given beside tokens: nothing that is kept, and what was heard."""
+        nothing = np.zeros((1, self.card["heads"], 0, self.card["width"]), np.float32)
+        return dict.fromkeys(self.card["kept"], nothing) | (self.run("encoder", feed) if feed else {})
+
+    def step(self, tokens: list[int], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The logits of what follows a row's new tokens, [vocabulary], and the state after them."""
+        found = self.run("graph", state | {"tokens": np.array([tokens])})
+        logits = found.pop("logits")
+        return logits[0], state | {name.replace("next", "kept", 1): value for name, value in found.items()}
+
+    def run(self, graph: str, feed: dict[str, Any]) -> dict[str, Any]:
+        names = self.card["graphs"][graph]
+        return dict(zip(names, self.graphs[graph].run(names, feed), strict=True))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Facts of the adapter that is merged; SystemExit where it is another."""
+        if name not in self.card["adapters"]:
+            raise SystemExit(f"{name} is not merged into this graph; give {', '.join(self.card['adapters'])}")
+        facts: dict[str, Any] = self.card["adapters"][name]
+        return facts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapter", required=True)
+    parser.add_argument("input", nargs="+", help="a text, a file, or a row as JSON")
+    asked = parser.parse_args()
+    given = [json.loads(text) if text.startswith("{") else text for text in asked.input]
+    print(*map(json.dumps, Bundle(Path(__file__).parent).answer(given, [asked.adapter] * len(given))), sep="\n")
