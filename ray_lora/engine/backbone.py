@@ -162,7 +162,7 @@ class Backbone:
         if pooler is not None:
             self._module.pooler = None
         try:
-            outputs = self._module(position_ids=joined.positions[None] + self._shift, **given)
+            outputs = self._module(position_ids=self._positions(given.get("input_ids"), joined)[None], **given)
         finally:
             if pooler is not None:
                 self._module.pooler = pooler
@@ -172,6 +172,19 @@ class Backbone:
         if pooler is not None:
             kept["pooler_output"] = pool(self._module, pooler, states)
         return type(outputs)(**kept)
+
+    def _positions(self, ids: Tensor | None, joined: Joined) -> Tensor:
+        """Of each token, [tokens]. RoBERTa's kind leaves out a padding token also where it stands in a text."""
+        plain = joined.positions + self._shift
+        if ids is None or not self._shift:
+            return plain
+        counts = ids[0] != self._shift - 1
+        counts[joined.idle] = True
+        so_far = counts.cumsum(0)
+        before = (so_far - counts.long())[joined.firsts][joined.of_row]
+        found = torch.where(counts, so_far - before, 0) + self._shift - 1
+        found[joined.idle] = plain[joined.idle]
+        return found
 
     def advance(self, ids: Tensor, positions: Tensor, routes: Routes | None, joined: Joined, cached: Cached) -> Tensor:
         """The last hidden states of new tokens, [1, tokens, hidden], whose rows have earlier ones that are kept.

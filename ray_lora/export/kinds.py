@@ -19,7 +19,8 @@ from ray_lora.export.prompts import drawn_prompts, goes_on, of_language_model, s
 from ray_lora.export.sounds import drawn_sounds, of_letters, of_whisper, save_whisper, says_letters, writes_text
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row, Task
-from ray_lora.tasks.rows import is_text
+from ray_lora.tasks.rows import BLANKS, is_text
+from ray_lora.tasks.words import UNSPACED
 
 ENCODERS = ("bert", "roberta")
 PICTURES = ("resnet", "efficientnet-lite")
@@ -117,7 +118,7 @@ def _of_questions(base: Base) -> dict[str, Json]:
         raise RecipeError(
             f"the tokenizer of base {base.id!r} cuts on the left, which was not compared; none is exported"
         )
-    return told
+    return told | {"blanks": BLANKS, "unspaced": UNSPACED}
 
 
 def _classifier(task: Any, base: Base) -> dict[str, Json]:

@@ -33,12 +33,18 @@ class Length:
             default: what is asked for where nobody says more, which gives way to a base of fewer positions.
 
         Raises:
-            RecipeError: the base has fewer positions.
+            RecipeError: the base has fewer positions, or nothing of a text would be read.
         """
         positions = getattr(tokenizer, "positions", None)
         if asked is not None and positions is not None and asked > positions and asked != default:
             raise RecipeError(
                 f"task.max_length is {asked}, the base has {positions} positions; set it to {positions} or less"
+            )
+        special = tokenizer.num_special_tokens_to_add() if hasattr(tokenizer, "num_special_tokens_to_add") else 0
+        if asked is not None and asked <= special:
+            raise RecipeError(
+                f"task.max_length {asked} leaves no token to a text beside {special} special ones of the base; set it "
+                f"to {special + 1} or more"
             )
         most = _NO_LIMIT if positions is None else positions
         longest = min(asked or getattr(tokenizer, "model_max_length", None) or most, most)

@@ -24,6 +24,7 @@ from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import NOTHING, Taught, wrong_labels
 from ray_lora.tasks.text_options import TextClassificationSpec
 from ray_lora.tasks.texts import TEXTS, Texts, bad_rows
+from ray_lora.tasks.words import is_written_list
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,6 +152,8 @@ def words_in(value: Any, labels: Sequence[str] | None = None) -> list[str]:
         DataError: it is no list and no text, one of them names no class, one comes twice, or it cannot be told where a
             label ends.
     """
+    if is_written_list(value) and value not in (labels or ()):
+        raise DataError(f"labels {shown(value)} are a list written as a text; write a|b, or a list in jsonl or parquet")
     if isinstance(value, str):
         words = value.split(_BETWEEN)
         for word in words:

@@ -20,10 +20,11 @@ from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.gold_answers import Gold, answers_of
 from ray_lora.tasks.lengths import Length
-from ray_lora.tasks.rows import is_text, say_text
+from ray_lora.tasks.rows import is_text, say_text, shown
 from ray_lora.tasks.soft_spans import NONE, SoftSpans, impossible
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.text_rows import LongTextRows
+from ray_lora.tasks.words import words_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,20 +170,16 @@ class QuestionAnswering(LongTextRows, SoftSpans):
                 golds = answers_of(row["answers"], context)
                 found["answers"] = [gold.text for gold in golds]
                 found["targets"] = [_target(window, golds) for window in found["windows"]]
+                if golds and not any(map(any, found["targets"])):
+                    _check_read(golds[0], found["windows"])
+                    found["cut"] = f"answers longer than what two windows share, {self._stride} tokens,"
             features.append(found)
         return features
 
     def _question(self, question: str) -> str:
         """A question without what is beyond `max_question_len`."""
-        asked = self._tokenizer(
-            question,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=self._asked_len,
-            return_offsets_mapping=True,
-        )
-        whole = not asked.encodings[0].overflowing
-        return question if whole else question[: asked["offset_mapping"][-1][1]]
+        places = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return question if len(places) <= self._asked_len else question[: places[self._asked_len - 1][1]]
 
     def _read(self, question: str, context: str) -> list[Features]:
         """The windows of a context; DataError when nothing of it is a token."""
@@ -205,8 +202,10 @@ class QuestionAnswering(LongTextRows, SoftSpans):
             window: Features = {"input_ids": ids, "begin": of.index(1), "end": len(of) - of[::-1].index(1)}
             if self._typed:
                 window["token_type_ids"] = encoded["token_type_ids"][number]
-            windows.append(window | {"offsets": encoded["offset_mapping"][number], "words": encoded.word_ids(number)})
-        return windows
+            places = encoded["offset_mapping"][number]
+            windows.append(window | {"offsets": places, "words": words_of(encoded.word_ids(number), places, context)})
+        # a tokenizer that cuts from the left begins with the last one
+        return sorted(windows, key=lambda window: window["offsets"][window["begin"]])
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """The mean of two cross entropies, of the answer's first and last token among those that can be in an answer;
@@ -215,8 +214,10 @@ class QuestionAnswering(LongTextRows, SoftSpans):
         import torch.nn.functional as F
 
         starts, ends = outputs.start_logits, outputs.end_logits
-        never = impossible(features, starts.shape[1]).to(starts.device)
-        targets = torch.tensor([window["target"] for window in features], device=starts.device)
+        width = starts.shape[1]
+        never = impossible(features, width, self.held).to(starts.device)
+        firsts = torch.tensor([[self.held(len(window["input_ids"]), width).start] for window in features])
+        targets = (torch.tensor([window["target"] for window in features]) + firsts).to(starts.device)
         losses = [
             F.cross_entropy(logits.masked_fill(never, float("-inf")), targets[:, at], reduction="none")
             for at, logits in enumerate((starts, ends))
@@ -234,14 +235,14 @@ class QuestionAnswering(LongTextRows, SoftSpans):
 
         options = self._chosen(parameters)
         starts, ends = outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy()
-        counts = [len(window["input_ids"]) for window in features]
+        held = [self.held(len(window["input_ids"]), starts.shape[1]) for window in features]
         return [
-            spans_of(window, starts[row, :count], ends[row, :count], options)
-            for row, (window, count) in enumerate(zip(features, counts, strict=True))
+            spans_of(window, starts[row, mine], ends[row, mine], options)
+            for row, (window, mine) in enumerate(zip(features, held, strict=True))
         ]
 
     def whole(self, parts: Sequence[Any], features: Features, parameters: Mapping[str, Json]) -> Json:
-        """`{"score", "start", "end", "answer"}`, or with `top_k` a list of them, best first."""
+        """`{"score", "start", "end", "answer"}`, or with a `top_k` above 1 a list of them, best first."""
         from ray_lora.tasks.span_answers import whole_answer
 
         return whole_answer(parts, features["context"], self._chosen(parameters))
@@ -275,6 +276,15 @@ def _wrong(question: Any, context: Any) -> str | None:
     return None
 
 
+def _check_read(gold: Gold, windows: Sequence[Features]) -> None:
+    """DataError where nothing of an answer is a token: it would be taught as none."""
+    first, last = gold.span
+    for window in windows:
+        if any(begin < last and end > first for begin, end in window["offsets"][window["begin"] : window["end"]]):
+            return
+    raise DataError(f"nothing of the answer {shown(gold.text)} is a token of this base; leave the row out")
+
+
 def _target(window: Features, golds: Sequence[Gold]) -> tuple[int, int]:
     """First and last token of the first right answer, or twice the CLS token where the window does not hold it."""
     begin, end, offsets = window["begin"], window["end"], window["offsets"]
@@ -283,6 +293,7 @@ def _target(window: Features, golds: Sequence[Gold]) -> tuple[int, int]:
     first, last = golds[0].span
     if offsets[begin][0] > first or offsets[end - 1][1] < last:
         return NONE, NONE
-    start = bisect_right(offsets, first, begin, end, key=lambda place: place[0]) - 1
-    stop = bisect_left(offsets, last, begin, end, key=lambda place: place[1])
+    # a character may be of several tokens, which then lie in one place
+    start = bisect_right(offsets, first, begin, end, key=lambda place: place[1])
+    stop = bisect_left(offsets, last, begin, end, key=lambda place: place[0]) - 1
     return (start, stop) if begin <= start <= stop < end else (NONE, NONE)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TARGET = "labels"  # the number in a row's features
+_MOST = 1e16  # float32 holds sums of its square
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
@@ -108,13 +109,17 @@ def _truth(features: Sequence[Features]) -> list[float]:
 
 
 def number(value: Any) -> float:
-    """The finite number that a value is, or that a text writes; DataError where it is none."""
+    """The finite number that a value is, or that a text writes; DataError where it is none, or too large for a loss."""
     known = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
     if known or (isinstance(value, str) and _NUMBER.fullmatch(value)):
         try:
             found = float(value)
         except OverflowError:
             found = math.inf
+        if math.isfinite(found) and abs(found) > _MOST:
+            raise DataError(
+                f"label {shown(value)} is beyond {_MOST:.0e}, whose square a loss still holds; scale the labels"
+            )
         if math.isfinite(found):
             return found
     raise DataError(f"label {shown(value)} is no finite number; write one, such as 3.5")

@@ -91,6 +91,11 @@ def say_text(value: object, name: str = "text") -> str:
     return f"{name} {shown(value)} {why or 'is empty or not a string; give a non-empty string'}"
 
 
+def say_unread(text: str) -> str:
+    """What to say of a text of which a base reads nothing."""
+    return f"nothing of the text {shown(text)} is a token of this base; leave the row out"
+
+
 def shown(value: object) -> str:
     """A value in a message: what Python writes, not too much of it."""
     text = repr(value)

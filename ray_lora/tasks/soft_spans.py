@@ -5,7 +5,8 @@ The teacher must read rows in the very tokens and windows of the student. It kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.errors import DataError
@@ -27,6 +28,10 @@ class SoftSpans:
     reads_pieces: ClassVar[bool] = True
     spec: TaskSpec
 
+    @abstractmethod
+    def held(self, count: int, width: int) -> slice:
+        """Where in a padded row its tokens lie."""
+
     def teaching(self, spec: TaskSpec) -> TaskSpec:
         """This task's own options, so that windows are the same."""
         return self.spec
@@ -35,7 +40,7 @@ class SoftSpans:
         import torch
 
         both = torch.stack([outputs.start_logits, outputs.end_logits], -1).float().cpu()
-        return [row[: len(window["input_ids"])] for row, window in zip(both, features, strict=True)]
+        return [row[self.held(len(window["input_ids"]), len(row))] for row, window in zip(both, features, strict=True)]
 
     def soft_targets(self, parts: Sequence[Tensor], features: Features) -> Tensor:
         """[tokens of all windows, start and end]."""
@@ -60,18 +65,23 @@ class SoftSpans:
         mine = exact(torch.stack([outputs.start_logits, outputs.end_logits], 1))
         soft = torch.zeros(mine.shape)
         for row, window in enumerate(features):
-            soft[row, :, : len(window[SOFT])] = torch.tensor(window[SOFT]).T
-        never = impossible(features, mine.shape[-1]).to(mine.device)[:, None].expand(mine.shape)
+            soft[row, :, self.held(len(window[SOFT]), mine.shape[-1])] = torch.tensor(window[SOFT]).T
+        never = impossible(features, mine.shape[-1], self.held).to(mine.device)[:, None].expand(mine.shape)
         heat = temperatures.to(mine)[:, None].expand(mine.shape[:2])
         return distance(mine, soft.to(mine), heat, never).mean(-1)
 
 
-def impossible(windows: Sequence[Features], width: int) -> Tensor:
-    """The tokens that cannot be in an answer, [windows, width]: all but the context's and CLS."""
+def impossible(windows: Sequence[Features], width: int, held: Callable[[int, int], slice]) -> Tensor:
+    """The tokens that cannot be in an answer, [windows, width]: all but the context's and CLS.
+
+    Args:
+        held: where in a padded row of `width` so many tokens lie.
+    """
     import torch
 
     found = torch.ones((len(windows), width), dtype=torch.bool)
     for row, window in enumerate(windows):
-        found[row, NONE] = False
-        found[row, window["begin"] : window["end"]] = False
+        mine = found[row, held(len(window["input_ids"]), width)]
+        mine[NONE] = False
+        mine[window["begin"] : window["end"]] = False
     return found

@@ -1,7 +1,10 @@
 """Answers of transformers' question-answering pipeline (up to its version 4), from logits computed elsewhere.
 
 Which spans there are and how likely each is, in one window, is the library's own code; here is what that pipeline did
-around it: spans of tokens to spans of characters, and the windows of a long context into one list.
+around it: spans of tokens to spans of characters, and the windows of a long context into one list. Unlike there, what
+overlapping windows say of one answer is not added up, so that a score is a probability; an answer stands where it was
+likeliest, without blanks around it, and is aligned to words only where words have blanks between them; and several
+that were asked for are a list, however many there are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
+from ray_lora.tasks.rows import BLANKS
 from ray_lora.tasks.task import Features
 
 MOST = 1000  # answers to one question
@@ -93,6 +97,7 @@ def spans_of(window: Features, start: NDArray[np.float32], end: NDArray[np.float
     spans = [
         (*_characters(window, int(first), int(last), options.align_to_words), float(score))
         for first, last, score in zip(starts, ends, scores, strict=True)
+        if first >= window["begin"]  # CLS has its own score
     ]
     return Part(float(null), spans)
 
@@ -109,14 +114,27 @@ def _characters(window: Features, first: int, last: int, align: bool) -> tuple[i
 
 
 def whole_answer(parts: Sequence[Part], context: str, options: Options) -> Json:
-    """The best answers of all windows: one by itself, several as a list. What windows say alike counts together."""
+    """The best answers of all windows, a list where several are asked for. What one window says alike counts together;
+    of two windows the surer one counts."""
     found: dict[str, dict[str, Any]] = {}
-    for begin, end, score in (span for part in parts for span in part.spans):
-        text = context[begin:end]
-        known = found.setdefault(text.lower(), {"score": 0.0, "start": begin, "end": end, "answer": text})
-        known["score"] += score
+    for part in parts:
+        for words, answer in _answers_of(part, context).items():
+            if words not in found or answer["score"] > found[words]["score"]:
+                found[words] = answer
     answers = list(found.values())
     if options.handle_impossible_answer or not answers:
         answers.append({"score": min(part.null for part in parts), "start": 0, "end": 0, "answer": ""})
     answers = sorted(answers, key=lambda answer: -float(answer["score"]))[: options.top_k]
-    return answers[0] if len(answers) == 1 else answers
+    return answers[0] if options.top_k == 1 else answers
+
+
+def _answers_of(part: Part, context: str) -> dict[str, dict[str, Any]]:
+    """The answers of a window by their words, each where it is likeliest: spans come best first."""
+    found: dict[str, dict[str, Any]] = {}
+    for begin, end, score in part.spans:
+        text = context[begin:end].strip(BLANKS)
+        if text:
+            start = context.index(text, begin)
+            told = {"score": 0.0, "start": start, "end": start + len(text), "answer": text}
+            found.setdefault(text.lower(), told)["score"] += score
+    return found

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
 
 OUTSIDE = "O"
+_OTHERS = ("E-", "S-", "L-", "U-", "M-")
 STRATEGIES = ("none", "simple", "first", "average", "max")  # of transformers' token-classification pipeline
 
 
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+def entities(tags: Sequence[str], strict: bool = True) -> set[tuple[str, int, int]]:
     """(type, first word, one behind the last) of the entities in labels of words.
 
-    Strictly by IOB2: an I-x that does not continue an x is none. A label that is neither B-x, I-x nor "O" is an entity
-    of one word.
+    By IOB2: an I-x that does not continue an x is none where it is `strict`; else it begins one. A label that is
+    neither B-x, I-x nor "O" is an entity of one word.
     """
     found: list[tuple[str, int, int]] = []
     open_: str | None = None
@@ -24,6 +26,9 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         if dash and kind == "I":
             if open_ == name:
                 found[-1] = (name, found[-1][1], at + 1)
+            elif not strict:
+                open_ = name
+                found.append((name, at, at + 1))
             else:
                 open_ = None
             continue
@@ -31,6 +36,22 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
         if tag != OUTSIDE:
             found.append((open_ or tag, at, at + 1))
     return set(found)
+
+
+def is_iob2(tags: Sequence[str]) -> bool:
+    """Whether each I-x of some words continues an x."""
+    return all(
+        one[2:] == other[2:] and one[:2] in ("B-", "I-")
+        for one, other in pairwise([OUTSIDE, *tags])
+        if other.startswith("I-")
+    )
+
+
+def other_scheme(labels: Sequence[str]) -> str | None:
+    """The first label that says of an entity's word that it is the last, the only or a middle one, as IOBES, BILOU and
+    BMES do; None: there is none."""
+    known = {label[2:] for label in labels if label.startswith(("B-", "I-"))}
+    return next((label for label in labels if label[:2] in _OTHERS and label[2:] in known), None)
 
 
 def options_of(parameters: Mapping[str, Json]) -> tuple[str, tuple[str, ...]]:

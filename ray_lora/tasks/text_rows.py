@@ -38,6 +38,11 @@ class TextRows:
         types = [row.get("token_type_ids") for row in features]
         return pad([row["input_ids"] for row in features], self._tokenizer, types if any(types) else None)
 
+    def held(self, count: int, width: int) -> slice:
+        """Where in a padded row its tokens lie."""
+        left = getattr(self._tokenizer, "padding_side", "right") == "left"
+        return slice(width - count, width) if left else slice(0, count)
+
     @property
     def augments(self) -> frozenset[Needs]:
         """Tokens may be hidden where there is one that hides them. Labels may be of tokens: none may move."""

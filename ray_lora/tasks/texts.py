@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.tasks.lengths import Length
-from ray_lora.tasks.rows import bad_texts, is_text, say_text
+from ray_lora.tasks.rows import bad_texts, is_text, say_text, say_unread
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.text_rows import TextRows
 from ray_lora.transform_spec import Needs
@@ -71,6 +71,9 @@ class Texts(TextRows):
         types = paired and self._check_pairs()
         encoded = self._tokenizer(*texts, truncation=True, max_length=self.longest, return_token_type_ids=types)
         features = [Features(input_ids=ids) for ids in encoded["input_ids"]]
+        for feature, *given in zip(features, *texts, strict=True):
+            if not feature["input_ids"]:
+                raise DataError(say_unread(" ".join(given)))
         if types:
             for feature, of_tokens in zip(features, encoded[_TYPES], strict=True):
                 feature[_TYPES] = of_tokens

@@ -23,13 +23,13 @@ from ray_lora.tasks.classification import ClassificationSpec, Labelled, taught
 from ray_lora.tasks.labels import label_index, plain_labels
 from ray_lora.tasks.lengths import LENGTH, Length
 from ray_lora.tasks.pictures import confusion
-from ray_lora.tasks.rows import is_text, say_text, shown
+from ray_lora.tasks.rows import is_text, say_text, say_unread, shown
 from ray_lora.tasks.soft_words import SoftWords
-from ray_lora.tasks.spans import OUTSIDE, entities, options_of
+from ray_lora.tasks.spans import OUTSIDE, entities, is_iob2, options_of, other_scheme
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
 from ray_lora.tasks.text_rows import LongTextRows
-from ray_lora.tasks.words import listed, numbered, pieces_in, text_of
+from ray_lora.tasks.words import in_order, is_written_list, listed, numbered, pieces_in, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _PLAIN = "AutoModelForTokenClassification"
 _IGNORED = -100  # a piece without a label, as transformers has it
 _ENCODED = ("input_ids", "offset_mapping", "special_tokens_mask")
+_NOT_IOB2 = "is of a scheme that is not read here; write IOB2: S- and U- as B-, and E-, L- and M- as I-"
 _NAMES = ("input_ids", "offsets", "special", "text")
 
 
@@ -110,6 +111,10 @@ class TokenClassification(LongTextRows, Labelled, SoftWords):
             why = _unlike(words, given)
             if why is not None:
                 yield row, why
+        if other := other_scheme(labels):
+            first = next((row for row, tag in _each(tags) if tag in (other, labels.index(other))), None)
+            if first is not None:
+                yield first, f"label {shown(other)} {_NOT_IOB2}"
         seen = -1
         for row, why in wrong_labels(_each(tags), labels):
             if row != seen:  # the first wrong label of a row
@@ -147,7 +152,10 @@ class TokenClassification(LongTextRows, Labelled, SoftWords):
         windows: list[list[Features]] = [[] for _ in texts]
         for owner, *parts in zip(owners, *(encoded[key] for key in _ENCODED), strict=True):
             windows[owner].append(dict(zip(_NAMES, (*parts, texts[owner]), strict=True)))
-        features = [self._features(row, mine) for row, mine in zip(rows, windows, strict=True)]
+        for text, (first, *_) in zip(texts, windows, strict=True):
+            if not first["input_ids"]:
+                raise DataError(say_unread(text))
+        features = [self._features(row, in_order(mine)) for row, mine in zip(rows, windows, strict=True)]
         if self._stride is None:
             self._length.mark(features, encoded)
         return features
@@ -188,11 +196,6 @@ class TokenClassification(LongTextRows, Labelled, SoftWords):
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=_IGNORED)
         return losses.sum(1), (targets != _IGNORED).sum(1).to(losses.dtype)
 
-    def held(self, count: int, width: int) -> slice:
-        """Where in a padded row its tokens lie."""
-        left = self._tokenizer.padding_side == "left"
-        return slice(width - count, width) if left else slice(0, count)
-
     # ------------------------------------------------------------ answers
 
     def check_parameters(self, parameters: Mapping[str, Json]) -> None:
@@ -216,12 +219,17 @@ class TokenClassification(LongTextRows, Labelled, SoftWords):
         return Answers(self._tokenizer, self.labels)
 
     def score(self, predictions: Sequence[Json], features: Sequence[Features]) -> dict[str, float]:
-        """Entities by exact span and type (strict IOB2; where labels are not IOB2, each word but "O" is one), all rows
-        together; accuracy over words. What was cut counts as "O"."""
+        """Entities by exact span and type, all rows together; accuracy over words. What was cut counts as "O".
+
+        Strictly by IOB2 where the rows' own labels are; else as conlleval reads them (Tjong Kim Sang and De Meulder,
+        2003), where an I-x may begin one. A label without B- or I- is an entity of one word, but for "O".
+        """
         hits = given = wanted = right = words = 0
-        for answer, row in zip(predictions, features, strict=True):
-            truth, guess = [self.labels[tag] for tag in row["tags"]], self._guess(answer, row)
-            one, other = entities(truth), entities(guess)
+        truths = [[self.labels[tag] for tag in row["tags"]] for row in features]
+        strict = all(map(is_iob2, truths))
+        for answer, row, truth in zip(predictions, features, truths, strict=True):
+            guess = self._guess(answer, row)
+            one, other = entities(truth, strict), entities(guess, strict)
             hits, given, wanted = hits + len(one & other), given + len(other), wanted + len(one)
             right, words = right + sum(a == b for a, b in zip(truth, guess, strict=True)), words + len(truth)
         precision, recall = hits / max(1, given), hits / max(1, wanted)
@@ -247,6 +255,9 @@ def _each(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
 
 def _unlike(tokens: Any, tags: Any) -> str | None:
     """What is wrong with a row's words, or with how many labels they have."""
+    for name, value in (("tokens", tokens), ("tags", tags)):
+        if is_written_list(value, of_words=name == "tokens"):
+            return f"{name} {shown(value)} are a list written as a text; write words between blanks, or a list in jsonl"
     words, given = listed(tokens), listed(tags)
     if not words:
         return f"tokens {shown(tokens)} are no words; give a list of words, or a text with blanks between them"

@@ -27,7 +27,7 @@ from ray_lora.running.sources import inspect
 from ray_lora.tasks import Row, Task, build_task
 from ray_lora.tasks.spans import STRATEGIES, entities
 from ray_lora.tasks.token_classification import TokenClassificationSpec
-from ray_lora.tasks.words import pieces_of
+from ray_lora.tasks.words import pieces_of, places_of
 from tests.conformance import CHECKS, Case
 from tests.conftest import sentences
 from tests.unit.bases import VOCABULARY, open_base, plain, quiet_peft, save_base
@@ -94,7 +94,7 @@ def test_a_words_piece_lies_in_the_word(tokenizer: PreTrainedTokenizerFast, last
     for text in [*sentences(10, seed=3), *(text for text in TEXTS if "  " not in text)]:
         words = text.split(" ")
         told = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-        pieces = pieces_of(words, told["offset_mapping"], told["special_tokens_mask"], last)
+        pieces = pieces_of(places_of(words, text), told["offset_mapping"], told["special_tokens_mask"], last)
         at = 0
         for word, piece in zip(words, pieces, strict=True):
             assert piece is not None

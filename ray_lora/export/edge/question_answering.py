@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,13 @@ class Rows:
         order = np.argsort(-scores, axis=None)[:WANTED]
         answers: dict[str, dict[str, Any]] = {}
         for first, last in zip(*np.unravel_index(order, scores.shape), strict=True):
-            if inside[first] and inside[last]:
-                begin, stop = self.characters(found, int(first), int(last))
-                text = context[begin:stop]
-                known = answers.setdefault(text.lower(), {"score": 0.0, "start": begin, "end": stop, "answer": text})
-                known["score"] += float(scores[first, last])
+            if first and inside[first] and inside[last]:
+                begin, stop = self.characters(context, found, int(first), int(last))
+                text = context[begin:stop].strip(self.card["blanks"])
+                if text:
+                    start = context.index(text, begin)
+                    told = {"score": 0.0, "start": start, "end": start + len(text), "answer": text}
+                    answers.setdefault(text.lower(), told)["score"] += float(scores[first, last])
         if facts["handle_impossible_answer"] or not answers:
             answers["\0"] = {"score": null, "start": 0, "end": 0, "answer": ""}
         return max(answers.values(), key=lambda answer: float(answer["score"]))
@@ -52,9 +55,14 @@ class Rows:
         powers = np.exp(np.where(inside, logits, -10000.0) - np.where(inside, logits, -10000.0).max())
         return powers / powers.sum()
 
-    def characters(self, found: Any, first: int, last: int) -> tuple[int, int]:
-        """From the first letter of the first piece's word to the last of the last one's."""
-        words, inside = found.word_ids, found.sequence_ids
+    def characters(self, context: str, found: Any, first: int, last: int) -> tuple[int, int]:
+        """From the first letter of the first piece's word to the last of the last one's; where words have no blanks
+        between them, each character is one."""
+        unspaced, inside = re.compile(self.card["unspaced"]), found.sequence_ids
+        words = [
+            -1 - begin if of == 1 and unspaced.search(context, begin, end) else word
+            for word, of, (begin, end) in zip(found.word_ids, inside, found.offsets, strict=True)
+        ]
         if words[first] is not None and words[last] is not None:
             while inside[first - 1] == 1 and words[first - 1] == words[first]:
                 first -= 1
