@@ -1,4 +1,4 @@
-"""Csv files as tables. Texts and labels are what is written: "007", "true", "3".
+"""Csv files as tables. Texts, labels and ids are what is written: "007", "true", "3".
 
     table = read_csv(buffer, {"mood": Column(("label",))}, "train.csv")
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray_lora.tasks import Column
 
 _LEAST_BLOCK, _MOST_BLOCK = 1 << 20, 2**31 - 2
 _MOST_NAMED = 10  # wrong lines in one message
+_ZERO = re.compile(rb'(?:^|[,"\n])-?0[0-9]')
 
 
 def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
@@ -40,13 +42,9 @@ def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
         _check_records(buffer, where)
     words = {name: pa.string() for name, role in roles.items() if {"text", "label", "labels"} & set(role.kinds)}
     try:
-        table = pa.csv.read_csv(
-            pa.BufferReader(buffer),
-            # one block, so that a cell may be of any size and all rows say what type a column is
-            read_options=pa.csv.ReadOptions(block_size=min(max(len(buffer) + 1, _LEAST_BLOCK), _MOST_BLOCK)),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(column_types=words),
-        )
+        table = _parsed(buffer, words)
+        if padded := _padded(buffer, table, roles):
+            table = _parsed(buffer, words | dict.fromkeys(padded, pa.string()))
     except pa.ArrowInvalid:
         _check_records(buffer, where)
         raise
@@ -54,6 +52,27 @@ def read_csv(buffer: Any, roles: Mapping[str, Column], where: str) -> pa.Table:
         if name in roles and "label" in roles[name].kinds:
             table = table.set_column(at, name, _filled(table.column(at)))
     return table
+
+
+def _parsed(buffer: pa.Buffer, types: Mapping[str, pa.DataType], only: Sequence[str] | None = None) -> pa.Table:
+    return pa.csv.read_csv(
+        pa.BufferReader(buffer),
+        # one block, so that a cell may be of any size and all rows say what type a column is
+        read_options=pa.csv.ReadOptions(block_size=min(max(len(buffer) + 1, _LEAST_BLOCK), _MOST_BLOCK)),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=only),
+    )
+
+
+def _padded(buffer: pa.Buffer, table: pa.Table, roles: Mapping[str, Column]) -> list[str]:
+    """The columns that Arrow takes for numbers, no task asks for as such, and in which one is written with a zero
+    before it: an id, of which "07" and "7" are two."""
+    asked = {name for name, role in roles.items() if {"number", "time"} & set(role.kinds)}
+    numbers = [one.name for one in table.schema if pa.types.is_integer(one.type) and one.name not in asked]
+    if not numbers or not _ZERO.search(memoryview(buffer)):
+        return []
+    written = _parsed(buffer, dict.fromkeys(numbers, pa.string()), numbers)
+    return [name for name in numbers if pc.any(pc.match_substring_regex(written.column(name), "^-?0[0-9]")).as_py()]
 
 
 def _filled(labels: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ from pyarrow.fs import FileInfo, FileType
 from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
 from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
-from ray_lora.data.pictures import ENDS, SOUND_ENDS
+from ray_lora.data.pictures import ENDS, SOUND_ENDS, check_depth
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
 from ray_lora.data.transcripts import is_transcript, transcripts_of
@@ -167,6 +167,8 @@ def _members(place: Place, found: Mapping[str, FileInfo], split: str, ends: Sequ
     spoken = any(folder in folders for folder in texts)
     # a label may be called "train"; where transcripts are, the folder is none
     around = {folder: f"{folder if spoken else folder.rpartition('/')[0]}/" for folder in folders}
+    if not spoken:
+        check_depth(place, folders, "pictures" if ends is ENDS else "sounds")
     taken = set(of_split(place.name, list(dict.fromkeys(around.values())), split))
     return [
         _of_members(place.below(folder) if folder else place, sorted(names), folder, texts.get(folder), spoken)
@@ -309,7 +311,9 @@ def _matches(names: Sequence[str], steps: Sequence[str]) -> bool:
 def _beside(name: str) -> bool:
     """Whether a path below what was given is hidden, or about data and none itself."""
     *folders, last = name.split("/")
-    hidden = any(step.startswith((".", "_")) for step in [*folders, last])
+    # "_" marks what Spark and Delta write beside tables; cameras and people begin names of pictures with it
+    marks = (".",) if _end(last) in (*ENDS, *SOUND_ENDS) else (".", "_")
+    hidden = any(step.startswith(marks) for step in [*folders, last])
     return hidden or bool(_ABOUT.fullmatch(last))
 
 

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ray_lora.data.rows import Rows, read_rows
+from ray_lora.data.times import sort_keys
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import DataSpec, PersonalSpec
 from ray_lora.tasks import Column
-from ray_lora.tasks.labels import label_word
+from ray_lora.tasks.labels import label_word, twins
 
 _KEY, _GROUP, _ORDER = "personal.key", "personal.group", "personal.order"
 _LONGEST = 512  # characters of a key
@@ -68,6 +69,17 @@ def find_people(given: str | Sequence[str], spec: PersonalSpec) -> list[Person]:
             group = groups[found[0]]
         people.append(Person(word, group, mine))
     return sorted(people, key=lambda person: person.key)
+
+
+def check_apart(people: Sequence[Person], given: str | Sequence[str]) -> None:
+    """DataError where two keys look like one person's: each would learn from a part of the rows."""
+    other = twins(person.key for person in people)
+    if other:
+        one = min(other)
+        raise DataError(
+            f"{given}: the people {one!a} and {other[one]!a} differ only in blanks around them or in how Unicode "
+            "writes them; write them alike"
+        )
 
 
 def key_of(spec: PersonalSpec) -> str:
@@ -138,6 +150,9 @@ def _in_time(rows: Rows, whose: NDArray[np.int64], name: str | None) -> NDArray[
     if pa.types.is_floating(times.type) and not pc.all(pc.is_finite(times)).as_py():
         raise DataError(f"{rows.given}: {name} holds what is no finite number; rows are ordered by it")
     if pa.types.is_nested(times.type):
-        raise DataError(f"{rows.given}: {name} holds {times.type}; order rows by times, dates, numbers or words")
+        raise DataError(f"{rows.given}: {name} holds {times.type}; order rows by times, dates or numbers")
+    if pa.types.is_string(times.type) or pa.types.is_large_string(times.type):
+        keys = np.asarray(sort_keys(times.to_pylist(), name, rows.given), object)
+        return np.lexsort((np.unique(keys, return_inverse=True)[1], whose)).astype(np.int64)
     rank = pc.rank(times.combine_chunks(), sort_keys="ascending", tiebreaker="dense").to_numpy()
     return np.lexsort((rank, whose)).astype(np.int64)

@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,23 @@ def column_of(roles: Mapping[str, Column]) -> str:
 def text_of(roles: Mapping[str, Column]) -> str:
     """The file's column that holds what is said in sounds."""
     return next((name for name, role in roles.items() if "text" in role.kinds), "text")
+
+
+def check_depth(place: Place, folders: Collection[str], kind: str) -> None:
+    """DataError where one folder of a label lies in another: nobody can tell which of their names is the label.
+
+    Args:
+        folders: those below the place that hold files themselves; "" is the place. kind: "pictures" or "sounds".
+    """
+    for folder in sorted(filter(None, folders)):
+        steps = folder.split("/")
+        around = next(("/".join(steps[:at]) for at in range(len(steps)) if "/".join(steps[:at]) in folders), None)
+        if around is not None:
+            outer = place.below(around) if around else place
+            raise DataError(
+                f"{place.below(folder).name!r} lies in {outer.name!r}, and both hold {kind} themselves; a folder's "
+                f"name is the label, so put all {kind} of a label into one folder, beside those of the others"
+            )
 
 
 def read_members(folder: Place, names: Sequence[str], column: str) -> pa.Table:

@@ -163,7 +163,7 @@ def _is_whole(tasks: Sequence[Any], row: Row, base: Base) -> bool:
     prompts = [len(task.prompt(row[task.input])) for task in tasks if isinstance(task, Prompted)]
     if not all(0 < count < (positions_of(base) or count + 1) for count in prompts):
         return False
-    windowed = [task for task in tasks if isinstance(task, Windowed)]
+    windowed: list[Any] = [task for task in tasks if isinstance(task, Windowed)]
     return all(len(task.windows(task.encode([row])[0])) == 1 for task in windowed)
 
 

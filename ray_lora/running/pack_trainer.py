@@ -44,7 +44,8 @@ class _PackTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **told: Any) -> Any:
         if type(told["scaling_policy"]) is FixedScalingPolicy and len(ray.nodes()) == 1:
-            told["scaling_policy"] = _OneMachine(self.scaling_config)
+            scaling: Any = self.scaling_config  # type checkers see the class of Train v1
+            told["scaling_policy"] = _OneMachine(scaling)
         return super()._initialize_and_run_controller(**told)
 
 

@@ -26,6 +26,7 @@ from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Recipe
 from ray_lora.running.allocator import WORKER_ENV
 from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.devices import afforded
 from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.pack_trainer import pack_trainer
@@ -111,17 +112,18 @@ def check(
 
 
 def spread(prepared: Prepared, scaling: ScalingConfig, jobs: int) -> tuple[Prepared, int]:
-    """Packs for so many jobs: as many as the cluster's devices allow, each with no more slots than its share."""
-    resources = ray.cluster_resources()
+    """Packs for so many jobs: as many as the cluster's devices allow, each with no more slots than its share.
+
+    Raises:
+        RecipeError: as `afforded`.
+    """
     workers = scaling.num_workers[0] if isinstance(scaling.num_workers, tuple) else scaling.num_workers
     assert isinstance(workers, int)
-    devices = resources.get("GPU", 0) if scaling.use_gpu else resources.get("CPU", 1)
-    if devices < workers:
-        kind = "GPU" if scaling.use_gpu else "CPU"
-        raise RecipeError(
-            f"scaling asks for {workers} workers, the cluster has {devices:g} {kind}s; lower scaling.num_workers"
-        )
-    packs = prepared.recipe.scaling.packs or max(1, min(int(devices // workers), jobs))
+    told: Any = scaling.resources_per_worker or {}  # a search space of Tune's is none of a pack's
+    share = float(told.get("GPU" if scaling.use_gpu else "CPU", 1.0))
+    asked = prepared.recipe.scaling.packs
+    most = afforded(workers, bool(scaling.use_gpu), asked, share)
+    packs = asked or max(1, min(most, jobs))
     slots = prepared.recipe.scaling.slots or slots_for(prepared.plan.slots, prepared.plan.room, -(-jobs // packs))
     return replace(prepared, plan=replace(prepared.plan, slots=slots)), packs
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.data.people import Person, find_people
+from ray_lora.data.people import Person, check_apart, find_people
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import Json, Recipe, TrainingSpec
 from ray_lora.running.claims import claimed
@@ -84,6 +84,7 @@ class PersonalTrainer:
         """
         recipe, started = self.recipe, time.perf_counter()
         everyone = find_people(recipe.data.train or (), recipe.personal)
+        check_apart(everyone, recipe.data.train or ())
         store = open_store(recipe.store, recipe.tracking.uri)
         parent = None
         if recipe.personal.parent is not None:

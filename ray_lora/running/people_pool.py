@@ -19,6 +19,7 @@ from ray.util import ActorPool
 from ray_lora.allowed import environment
 from ray_lora.recipe import TrainingSpec
 from ray_lora.running.allocator import WORKER_ENV
+from ray_lora.running.devices import afforded
 from ray_lora.running.packs import Prepared
 from ray_lora.running.people_worker import PeopleTold, PeopleWorker
 from ray_lora.running.teachers import anywhere
@@ -34,13 +35,16 @@ class PeoplePool:
     Args:
         prepared: one recipe's.
         people: how many there are, about.
+
+    Raises:
+        RecipeError: there are fewer devices than `scaling` asks for.
     """
 
     def __init__(self, prepared: Prepared, people: int) -> None:
         plan, recipe = prepared.plan, prepared.recipe
-        kind = "GPU" if recipe.scaling.use_gpu else "CPU"
-        count = recipe.scaling.packs or max(1, int(ray.cluster_resources().get(kind, 1)))
-        count = max(1, min(count, -(-people // SLOTS)))
+        asked, needed = recipe.scaling.packs, max(1, -(-people // SLOTS))
+        most = afforded(1, recipe.scaling.use_gpu, None if asked is None else min(asked, needed))
+        count = min(asked or most, needed)
         room = plan.free_bytes * _FREE / count - plan.base_bytes - plan.pass_bytes
         slots = recipe.scaling.slots or max(1, min(SLOTS, int(room // plan.slot_bytes) - 1))
         told = PeopleTold(

@@ -19,7 +19,7 @@ from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.augmented import Picture
 from ray_lora.tasks.classification import LABEL, Classification, ClassificationSpec
-from ray_lora.tasks.images import open_picture
+from ray_lora.tasks.images import open_picture, size_of
 from ray_lora.tasks.inspection import Inspection, Interest
 from ray_lora.tasks.normalised import Normalised
 from ray_lora.tasks.task import Column, Features, Row, Task
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PATCH = 16  # a side, in pixels, as in the Vision Transformer (arXiv 2010.11929)
+_SQUEEZED = 384  # from this size on ConvNeXt's processor scales to a square, whatever the shape
+_MOST_SCALED = 1 << 24  # pixels of a scaled picture: processors take ten bytes for each
 
 
 _UNSAID: Mapping[str, Json] = {"image_size": None, "positive": None, "threshold": None, "false_alarms": 0.01}
@@ -120,6 +122,40 @@ class ImageClassification(Classification):
                 row += 1
         yield from super().check(spec, block)
 
+    def unknown(self, block: pa.Table) -> Iterator[tuple[int, str]]:
+        """The rows whose picture is too long for this base's processor."""
+        if self._edge is None:
+            return
+        values = (image.as_py() for chunk in block.column("image").chunks for image in chunk)
+        for row, image in enumerate(values):
+            try:
+                size = size_of(image)
+            except DataError:
+                continue  # `check` names it
+            if why := self._too_long(size):
+                yield row, why
+
+    @cached_property
+    def _edge(self) -> int | None:
+        """The shortest side, in pixels, to which the processor scales a picture of any shape; None where it bounds the
+        other one too."""
+        size = self._sizes().get("size") or dict(getattr(self._processor, "size", None) or {})
+        edge: int | None = size.get("shortest_edge")
+        squeezes = hasattr(self._processor, "crop_pct") and (edge or 0) >= _SQUEEZED
+        return None if size.get("longest_edge") is not None or squeezes else edge
+
+    def _too_long(self, size: tuple[int, int]) -> str | None:
+        """What to say of a picture of this width and height that would be scaled to more than fits memory."""
+        if self._edge is None:
+            return None
+        width, height = (-(-side * self._edge // min(size)) for side in size)
+        if width * height <= _MOST_SCALED:
+            return None
+        return (
+            f"an image of {size[0]} x {size[1]} pixels would be scaled to {width:,} x {height:,} before its middle is "
+            "cut out; cut it into pieces, or pad it"
+        )
+
     @classmethod
     def plain(cls, head: HeadSpec) -> TaskSpec | None:
         """PEFT has no task_type of images, so its folders do not name this head."""
@@ -133,6 +169,9 @@ class ImageClassification(Classification):
 
     def encode(self, rows: Sequence[Row]) -> list[Features]:
         images = [open_picture(row["image"]) for row in rows]
+        for image in images:
+            if why := self._too_long(image.size):
+                raise DataError(why)
         pixels = self._processor(images, return_tensors="pt", **self._sizes())["pixel_values"]
         return self._with_targets([Features(pixel_values=image) for image in pixels], rows)
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _PLAIN = "AutoModelForSemanticSegmentation"
 _PATCH = 16  # a side, in pixels, as of other pictures
 _WHITE = 255
+_MOST_UNNAMED = 160  # labels that nobody names; ADE20K has 150
 
 Learned = tuple[set[int], Taught]  # indices in a block's masks; its objects' categories, and rows that are wrong
 
@@ -102,9 +103,16 @@ class ImageSegmentation(Labelled):
         if taught:
             words = settle(taught, least=1)
             return spec.model_copy(update={"labels": Learnt((*ground, *learnt(set(words) - set(ground))))})
-        last = max(indices - {IGNORED}, default=0)
+        used = indices - {IGNORED}
+        last = max(used, default=0)
         if last == 0:
             raise DataError("the training masks show one class alone, index 0; at least two are needed")
+        if last >= min(2 * len(used), _MOST_UNNAMED):
+            raise DataError(
+                f"the training masks hold {len(used)} different indices up to {last}, that is {last + 1} labels; grey "
+                "levels look so, and so do indices that were scaled with blending. Save whole numbers from 0 without "
+                "gaps and scale masks without blending (nearest), or say in task.labels what each number is"
+            )
         return spec.model_copy(update={"labels": (*ground, *plain_labels(last + 1)[len(ground) :])})
 
     @classmethod

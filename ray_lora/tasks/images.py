@@ -65,6 +65,22 @@ def open_picture(image: Any) -> Image:
         raise DataError(f"{called} cannot be read ({error}); {_WHAT}") from None
 
 
+def size_of(image: Any) -> tuple[int, int]:
+    """Width and height of what `open_picture` opens, as its file has them; nothing is decoded.
+
+    Raises:
+        DataError: it is no picture.
+    """
+    from PIL import Image
+
+    held = image.get("bytes") if isinstance(image, Mapping) else image
+    try:
+        width, height = (held if isinstance(held, Image.Image) else _opened(held)).size  # type: ignore[arg-type]
+    except Exception as error:  # Pillow raises errors of many kinds on what is broken
+        raise DataError(f"an image cannot be read ({type(error).__name__}); {_WHAT}") from None
+    return width, height
+
+
 def _opened(image: str | bytes | bytearray | memoryview) -> Image:
     import base64
 

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_lora.errors import RecipeError
-from ray_lora.store.line import experiment_id, require, user
+from ray_lora.store.line import experiment_id, is_wrong, require, user
 from ray_lora.store.mlflow_client import connect, write_mlmodel
 from ray_lora.store.registry import MlflowStore
 from ray_lora.store.store import StoreAwayError
 from ray_lora.tracking.journal import Event
+from ray_lora.tracking.names import LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG, Names, key_of, shorter
 from ray_lora.tracking.told import PARENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
 KEY = "ray_lora.key"
 _PER_BATCH = 100  # parameters or tags in one call; MLflow's limit
 
@@ -41,6 +43,7 @@ class Runs:
         self.ids = known  # job -> run id
         self.experiment_id: str | None = None
         self._client: MlflowClient | None = None
+        self._names = Names()
         self.key = ""  # of the parent; the children's begin with it
 
     def reach(self) -> MlflowClient:
@@ -68,21 +71,23 @@ class Runs:
         client = self.reach()
         self.key = event["key"]
         run_id = self._open(PARENT, event["name"], event["tags"], event["time"])
-        self._params(run_id, event["params"])
-        if event["recipe"] is not None:
-            client.log_text(run_id, event["recipe"], "recipe.yaml")
-        datasets = _datasets(event["data"])
-        if datasets:
-            client.log_inputs(run_id, datasets)
+        recipe, datasets = event["recipe"], _datasets(event["data"])
+        _all(
+            lambda: self._params(run_id, event["params"]),
+            lambda: client.log_text(run_id, recipe, "recipe.yaml") if recipe is not None else None,
+            lambda: client.log_inputs(run_id, datasets) if datasets else None,
+        )
 
     def child(self, event: Event) -> None:
         """Open a job's run below the parent."""
         tags = {**event["tags"], "mlflow.parentRunId": self._id(PARENT), "ray_lora.job": event["job"]}
         name, data = event.get("name") or event["job"], event.get("data") or {}  # earlier versions' records have none
         run_id = self._open(event["job"], name, tags, event["time"])
-        self._params(run_id, event["params"])
-        if datasets := _datasets(data):
-            self.reach().log_inputs(run_id, datasets)
+        datasets = _datasets(data)
+        _all(
+            lambda: self._params(run_id, event["params"]),
+            lambda: self.reach().log_inputs(run_id, datasets) if datasets else None,
+        )
 
     def reopen(self, event: Event) -> None:
         """A run that had ended goes on."""
@@ -92,28 +97,32 @@ class Runs:
         """Points (metric, value, step, time in ms) of one job; at most 1,000, MLflow's limit for one call."""
         from mlflow.entities import Metric
 
-        entities = [Metric(_word(key), value, time, step) for key, value, step, time in points]
-        self.reach().log_batch(self._id(job), metrics=entities)
+        client, run_id = self.reach(), self._id(job)
+        entities = [Metric(self._names.of(key), value, time, step) for key, value, step, time in points]
+        _apart(lambda some: client.log_batch(run_id, metrics=some), entities)
 
     def end(self, event: Event) -> None:
-        """Close a run with its last scores, tags and adapter."""
+        """Close a run with its last scores, tags and adapter. It is closed whichever of those MLflow does not take."""
         client = self.reach()
         run_id = self._id(event["job"])
-        if event["metrics"]:
-            points = [(key, value, event["step"], event["time"]) for key, value in event["metrics"].items()]
-            self.metrics(event["job"], points)
-        self._tags(run_id, event["tags"])
-        if event["adapter"] is not None:
-            with tempfile.TemporaryDirectory(prefix="ray-lora-") as temporary:
-                copy = Path(temporary) / "adapter"
-                shutil.copytree(event["adapter"], copy)
-                base = json.loads((copy / "adapter_config.json").read_text()).get("base_model_name_or_path")
-                write_mlmodel(copy, run_id, base)
-                client.log_artifacts(run_id, str(copy), "adapter")
+        points = [(key, value, event["step"], event["time"]) for key, value in event["metrics"].items()]
         figures = event.get("figures")  # records of earlier versions say nothing of them
-        if figures is not None and Path(figures).is_dir():
-            client.log_artifacts(run_id, figures, "figures")
-        client.set_terminated(run_id, event["status"], event["time"])
+        _all(
+            lambda: self.metrics(event["job"], points) if points else None,
+            lambda: self._tags(run_id, event["tags"]),
+            lambda: self._adapter(run_id, event["adapter"]) if event["adapter"] is not None else None,
+            lambda: client.log_artifacts(run_id, figures, "figures") if figures and Path(figures).is_dir() else None,
+            lambda: client.set_terminated(run_id, event["status"], event["time"]),
+        )
+
+    def _adapter(self, run_id: str, folder: str) -> None:
+        """An adapter's folder as the artifact `adapter`, with what MLflow's loader reads."""
+        with tempfile.TemporaryDirectory(prefix="ray-lora-") as temporary:
+            copy = Path(temporary) / "adapter"
+            shutil.copytree(folder, copy)
+            base = json.loads((copy / "adapter_config.json").read_text()).get("base_model_name_or_path")
+            write_mlmodel(copy, run_id, base)
+            self.reach().log_artifacts(run_id, str(copy), "adapter")
 
     def artifact(self, event: Event) -> None:
         """Keep a file or a folder with the parent."""
@@ -153,7 +162,7 @@ class Runs:
         if job not in self.ids:
             client = self.reach()
             assert self.experiment_id is not None
-            key = f"{self.key}/{job}" if job else self.key
+            key = key_of(self.key, job)
             found = client.search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
             if found:
                 self.ids[job] = found[0].info.run_id
@@ -164,22 +173,29 @@ class Runs:
                     "mlflow.source.name": "ray_lora",
                     "mlflow.source.type": "LOCAL",
                 }
-                made = client.create_run(self.experiment_id, time, about | {"mlflow.runName": name} | dict(tags))
+                about |= {"mlflow.runName": shorter(name, LONGEST_KEY)} | self._taken(tags)
+                made = client.create_run(self.experiment_id, time, about)
                 self.ids[job] = made.info.run_id
         return self.ids[job]
 
     def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        entities = [Param(_word(key), shown(value)) for key, value in params.items()]
-        for at in range(0, len(entities), _PER_BATCH):
-            self.reach().log_batch(run_id, params=entities[at : at + _PER_BATCH])
+        client = self.reach()
+        entities = [Param(self._names.of(key), shorter(shown(value), LONGEST_PARAM)) for key, value in params.items()]
+        parts = [entities[at : at + _PER_BATCH] for at in range(0, len(entities), _PER_BATCH)]
+        _all(*(partial(_apart, lambda some: client.log_batch(run_id, params=some), part) for part in parts))
 
     def _tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        if tags:
-            self.reach().log_batch(run_id, tags=[RunTag(_word(key), str(value)) for key, value in tags.items()])
+        client = self.reach()
+        entities = [RunTag(key, value) for key, value in self._taken(tags).items()]
+        _apart(lambda some: client.log_batch(run_id, tags=some), entities)
+
+    def _taken(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """Tags as MLflow takes them."""
+        return {self._names.of(key): shorter(str(value), LONGEST_TAG) for key, value in tags.items()}
 
 
 def shown(value: Any) -> str:
@@ -187,9 +203,31 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _word(key: str) -> str:
-    """A key with only what MLflow allows in one."""
-    return re.sub(r"[^\w./ :-]", "_", key)
+def _all(*acts: Callable[[], Any]) -> None:
+    """Do all, whatever becomes of one; then raise what the first raised that failed. StoreAwayError ends it at once."""
+    failed: Exception | None = None
+    for act in acts:
+        try:
+            act()
+        except StoreAwayError:
+            raise
+        except Exception as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+def _apart(send: Callable[[list[T]], Any], entities: list[T]) -> None:
+    """Send all in one call; where MLflow refuses one of them, the others in smaller ones. Raises the first refusal."""
+    if not entities:
+        return
+    try:
+        send(entities)
+    except Exception as error:
+        if len(entities) == 1 or not is_wrong(error):
+            raise
+        middle = len(entities) // 2
+        _all(lambda: _apart(send, entities[:middle]), lambda: _apart(send, entities[middle:]))
 
 
 def _datasets(identity: Mapping[str, str]) -> list[Any]:

@@ -510,11 +510,13 @@ def test_exit_code_of_errors(run: Run, monkeypatch: pytest.MonkeyPatch, error: E
         raise error
 
     monkeypatch.setattr("ray_lora.running.trainer.train_recipe", fail)
-    assert run("train", "examples/tweets.yaml") == (code, "", "ray-lora: row 3\n")
+    monkeypatch.setattr("ray_lora.running.local_ray.start_ray", lambda: None)
+    assert run("train", "examples/tweets.yaml") == (code, "", "tweets: getting ready\nray-lora: row 3\n")
 
 
 def test_what_is_not_the_users_fault_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_lora.running.trainer.train_recipe", lambda recipe: 1 / 0)
+    monkeypatch.setattr("ray_lora.running.local_ray.start_ray", lambda: None)
     with pytest.raises(ZeroDivisionError):
         run("train", "examples/tweets.yaml")
 

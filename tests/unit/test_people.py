@@ -70,7 +70,7 @@ def test_numbers_of_several_files_are_of_the_whole_table(tmp_path: Path) -> None
         ([{"who": "a"}], {"key": "whom"}, "no column 'whom'; it has who; did you mean 'who'"),
         ([{"who": "a", "of": "x"}, {"who": "a", "of": "y"}], {"key": "who", "group": "of"}, "'a' is in several groups"),
         ([{"who": "a", "at": 1}, {"who": "a", "at": None}], {"key": "who", "order": "at"}, "row 2: at is empty"),
-        ([{"who": "a", "at": [1]}], {"key": "who", "order": "at"}, "order rows by times, dates, numbers or words"),
+        ([{"who": "a", "at": [1]}], {"key": "who", "order": "at"}, "order rows by times, dates or numbers"),
         ([{"who": "a" * 600}], {"key": "who"}, "600 characters"),
     ],
 )

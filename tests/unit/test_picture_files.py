@@ -38,7 +38,7 @@ def put(path: Path, seed: int = 0) -> Path:
 def animals(tmp_path: Path) -> Path:
     for number in range(3):
         put(tmp_path / "animals" / "cat" / f"{number}.png", number)
-    put(tmp_path / "animals" / "dog" / "big" / "a.PNG", 7)  # the label is the picture's own folder
+    put(tmp_path / "animals" / "large" / "big" / "a.PNG", 7)  # the label is the picture's own folder
     put(tmp_path / "animals" / "dog" / "b.jpeg", 8)
     (tmp_path / "animals" / "Thumbs.db").write_text("x")
     return tmp_path / "animals"

@@ -34,7 +34,9 @@ def count(maps: Iterable[Array], truths: Iterable[Array], labels: int) -> Counts
 def measure(counts: Counts, labels: Sequence[str], background: str | None) -> dict[str, float]:
     """Over all pixels of all pictures: `dice`, 2 both / (truth + answer), and `iou`, both / either, the means over the
     labels without the background that occur in truth or answers. Both 1 where none does: nothing was there, and nothing
-    was said to be."""
+    was said to be. Both 0 where nobody knows any pixel, on which no segmenter can be measured."""
+    if not counts.any():
+        return {"dice": 0.0, "iou": 0.0}
     wanted = [at for at, label in enumerate(labels) if label != background]
     both, truth, answer = counts.diagonal()[wanted], counts.sum(1)[wanted], counts.sum(0)[wanted]
     there = truth + answer > 0
