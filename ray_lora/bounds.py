@@ -40,6 +40,11 @@ def named(text: str) -> str:
     return repr(short(text, 200))
 
 
+def public(uri: str) -> str:
+    """An address without what must not be shown: passwords, keys, options."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri).partition("?")[0]
+
+
 def reason(error: ValidationError) -> str:
     """What pydantic found, on one line: the first problems, and how many more there are."""
     problems = error.errors()

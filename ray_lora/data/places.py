@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.fs
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
+from ray_lora.bounds import public
 from ray_lora.errors import DataError
-from ray_lora.store.line import public
 
 _URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)([^?]*)(\?.*)?", re.DOTALL)
 _SECRET = re.compile(r"(://[^/@:\s]*):[^/@\s]*@")

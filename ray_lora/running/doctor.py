@@ -183,8 +183,8 @@ def _count(store: str, tracking_uri: str | None) -> str:
 
 
 def _experiments(uri: str) -> str:
-    from ray_lora.store.line import address, answering, require
     from ray_lora.store.mlflow_client import connect
+    from ray_lora.store.mlflow_line import address, answering, require
 
     require(uri)
     with answering(uri):

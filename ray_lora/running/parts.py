@@ -29,9 +29,9 @@ import pyarrow.parquet
 from filelock import FileLock, Timeout
 
 from ray_lora.atomic import expanded
+from ray_lora.bounds import public
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Json
-from ray_lora.store.line import public
 
 Format = Literal["parquet", "jsonl"]
 _ASKED = "_asked.json"

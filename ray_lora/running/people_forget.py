@@ -202,8 +202,8 @@ class _Deletion:
         if uri is None or not record.exists():
             return
         if self.recipe.store != "mlflow":
-            from ray_lora.store.line import address
             from ray_lora.store.mlflow_client import connect, forget_experiment
+            from ray_lora.store.mlflow_line import address
 
             yield from forget_experiment(connect(address(uri)), self.name)
         tracker = Tracker(uri, self.recipe.tracking.experiment or self.recipe.name, record=record)

@@ -11,6 +11,7 @@ import asyncio
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from ray_lora.recipe import TaskSpec
 from ray_lora.serving.rows import Row
 from ray_lora.store import BeingWrittenError, Entry, Store
 from ray_lora.tasks import Features, Task, build_task, plain_spec
+
+_TASKS = 1024  # kept ready: adapters come with options of their own, and go
 
 
 class ChangedError(BeingWrittenError):
@@ -51,7 +54,7 @@ class Machine:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._engine = AdapterEngine(base, slots=slots + 1, max_rank=max_rank, embeddings=embeddings)
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="reader")
-        self._tasks: dict[tuple[TaskSpec, bool], Task] = {}
+        self._task = lru_cache(_TASKS)(self._build)
         self._prompts: dict[bool, Prompts] = {}
         self._own_processor: Any = copy.deepcopy(base.processor)  # a tokenizer may not be used by two threads at once
 
@@ -69,10 +72,10 @@ class Machine:
 
     def task(self, spec: TaskSpec, own_processor: bool = False) -> Task:
         """The task of a spec on this base; with `own_processor` one that encodes in another thread than the others."""
-        if (spec, own_processor) not in self._tasks:
-            processor = self._own_processor if own_processor else self.base.processor
-            self._tasks[spec, own_processor] = build_task(spec, processor)
-        return self._tasks[spec, own_processor]
+        return self._task(spec, own_processor)
+
+    def _build(self, spec: TaskSpec, own_processor: bool) -> Task:
+        return build_task(spec, self._own_processor if own_processor else self.base.processor)
 
     def prompts(self, most: int, own_processor: bool = False) -> Prompts:
         """How this base reads prompts of at most so many tokens; see `task`. RecipeError when it has no tokenizer."""

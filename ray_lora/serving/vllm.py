@@ -24,11 +24,11 @@ from pyarrow.fs import FileSystem, FileType
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
+from ray_lora.bounds import public
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import Json
 from ray_lora.store import Entry, Store
 from ray_lora.store.files import CARD, CONFIG, WEIGHTS
-from ray_lora.store.line import public
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 LAYERS = frozenset("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())  # that it adapts, of Llama's kind

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ray_lora.atomic import expanded
+from ray_lora.bounds import public
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store import steer
-from ray_lora.store.line import public
 from ray_lora.store.refs import CHAMPION, parse_ref
 from ray_lora.store.store import BeingWrittenError, Entry, Store, StoreAwayError
 from ray_lora.store.traffic import Traffic
@@ -45,7 +45,7 @@ def open_store(uri: str, tracking_uri: str | None = None) -> Store:
     Nothing is created or contacted before the first use. RecipeError for an address that cannot be one.
     """
     if uri == "mlflow":
-        from ray_lora.store.registry import MlflowStore
+        from ray_lora.store.mlflow_store import MlflowStore
 
         return MlflowStore(tracking_uri)
     from ray_lora.store.folder import FolderStore

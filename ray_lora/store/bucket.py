@@ -18,10 +18,10 @@ from pathlib import Path
 from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
+from ray_lora.bounds import public
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.store.described import versions_of
 from ray_lora.store.files import CLAIMS, CONFIG, PARTS, PICKLED, Listing, Stat, claimed, matters
-from ray_lora.store.line import public
 from ray_lora.store.refs import is_name, is_person, version_of
 from ray_lora.store.store import StoreAwayError
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _AHEAD = 64 << 20  # bytes
+_AHEAD_S = 30.0  # a request that chose a version loads it at once
 _RACY_S = 3.0  # a bucket's times are whole seconds
 
 
@@ -148,24 +149,30 @@ def _plain(stats: Sequence[Stat | None]) -> list[list[int] | None]:
 
 
 class ReadAhead:
-    """Adapters that were read to learn their content hash, kept for whoever loads them next. For several threads."""
+    """Adapters that were read to learn their content hash, kept for whoever loads them next. For several threads.
 
-    def __init__(self, most: int = _AHEAD) -> None:
-        self.most = most  # bytes
-        self._held: OrderedDict[tuple[str, int], tuple[Adapter, int]] = OrderedDict()
+    Nobody may: a replica that holds the content already, or whose version is deleted at once, does not load it.
+    """
+
+    def __init__(self, most: int = _AHEAD, within_s: float = _AHEAD_S) -> None:
+        self.most, self.within_s = most, within_s  # bytes; seconds
+        self._held: OrderedDict[tuple[str, int], tuple[Adapter, int, float]] = OrderedDict()  # and since when
         self._lock = threading.Lock()
 
     def keep(self, name: str, version: int, adapter: Adapter, size: int) -> None:
-        """Keep an adapter of `size` bytes until it is taken, or until newer ones need its place."""
+        """Keep an adapter of `size` bytes until it is taken, or newer ones come after its time or need its place."""
+        now = time.monotonic()
         with self._lock:
-            self._held[name, version] = (adapter, size)
-            while sum(size for _, size in self._held.values()) > self.most:
+            for late in [key for key, (_, _, since) in self._held.items() if now - since >= self.within_s]:
+                del self._held[late]
+            self._held[name, version] = (adapter, size, now)
+            while sum(size for _, size, _ in self._held.values()) > self.most:
                 self._held.popitem(last=False)
 
     def take(self, name: str, version: int, sha256: str) -> Adapter | None:
         """The adapter, if it is here and of this content; it is kept no longer."""
         with self._lock:
-            held, _ = self._held.pop((name, version), (None, 0))
+            held, _, _ = self._held.pop((name, version), (None, 0, 0.0))
         return held if held is not None and held.sha256 == sha256 else None
 
     def drop(self, name: str, version: int) -> None:

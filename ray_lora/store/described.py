@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +21,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import is_sha256
 from ray_lora.store.files import CONFIG, PARTS, PICKLED, WEIGHTS, Files, Listing, Stat
 from ray_lora.store.refs import version_of
+from ray_lora.store.states import States
 from ray_lora.store.store import Entry
 
 _LARGEST_JSON = 4 * 2**20  # bytes; a card, a config or a safetensors header beyond this is not one
@@ -37,7 +39,7 @@ class Described:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._known: dict[tuple[str, int], tuple[Stats, Entry]] = {}
+        self._known = States[tuple[Stats, Entry]]()
 
     def entry(self, name: str, version: int, listing: Listing) -> Entry:
         """What the small files say; read again only when one of them changed.
@@ -46,7 +48,7 @@ class Described:
             AdapterError: a file is missing or spoilt.
         """
         prefix = versions_of(listing)[version]
-        stats, known = self._known.get((name, version), ((), None))
+        stats, known = self._known.get(name, version) or ((), None)
         if known is not None and stats == stats_of(listing, prefix):
             return known
         ref = f"{name}@{version}"
@@ -77,7 +79,8 @@ class Described:
         )
         if entry.sha256 and not is_sha256(entry.sha256):
             raise AdapterError(f"{ref}: {CARD} says sha256 {entry.sha256[:80]!r}, which is not a content hash")
-        self._known[name, version] = (stats_of(listing, prefix), entry)
+        self._known.put(name, version, (stats_of(listing, prefix), entry))
+        self._known.keep(name, versions_of(listing))
         return entry
 
     def _card(self, name: str, path: str, listing: Listing, ref: str) -> Card:
@@ -92,8 +95,11 @@ class Described:
 
     def forget(self, name: str) -> None:
         """Hold nothing of a name."""
-        for key in [key for key in self._known if key[0] == name]:
-            self._known.pop(key, None)
+        self._known.drop(name)
+
+    def keep_names(self, names: Collection[str], of: Callable[[str], bool] = lambda _: True) -> None:
+        """See `States.keep_names`."""
+        self._known.keep_names(names, of)
 
     def json(self, name: str, path: str, listing: Listing) -> dict[str, Any]:
         """The object in a small file of a name.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,17 @@ from ray_lora.store.cache import Fetched, checked, forget_copies, local_copy
 from ray_lora.store.described import Described, Stats, VanishedError, versions_of
 from ray_lora.store.files import ALIASES, CLAIMS, TRAFFIC, Files, Listing, claimed
 from ray_lora.store.left_out import LeftOut
-from ray_lora.store.refs import CHAMPION, check_alias, check_name, choose, is_alias, only_version, parse_ref, unknown
+from ray_lora.store.refs import (
+    CHAMPION,
+    check_alias,
+    check_name,
+    choose,
+    is_alias,
+    is_person,
+    only_version,
+    parse_ref,
+    unknown,
+)
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import BeingWrittenError, Cleared, Entry
 from ray_lora.store.traffic import Traffic, parse_traffic
@@ -118,6 +128,8 @@ class FolderStore:
         """See `Store.list`."""
         entries = []
         listings = self._files.scan_all(people) if name is None else {name: self._files.scan(name)}
+        if name is None:
+            self._keep_names(listings, lambda held: people or not is_person(held))
         for held, listing in listings.items():
             try:
                 listing, pointers = self._glance(held, listing)
@@ -210,9 +222,15 @@ class FolderStore:
             if pointers.versions:
                 return listing, pointers
             others = self._files.names()
+            self._keep_names(others)
             if name not in others:  # else it came back just now, with its store or by itself
                 break
         raise unknown(ref, others, self.uri)
+
+    def _keep_names(self, names: Collection[str], of: Callable[[str], bool] = lambda _: True) -> None:
+        """Let go of what was known of names that are not there any more."""
+        self._verified.keep_names(names, of)
+        self._described.keep_names(names, of)
 
     def _glance(self, name: str, listing: Listing | None = None) -> tuple[Listing, Pointers]:
         """What a name holds and points to at one moment: where a file goes after it was listed, listed again."""

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from ray_lora.bounds import public
 from ray_lora.store.files import CARD
-from ray_lora.store.line import experiment_id, public, require, sqlite_file, user
+from ray_lora.store.mlflow_line import experiment_id, require, sqlite_file, user
 from ray_lora.store.mlflow_signature import add_signature
 from ray_lora.store.store import Cleared
 

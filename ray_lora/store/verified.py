@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.store.cache import ReadAhead
 from ray_lora.store.described import Described, Stats, stats_of, versions_of
 from ray_lora.store.files import CARD, PARTS, Files, Listing
+from ray_lora.store.states import States
 from ray_lora.store.store import BeingWrittenError, Entry
 
 if TYPE_CHECKING:
@@ -67,12 +68,11 @@ class Verified:
     def __init__(self, files: Files, described: Described, read: Callable[[str, str, Stats], Adapter]) -> None:
         self._files, self._described, self._read = files, described, read
         self.ahead = ReadAhead()
-        self._known: dict[tuple[str, int], _Found] = {}
-        self._said: dict[tuple[str, int], str] = {}
+        self._known, self._said = States[_Found](), States[str]()
 
     def recall(self, name: str, version: int, listing: Listing) -> Entry | AdapterError | None:
         """What is known of these files without reading them; None: they have to be read."""
-        known = self._known.get((name, version))
+        known = self._known.get(name, version)
         if known is None:
             return None
         same, now = known.stats == stats_of(listing, versions_of(listing)[version]), time.monotonic()
@@ -87,7 +87,11 @@ class Verified:
             BeingWrittenError: it is not whole yet. AdapterError: it is broken.
             StoreAwayError: its files were there a moment ago and cannot be reached.
         """
-        found = self.recall(name, version, listing) or self._look(name, version, listing)
+        found = self.recall(name, version, listing)
+        if found is None:
+            found = self._look(name, version, listing)
+            for states in (self._known, self._said):
+                states.keep(name, versions_of(listing))
         if isinstance(found, AdapterError):
             raise found.with_traceback(None)
         return found
@@ -114,22 +118,27 @@ class Verified:
 
     def set_aside(self, entry: Entry, why: AdapterError) -> None:
         """Take a version for broken until its files change."""
-        known = self._known.get((entry.name, entry.version))
+        known = self._known.get(entry.name, entry.version)
         if known is not None and isinstance(known.what, Entry) and known.what.sha256 == entry.sha256:
-            self._known[entry.name, entry.version] = replace(known, what=why)
+            self._known.put(entry.name, entry.version, replace(known, what=why))
 
     def forget(self, name: str | None = None, version: int = 0) -> None:
         """Read a version anew when it is asked for next; None: all that are not whole."""
         if name is not None:
-            self._known.pop((name, version), None)
+            self._known.drop(name, version)
         else:
-            self._known = {key: known for key, known in self._known.items() if isinstance(known.what, Entry)}
+            self._known.only(lambda known: isinstance(known.what, Entry))
 
     def forget_name(self, name: str) -> None:
         """Hold nothing of a name."""
-        for version in [version for held, version in self._known if held == name]:
-            self._known.pop((name, version), None)
+        self._said.drop(name)
+        for version in self._known.drop(name):
             self.ahead.drop(name, version)
+
+    def keep_names(self, names: Collection[str], of: Callable[[str], bool] = lambda _: True) -> None:
+        """See `States.keep_names`."""
+        for states in (self._known, self._said):
+            states.keep_names(names, of)
 
     def _look(self, name: str, version: int, listing: Listing) -> Entry | AdapterError:
         prefix = versions_of(listing)[version]
@@ -162,7 +171,7 @@ class Verified:
         stats = stats_of(listing, prefix)
         changed = max((stat.changed for stat in stats if stat is not None), default=0) / 1e9
         left = min(changed + settle_s() - time.time(), settle_s())
-        known = self._known.get((name, version))
+        known = self._known.get(name, version)
         if known is not None and known.stats == stats:
             return min(left, known.since + settle_s() - time.monotonic())
         card = PARTS.index(CARD)
@@ -177,15 +186,16 @@ class Verified:
         left: float = 0.0,
         was_read: bool = True,
     ) -> Entry | AdapterError:
-        known, now = self._known.get((name, version)), time.monotonic()
+        known, now = self._known.get(name, version), time.monotonic()
         since = known.since if known is not None and known.stats == stats else now
-        self._known[name, version] = _Found(stats, what, since, now + left, now + _AGAIN_S if was_read else now)
+        found = _Found(stats, what, since, now + left, now + _AGAIN_S if was_read else now)
+        self._known.put(name, version, found)
         return what
 
     def _say(self, name: str, version: int, error: AdapterError) -> None:
         """Once for each reason."""
-        if self._said.get((name, version)) != str(error):
-            self._said[name, version] = str(error)
+        if self._said.get(name, version) != str(error):
+            self._said.put(name, version, str(error))
             _logger.warning("%s@%d is not what %s means: %s", name, version, name, error)
 
 

@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 import yaml
 
+from ray_lora.bounds import public
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, Recipe
-from ray_lora.store.line import address, public, sqlite_file
+from ray_lora.store.mlflow_line import address, sqlite_file
 from ray_lora.store.refs import CHAMPION, check_alias, check_name
 from ray_lora.tracking.journal import Journal
 from ray_lora.tracking.plain import files_hash, flat, table

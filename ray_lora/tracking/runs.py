@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_lora.errors import RecipeError
-from ray_lora.store.line import experiment_id, is_wrong, require, user
 from ray_lora.store.mlflow_client import connect, write_mlmodel
-from ray_lora.store.registry import MlflowStore
+from ray_lora.store.mlflow_line import experiment_id, is_wrong, require, user
+from ray_lora.store.mlflow_store import MlflowStore
 from ray_lora.store.store import StoreAwayError
 from ray_lora.tracking.journal import Event
 from ray_lora.tracking.names import LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG, Names, key_of, shorter

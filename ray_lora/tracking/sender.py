@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray_lora.bounds import public
 from ray_lora.errors import RayLoraError
-from ray_lora.store.line import is_wrong, public
+from ray_lora.store.mlflow_line import is_wrong
 from ray_lora.store.store import StoreAwayError
 from ray_lora.tracking.journal import Event, Journal
 from ray_lora.tracking.runs import Runs

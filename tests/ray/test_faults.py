@@ -33,9 +33,15 @@ _REST_S = 0.1  # between a connection's requests, else no processor is left for 
 class Served:
     """An endpoint of two replicas in a process of its own."""
 
-    def __init__(self, root: Path, slots: int = 2) -> None:
+    def __init__(self, root: Path, slots: int = 2, num_cpus: float = 0.5) -> None:
         self.args = AppArgs(
-            store=str(root / "store"), dtype="float32", slots=slots, max_rank=8, port=0, num_replicas=2, num_cpus=0.5
+            store=str(root / "store"),
+            dtype="float32",
+            slots=slots,
+            max_rank=8,
+            port=0,
+            num_replicas=2,
+            num_cpus=num_cpus,
         )
         self.folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")  # of its Ray; sockets need a short one
         self.process = subprocess.Popen(

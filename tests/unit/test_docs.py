@@ -52,12 +52,39 @@ def test_the_recipes_page_names_every_key() -> None:
 def test_the_tree_answers_where_things_are() -> None:
     """The table "Where is ..." of the architecture page: each file is there and defines what the page names."""
     page = (ROOT / "docs" / "architecture.md").read_text()
-    places = re.findall(r"^\| where .*?`(ray_lora/[\w/]+\.py)`: `(\w+)`", page, flags=re.MULTILINE)
-    assert len(places) >= 10
-    for path, name in places:
+    places = re.findall(r"`(ray_lora/[\w/]+\.py)`: (`[\w.]+`(?:, `[\w.]+`)*)", page)
+    assert len(places) >= 60
+    for path, names in places:
         source = (ROOT / path).read_text()
-        assert re.search(rf"^\s*(async def|def|class) {name}\b|^{name}\b", source, flags=re.MULTILINE), (path, name)
+        for name in re.findall(r"(\w+)`", names):
+            assert re.search(rf"^\s*(async def|def|class) {name}\b|^{name}\b", source, flags=re.MULTILINE), (path, name)
     assert all((ROOT / path).exists() for path in re.findall(r"`?(ray_lora/[\w/]+\.py)", page))
+
+
+ROOMS = sorted(folder.name for folder in (ROOT / "ray_lora").iterdir() if (folder / "__init__.py").exists())
+
+
+def test_files_that_pages_and_comments_name_are_there() -> None:
+    """`serving/gate.py` in a comment or on a page is `ray_lora/serving/gate.py`."""
+    sources = [*(ROOT / "ray_lora").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]
+    named = re.compile(rf"(?<![\w/.])(?:ray_lora/)?((?:{'|'.join(ROOMS)})/[\w/]+\.py)\b")
+    gone = {
+        (source.name, path)
+        for source in sources
+        for path in named.findall(source.read_text())
+        if not (ROOT / "ray_lora" / path).exists()
+    }
+    assert not gone
+
+
+def test_every_503_is_said_where_the_page_says() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = re.findall(r"^\| `(?:overloaded|unavailable)` \| (.+?) \| (.+?) \|", page, re.M)
+    assert len(rows) >= 9
+    for messages, files in rows:
+        sources = "".join((ROOT / path).read_text() for path in re.findall(r"`(ray_lora/[\w/]+\.py)`", files))
+        for message in re.findall(r"`(.+?)`", messages):
+            assert message in sources, f"{message!r} is not in {files}"
 
 
 FAULTS = {"A": 19, "B": 15, "C": 17, "D": 20, "E": 13, "F": 8, "G": 14, "H": 8, "I": 7}  # how many of each kind

@@ -43,7 +43,7 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "__main__": {"cli"},
 }
 RAY_FROM = 3
-MLFLOW = ("tracking", "store.registry", "store.mlflow_client", "store.mlflow_signature", "pyfunc")
+MLFLOW = ("tracking", "store.mlflow_store", "store.mlflow_client", "store.mlflow_signature", "pyfunc")
 TORCH_FREE = {
     "errors",
     "bounds",

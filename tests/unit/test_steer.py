@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ray_lora.cli import main
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError, RecipeError
 from ray_lora.store import Store, Traffic, open_store, steer
-from ray_lora.store.registry import MlflowStore
+from ray_lora.store.mlflow_store import MlflowStore
 from tests.mlflow_world import MLFLOW_WARNINGS, database
 from tests.unit.test_store import adapter, bucket
 

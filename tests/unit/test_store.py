@@ -22,12 +22,12 @@ from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.errors import AdapterError, AdapterNotFoundError, RecipeError
 from ray_lora.recipe import LoraSpec
-from ray_lora.store import Store, StoreAwayError, open_store, parse_ref, registry
+from ray_lora.store import Store, StoreAwayError, open_store, parse_ref
 from ray_lora.store.bucket import BucketFiles
 from ray_lora.store.cache import ReadAhead
 from ray_lora.store.folder import FolderStore
 from ray_lora.store.local import LocalFiles
-from ray_lora.store.registry import MlflowStore
+from ray_lora.store.mlflow_store import MlflowStore
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from tests.mlflow_world import MLFLOW_WARNINGS, database
 
@@ -295,6 +295,11 @@ def test_what_was_read_ahead_has_a_limit() -> None:
     assert ahead.take("tweets", 1, adapter(1).sha256) is None
     assert ahead.take("tweets", 2, adapter(3).sha256) is None  # of other content than is asked for
     assert ahead.take("tweets", 3, adapter(3).sha256) is not None
+    forgetful = ReadAhead(within_s=0)
+    for version in (1, 2):
+        forgetful.keep("tweets", version, adapter(version), size=10)
+    assert forgetful.take("tweets", 1, adapter(1).sha256) is None  # nobody took it in time
+    assert forgetful.take("tweets", 2, adapter(2).sha256) is not None
 
 
 def test_other_content_in_a_plain_folder_is_another_adapter(plain_peft: Path, tmp_path: Path) -> None:
@@ -647,7 +652,7 @@ def test_what_is_known_is_served_while_mlflow_is_away(
         raise StoreAwayError(f"MLflow at {uri} does not answer")
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry, "require", away)
+        patched.setattr("ray_lora.store.mlflow_store.require", away)
         for known in (store, MlflowStore(store.tracking_uri)):  # this process, and one that starts meanwhile
             caplog.clear()
             assert known.get("tweets") == (entry, folder)
@@ -673,7 +678,7 @@ def test_a_hanging_registry_holds_nobody_up(
     entry = store.put(adapter(), "tweets")
     go_on = threading.Event()
     asked: list[str] = []
-    monkeypatch.setattr("ray_lora.store.line._PATIENCE_S", 0.05)
+    monkeypatch.setattr("ray_lora.store.mlflow_line._PATIENCE_S", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr(MlflowStore, "_read", lambda self, name: asked.append(name) or go_on.wait())
         assert store.resolve("tweets") == entry

@@ -24,7 +24,7 @@ from ray_lora.errors import BaseModelError, RecipeError
 from ray_lora.inference.predict import predict
 from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
 from ray_lora.store.mlflow_client import write_mlmodel
-from ray_lora.store.registry import MlflowStore
+from ray_lora.store.mlflow_store import MlflowStore
 from ray_lora.tasks import build_task
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tracking import Tracker, send

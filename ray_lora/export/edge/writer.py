@@ -6,7 +6,6 @@ Bundle(".").answer(["The capital of Peru is"], ["facts"])    # the likeliest tok
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import runpy
 from pathlib import Path
@@ -27,13 +26,11 @@ class Bundle:
             for name in self.card["graphs"]
         }
         self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
-        self.adapter = functools.cache(self.read)
 
     def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
         """Of each input what the adapter writes."""
         found = []
-        for value, name in zip(inputs, names, strict=True):
-            facts = self.adapter(name)
+        for value, facts in zip(inputs, map(self.adapter, names), strict=True):
             feed, row = self.rows.encode(value, facts)
             found.append(self.rows.decode(self.write(feed, row, facts), row, facts))
         return found
@@ -61,19 +58,16 @@ class Bundle:
     def step(self, tokens: list[int], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The logits of what follows a row's new tokens, [vocabulary], and the state after them."""
         found = self.run("graph", state | {"tokens": np.array([tokens])})
-        logits = found.pop("logits")
-        return logits[0], state | {name.replace("next", "kept", 1): value for name, value in found.items()}
+        return found.pop("logits")[0], state | {name.replace("next", "kept", 1): value for name, value in found.items()}
 
     def run(self, graph: str, feed: dict[str, Any]) -> dict[str, Any]:
-        names = self.card["graphs"][graph]
-        return dict(zip(names, self.graphs[graph].run(names, feed), strict=True))
+        return dict(zip(self.card["graphs"][graph], self.graphs[graph].run(None, feed), strict=True))
 
-    def read(self, name: str) -> dict[str, Any]:
+    def adapter(self, name: str) -> dict[str, Any]:
         """Facts of the adapter that is merged; SystemExit where it is another."""
         if name not in self.card["adapters"]:
             raise SystemExit(f"{name} is not merged into this graph; give {', '.join(self.card['adapters'])}")
-        facts: dict[str, Any] = self.card["adapters"][name]
-        return facts
+        return dict(self.card["adapters"][name])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _TRIES = 3  # of a minute each, for Serve's proxy to come up
 _SLOW = 1024  # bodies that may be on their way at once; each has `body_s` seconds
-# Replicas do not inherit it from Serve's start. Requests are counted, and logged where asked for, by `serving/seen.py`.
+# Replicas do not inherit it from Serve's start. `serving/metrics/seen.py` counts requests, and logs them where asked.
 _LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 
 

@@ -14,7 +14,7 @@ from ray_lora.serving.machine import Machine, pick_device
 from ray_lora.serving.trials.ab_runs import AbRuns
 from ray_lora.store import open_store
 from ray_lora.store.folder import FolderStore
-from ray_lora.store.line import address
+from ray_lora.store.mlflow_line import address
 
 
 def start_endpoint(args: AppArgs) -> Endpoint:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from ray_lora.bounds import public
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.store.store import StoreAwayError
 
@@ -41,11 +42,6 @@ def address(uri: str) -> str:
         )
     file = sqlite_file(uri)
     return f"sqlite:///{file}" if file else uri
-
-
-def public(uri: str) -> str:
-    """An address without what must not be shown: passwords, keys, options."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri).partition("?")[0]
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_lora.bounds import public
 from ray_lora.errors import AdapterError
 from ray_lora.store.cache import forget_copies, local_copy
 from ray_lora.store.files import PARTS, WEIGHTS
 from ray_lora.store.known import TRAFFIC, Known, Notes, entry_of, tags_of
 from ray_lora.store.left_out import LeftOut
-from ray_lora.store.line import Line, address, answering, public, require
 from ray_lora.store.mlflow_client import (
     connect,
     ensure_model,
@@ -28,6 +28,8 @@ from ray_lora.store.mlflow_client import (
     own_setting,
     write_mlmodel,
 )
+from ray_lora.store.mlflow_line import Line, address, answering, require
+from ray_lora.store.mlflow_rows import PAGE, known_of, read_entries
 from ray_lora.store.refs import (
     CHAMPION,
     check_alias,
@@ -38,7 +40,6 @@ from ray_lora.store.refs import (
     parse_ref,
     unknown,
 )
-from ray_lora.store.registered import PAGE, known_of, read_entries
 from ray_lora.store.steer import Change, Pointers, check_unused, steps
 from ray_lora.store.store import Cleared, Entry, StoreAwayError
 

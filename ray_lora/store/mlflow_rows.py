@@ -1,6 +1,6 @@
 """What the rows of an MLflow registry say: the adapters among its versions, and what their names point to.
 
-It knows tags and pages; `registry.py` is the store.
+It knows tags and pages; `mlflow_store.py` is the store.
 """
 
 from __future__ import annotations
