@@ -46,6 +46,7 @@ print(ray.init(include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[
 sys.stdin.read()
 ray.shutdown()
 """
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}  # the commands have no token of that Ray's
 SAID = 12  # lines of standard error that are kept
 
 
@@ -159,7 +160,7 @@ def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> d
 
 
 def start(words: Sequence[str], folder: Path, environment: Mapping[str, str], errors: int) -> subprocess.Popen[str]:
-    known = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **os.environ, **environment}
+    known = {"OMP_NUM_THREADS": "1", **QUIET, **os.environ, **environment}
     command = [sys.executable, "-m", "ray_lora", *words]
     return subprocess.Popen(command, cwd=folder, env=known, stdout=subprocess.DEVNULL, stderr=errors, text=True)
 
@@ -191,7 +192,7 @@ def running_ray(place: str) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**QUIET, **os.environ},
     ) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

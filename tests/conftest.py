@@ -39,6 +39,8 @@ fun slow fast bright dark old new big small
 """.split()
 
 
+_BESIDE = ("tests/ray/test_people.py",)
+
 # the same examples each time, unless a number of them is asked for; how long one takes says how busy the machine is
 settings.register_profile(
     "tests",
@@ -51,10 +53,12 @@ settings.load_profile("tests")
 
 
 class OneCluster(LoadScopeScheduling):
-    """With `-n 2` all tests on the shared cluster run in one process and all others, file by file, beside them."""
+    """With `-n 2` tests on the shared cluster run in one process and all others, file by file, beside them; `_BESIDE`
+    too, on a cluster of their own, so that both processes end at about the same time."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "cluster" if nodeid.startswith("tests/ray/") else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return "cluster" if file.startswith("tests/ray/") and file not in _BESIDE else file
 
 
 class Failures:

@@ -20,7 +20,7 @@ from pyarrow.fs import FileInfo, FileType
 from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
 from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
-from ray_lora.data.pictures import ENDS, SOUND_ENDS, check_depth
+from ray_lora.data.pictures import ENDS, SOUND_ENDS
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
 from ray_lora.data.transcripts import is_transcript, transcripts_of
@@ -167,8 +167,6 @@ def _members(place: Place, found: Mapping[str, FileInfo], split: str, ends: Sequ
     spoken = any(folder in folders for folder in texts)
     # a label may be called "train"; where transcripts are, the folder is none
     around = {folder: f"{folder if spoken else folder.rpartition('/')[0]}/" for folder in folders}
-    if not spoken:
-        check_depth(place, folders, "pictures" if ends is ENDS else "sounds")
     taken = set(of_split(place.name, list(dict.fromkeys(around.values())), split))
     return [
         _of_members(place.below(folder) if folder else place, sorted(names), folder, texts.get(folder), spoken)

@@ -14,7 +14,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -44,20 +44,19 @@ def text_of(roles: Mapping[str, Column]) -> str:
     return next((name for name, role in roles.items() if "text" in role.kinds), "text")
 
 
-def check_depth(place: Place, folders: Collection[str], kind: str) -> None:
-    """DataError where one folder of a label lies in another: nobody can tell which of their names is the label.
+def check_depth(folders: Collection[str]) -> None:
+    """DataError where one folder of pictures or sounds lies in another: nobody can tell which of their names is the
+    label.
 
     Args:
-        folders: those below the place that hold files themselves; "" is the place. kind: "pictures" or "sounds".
+        folders: the paths of those that hold files themselves.
     """
-    for folder in sorted(filter(None, folders)):
-        steps = folder.split("/")
-        around = next(("/".join(steps[:at]) for at in range(len(steps)) if "/".join(steps[:at]) in folders), None)
+    for folder in sorted(folders):
+        around = next((str(outer) for outer in PurePosixPath(folder).parents if str(outer) in folders), None)
         if around is not None:
-            outer = place.below(around) if around else place
             raise DataError(
-                f"{place.below(folder).name!r} lies in {outer.name!r}, and both hold {kind} themselves; a folder's "
-                f"name is the label, so put all {kind} of a label into one folder, beside those of the others"
+                f"{folder!r} lies in {around!r}, and both hold files themselves; a folder's name is the label, so put "
+                "all files of a label into one folder, beside those of the others"
             )
 
 

@@ -26,6 +26,7 @@ from ray_lora.data.formats import described, read_format, reading, row_groups
 from ray_lora.data.pictures import (
     BY_PATH,
     HELD,
+    check_depth,
     column_of,
     digest_of,
     is_metadata,
@@ -226,8 +227,11 @@ def settle(pieces: Sequence[Piece], roles: Mapping[str, Column], looks: Sequence
         looks: `look` of the first piece of each file, in the files' order; without, they are taken here.
 
     Raises:
-        DataError: files have other types, or one lacks a column that others have.
+        DataError: files have other types, or one lacks a column that others have; of folders whose names are labels one
+            lies in another.
     """
+    if any("label" in role.kinds for role in roles.values()):
+        check_depth({piece.file.path for piece in pieces if piece.file.members and not piece.file.transcripts})
     found = zip(first_pieces(pieces), looks or look_at_files(pieces, roles), strict=True)
     schema = agree({piece.file.path: schema for piece, schema in found}, roles)
     return [replace(piece, schema=schema) for piece in pieces]

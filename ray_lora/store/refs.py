@@ -119,7 +119,8 @@ def unknown(ref: str, names: Iterable[str], uri: str) -> AdapterNotFoundError:
     """The error for a name that the store does not have."""
     names = list(names)
     name = parse_ref(ref)[0]
-    near = did_you_mean(name, (held for held in names if not is_person(held)))  # who is whose is nobody else's matter
+    others = (held for held in names if held != name and not is_person(held))  # who is whose is nobody else's matter
+    near = did_you_mean(name, others)
     held = f"it holds {len(names)} other names" if names else "it holds no adapters"
     return UnknownNameError(f"{name!r} is not in the store {uri!r}{near} ({held})", name, near)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from ray_lora.bases.identity import means
 from ray_lora.bases.load import load_base
 from ray_lora.data.files import find_files
 from ray_lora.errors import AdapterError, BaseModelError, CapacityError, DataError, RecipeError
-from ray_lora.recipe import BaseSpec, LoraSpec, Recipe
+from ray_lora.recipe import BaseSpec, LoraSpec, Recipe, ScalingSpec
 from ray_lora.running.packs import spread
 from ray_lora.serving.http.form import parts
 from ray_lora.store import open_store
@@ -119,9 +120,9 @@ def test_more_workers_than_the_cluster_has_are_refused_before_any_starts(
     gpu: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})  # a cluster of its own would take a minute
-    nothing: Any = None
+    asked: Any = SimpleNamespace(recipe=SimpleNamespace(scaling=ScalingSpec()))
     with pytest.raises(RecipeError, match=said):
-        spread(nothing, ScalingConfig(num_workers=3, use_gpu=gpu), jobs=1)
+        spread(asked, ScalingConfig(num_workers=3, use_gpu=gpu), jobs=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ rows

@@ -168,7 +168,10 @@ def test_what_is_no_number_is_counted_and_closes_no_run(uri: str, tmp_path: Path
 
 def test_a_run_that_was_killed_is_closed_by_the_next(uri: str, tmp_path: Path) -> None:
     """NovaSky-AI/SkyRL#1516, Lightning-AI/pytorch-lightning#10397, mlflow/mlflow#7078: RUNNING for ever."""
-    tracked(uri, "killed", tmp_path / "killed.jsonl").log("job", 1, {"loss": 0.5})  # and no more of this process
+    killed = tracked(uri, "killed", tmp_path / "killed.jsonl")
+    killed.log("job", 1, {"loss": 0.5})
+    assert killed.close() == 0  # what it had to send is sent, and it ends no run
+    assert {run.info.status for run in runs(uri, "killed").values()} == {"RUNNING"}
     again = tracked(uri, "killed", tmp_path / "killed.jsonl")
     again.finish_child("job", "KILLED", {})
     again.finish_parent("FAILED")

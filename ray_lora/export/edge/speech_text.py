@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 class Rows:
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
         self.tokenizer, self.card = Tokenizer.from_file(str(folder / "tokenizer.json")), card
-        self.filters = np.load(folder / "mel.npy").T  # [mel, frequencies]
+        self.filters = np.load(folder / "mel.npy", allow_pickle=False).T  # [mel, frequencies]
         self.opened = runpy.run_path(str(Path(__file__).with_name("sounds.py")))["opened"]
 
     def encode(self, value: Any, facts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
