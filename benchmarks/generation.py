@@ -60,6 +60,7 @@ def main() -> None:
     options.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     options.add_argument("--equal", type=int, default=1000)
     options.add_argument("--firsts", type=int, default=40)
+    options.add_argument("--name", default="generation", help="of the result file")
     options.add_argument("--rival", action="append", default=[], metavar="NAME=PYTHON")
     asked = options.parse_args()
     torch.set_num_threads(asked.threads)
@@ -92,7 +93,7 @@ def main() -> None:
     result = {"threads": asked.threads, "rounds": asked.rounds, "tokens_per_second": speed, "ratios": ratios(speed)}
     result |= {"first_token_ms": firsts, "equal": equal, "not_run": not_run}
     print(json.dumps(result, indent=2))
-    print(write("generation", {"what": __doc__, **result}))
+    print(write(asked.name, {"what": __doc__, **result}))
 
 
 def load(streams: int, who: str) -> Load:
