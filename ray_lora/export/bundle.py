@@ -64,11 +64,7 @@ def write_bundle(
     arrays = [] if merge else filled([arrays_of(one.adapter) for one in held])
     for at, one in enumerate(held):
         write_arrays(folder, one.name, {} if merge else arrays[at], card["adapters"][one.name])
-    edge = Path(__file__).parent / "edge"
-    shutil.copy(edge / "runner.py", folder / RUNNER)
-    shutil.copy(edge / f"{kind.rows}.py", folder / ROWS)
-    for name in kind.beside:
-        shutil.copy(edge / f"{name}.py", folder / f"{name}.py")
+    copy_runner("runner", kind, folder)
     kind.save(base, folder)
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
     graph, stacks = (plain, None) if merge else _with_inputs(base, held, arrays)
@@ -82,6 +78,15 @@ def write_bundle(
     card["figures"]["adapter_bytes"] = {path.stem: path.stat().st_size for path in adapters}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
+
+
+def copy_runner(name: str, kind: Kind, folder: Path) -> None:
+    """What answers without this library: a runner of `edge/`, and what it reads rows with."""
+    edge = Path(__file__).parent / "edge"
+    shutil.copy(edge / f"{name}.py", folder / RUNNER)
+    shutil.copy(edge / f"{kind.rows}.py", folder / ROWS)
+    for beside in kind.beside:
+        shutil.copy(edge / f"{beside}.py", folder / f"{beside}.py")
 
 
 def card_of(held: Sequence[Held], base: Base, kind: Kind, merge: bool, int8: bool) -> dict[str, Any]:

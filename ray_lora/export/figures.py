@@ -28,10 +28,10 @@ def latency(bundle: Bundle, feed: Mapping[str, Any], name: str, graph: Graph) ->
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            plain = _milliseconds(lambda: graph(batch))
+            plain = milliseconds(lambda: graph(batch))
     finally:
         torch.set_num_threads(threads)
-    return {"onnx_ms": _milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
+    return {"onnx_ms": milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
 
 
 def swap(bundle: Bundle, name: str) -> float:
@@ -42,13 +42,14 @@ def swap(bundle: Bundle, name: str) -> float:
         for array in arrays.values():
             array[None]
 
-    return _milliseconds(once)
+    return milliseconds(once)
 
 
-def _milliseconds(act: Callable[[], object]) -> float:
+def milliseconds(act: Callable[[], object], times: int = _TIMES) -> float:
+    """What an act takes when it was done before, the median of so many."""
     act()
     spent = []
-    for _ in range(_TIMES):
+    for _ in range(times):
         began = time.perf_counter()
         act()
         spent.append(1000 * (time.perf_counter() - began))

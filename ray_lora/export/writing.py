@@ -9,10 +9,7 @@ with those of that answer. It knows one adapter that was answered in PyTorch: no
 from __future__ import annotations
 
 import json
-import shutil
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +19,8 @@ import torch
 
 from ray_lora.bases.base import Base
 from ray_lora.errors import AdapterError
-from ray_lora.export.bundle import CARD, ROWS, RUNNER, Held, card_of
+from ray_lora.export.bundle import CARD, Held, card_of, copy_runner
+from ray_lora.export.figures import milliseconds
 from ray_lora.export.graph import merged
 from ray_lora.export.kinds import Kind
 from ray_lora.export.onnx_file import write_module
@@ -48,11 +46,7 @@ def write_steps(folder: Path, held: Held, inputs: Sequence[Any], base: Base, kin
     steps = steps_of(merged(base, held.spec, held.adapter).model)
     card = card_of([held], base, kind, merge=True, int8=False)
     card |= {"heads": steps.heads, "width": steps.width, "kept": names_of(steps.empty(1), "kept")}
-    edge = Path(__file__).parent / "edge"
-    shutil.copy(edge / "writer.py", folder / RUNNER)
-    shutil.copy(edge / f"{kind.rows}.py", folder / ROWS)
-    for name in kind.beside:
-        shutil.copy(edge / f"{name}.py", folder / f"{name}.py")
+    copy_runner("writer", kind, folder)
     kind.save(base, folder)
     card["graphs"] = _write_graphs(folder, steps, held)
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
@@ -157,22 +151,12 @@ def _costs(bundle: Bundle, inputs: Sequence[Any], held: Held, steps: Steps) -> d
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            spent = _milliseconds(plain)
+            spent = milliseconds(plain, _TIMES)
     finally:
         torch.set_num_threads(threads)
     return {
         "tokens": len(tokens),
-        "first_ms": _milliseconds(lambda: bundle.step(row["tokens"], bundle.begin(feed))),
-        "onnx_ms": _milliseconds(lambda: bundle.write(feed, row, facts)),
+        "first_ms": milliseconds(lambda: bundle.step(row["tokens"], bundle.begin(feed)), _TIMES),
+        "onnx_ms": milliseconds(lambda: bundle.write(feed, row, facts), _TIMES),
         "pytorch_ms": spent,
     }
-
-
-def _milliseconds(act: Callable[[], object]) -> float:
-    act()
-    spent = []
-    for _ in range(_TIMES):
-        began = time.perf_counter()
-        act()
-        spent.append(1000 * (time.perf_counter() - began))
-    return round(statistics.median(spent), 3)
