@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ray_lora.bounds import Place, check_tree, short
 from ray_lora.distillation_spec import NO_TEACHER, DistillationSpec
 from ray_lora.errors import RecipeError, did_you_mean
-from ray_lora.recipe_text import read_text, read_yaml, shown
+from ray_lora.recipe_text import overridden, put, read_tree, shown
+from ray_lora.search_spec import ObjectiveSpec, SearchSpec
 from ray_lora.task_spec import Json, Spec, TaskSpec, options_of, task_type_of
 from ray_lora.transform_spec import TransformSpec
 
@@ -61,7 +61,7 @@ class BaseSpec(Spec):
 
 class DataSpec(Spec):
     """Where the rows are: files of parquet, csv, jsonl or arrow, folders or globs; local paths, `s3://` or `gs://`. Of
-    annotated pictures COCO's json files or YOLO's data.yaml, local ones."""
+    annotated pictures COCO's json files or YOLO's data.yaml."""
 
     train: str | tuple[str, ...] | None = None
     validation: str | tuple[str, ...] | None = None
@@ -147,43 +147,6 @@ class TrainingSpec(Spec):
         return steps
 
 
-class ObjectiveSpec(Spec):
-    """One of several metrics that a search is for."""
-
-    name: str
-    mode: Literal["max", "min"] | None = None  # null: as the metric itself has it
-
-
-class SearchSpec(Spec):
-    """What Ray Tune tries. `space` maps recipe keys to `{sampler: arguments}`; null is a default space."""
-
-    space: dict[str, dict[str, Json]] | None = None
-    num_samples: int = Field(default=1, ge=1)
-    metric: str | None = None  # null: the task's own
-    mode: Literal["max", "min"] | None = None
-    # several in place of one: the first decides, the others choose among those that are as good
-    metrics: tuple[ObjectiveSpec, ...] = Field(default=(), exclude_if=lambda told: not told)
-    # the column of the validation rows whose groups are to be served alike
-    groups: str | None = Field(default=None, exclude_if=lambda told: told is None)
-    searcher: Literal["basic", "optuna"] = "basic"
-    scheduler: Literal["auto", "fifo", "asha", "median"] = "auto"  # auto: asha where there is early stopping, else fifo
-    # evaluations at 1/8, 1/4 and 1/2 of each trial's steps; auto: where there is enough to stop and to stop by
-    early_stopping: Literal["auto", "rungs", "none"] = "auto"
-    try_default: bool = True  # the recipe's own values are a trial too
-    max_concurrent_trials: int | None = Field(default=None, ge=1)
-    time_budget_s: float | None = Field(default=None, gt=0)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_or_several(self) -> SearchSpec:
-        if self.metrics and (self.metric is not None or self.mode is not None):
-            raise ValueError("metrics takes the place of metric and mode; give one or the other")
-        names = [each.name for each in self.metrics]
-        if len(set(names)) < len(names):
-            raise ValueError(f"metrics names one twice: {', '.join(names)}")
-        return self
-
-
 class PersonalSpec(Spec):
     """One adapter for each person, site, shop or device of one table: `ray-lora personal`."""
 
@@ -259,19 +222,7 @@ class Recipe(Spec):
         Raises:
             RecipeError: the file is missing, is not YAML, or breaks a rule; the message names the key.
         """
-        where = short(str(path), 200)
-        try:
-            tree = read_yaml(read_text(Path(path)))
-        except FileNotFoundError:
-            raise RecipeError(f"recipe {where!r} does not exist; give the path of a YAML recipe") from None
-        except yaml.YAMLError as error:
-            raise RecipeError(f"recipe {where!r} is not valid YAML: {error}") from None
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"recipe {where!r} cannot be read: {short(str(error), 200)}") from None
-        if tree is None:
-            tree = {}
-        if not isinstance(tree, dict):
-            raise RecipeError(f"recipe {where!r} holds a {type(tree).__name__}; it must hold keys and values")
+        tree = read_tree(Path(path))
         _put_all(tree, overridden(overrides))
         return cls.parse(tree)
 
@@ -298,26 +249,6 @@ class Recipe(Spec):
             tree["task"] = self.task.model_dump(exclude_unset=True)
         _put_all(tree, values)
         return self.parse(tree)
-
-
-def overridden(overrides: Sequence[str]) -> dict[str, Json]:
-    """What `key.path=value` texts say; RecipeError for one that is none."""
-    values: dict[str, Json] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        shown_as = short(override)
-        if not equals:
-            raise RecipeError(f"override {shown_as!r} has no '='; write key.path=value, for example lora.r=4")
-        try:
-            value = text if text.startswith("*") else read_yaml(text)  # a glob, and no alias of YAML's
-        except (yaml.YAMLError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(
-                f"override {shown_as!r}: {short(text)!r} is not a YAML value: {short(reason, 300)}"
-            ) from None
-        values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
-        values[key] = value
-    return values
 
 
 def check_key(key: str, task_type: str | None = None) -> None:
@@ -351,17 +282,7 @@ def _put_all(tree: dict[str, Any], values: Mapping[str, Json]) -> None:
     task_type = values.get("task.type", task_type_of(tree.get("task")))
     for key, value in values.items():
         check_key(key, str(task_type))
-        _put(tree, key, value)
-
-
-def _put(tree: dict[str, Any], key: str, value: Json) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        child = tree.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise RecipeError(f"{short(key)!r} cannot be set: {part!r} holds {short(child)}, not a section")
-        tree = child
-    tree[last] = value
+        put(tree, key, value)
 
 
 def _say(problem: Mapping[str, Any], task_type: str) -> str:

@@ -2,7 +2,8 @@
 
     read_yaml("training: {learning_rate: 1e-3}")      # {"training": {"learning_rate": 0.001}}
 
-It knows no keys. A key that stands twice is refused, of which YAML's readers keep the last and say nothing.
+It knows no keys, only how overrides and dotted keys are written. A key that stands twice is refused, of which YAML's
+readers keep the last and say nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +11,42 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ray_lora.bounds import short
+from ray_lora.errors import RecipeError
+from ray_lora.task_spec import Json
+
 _DEEPEST = 50  # levels; a reader calls itself for each
 _LARGEST = 1 << 20  # bytes of a recipe's file
 _SHOWN = 300  # letters of a value in a message
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A recipe's file as keys and values.
+
+    Raises:
+        RecipeError: it is missing, cannot be read, is not YAML, or holds something else.
+    """
+    where = short(str(path), 200)
+    try:
+        tree = read_yaml(read_text(path))
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {where!r} does not exist; give the path of a YAML recipe") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {where!r} is not valid YAML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"recipe {where!r} cannot be read: {short(str(error), 200)}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {where!r} holds a {type(tree).__name__}; it must hold keys and values")
+    return tree
 
 
 def read_text(path: Path) -> str:
@@ -47,11 +75,42 @@ def read_yaml(text: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message: its beginning, whatever its size; aliases can make a short text a very large value."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 200
-    short.maxlevel, short.maxlist = 3, 6
-    text = short.repr(value)
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = brief.maxlong = 200
+    brief.maxlevel, brief.maxlist = 3, 6
+    text = brief.repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def overridden(overrides: Sequence[str]) -> dict[str, Json]:
+    """What `key.path=value` texts say; RecipeError for one that is none."""
+    values: dict[str, Json] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        shown_as = short(override)
+        if not equals:
+            raise RecipeError(f"override {shown_as!r} has no '='; write key.path=value, for example lora.r=4")
+        try:
+            value = text if text.startswith("*") else read_yaml(text)  # a glob, and no alias of YAML's
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(
+                f"override {shown_as!r}: {short(text)!r} is not a YAML value: {short(reason, 300)}"
+            ) from None
+        values.pop(key, None)  # of two overrides of one key the later one counts, where it stands
+        values[key] = value
+    return values
+
+
+def put(tree: dict[str, Any], key: str, value: Json) -> None:
+    """Set a dotted key in a recipe's tree. RecipeError where a plain value stands on its way."""
+    *parents, last = key.split(".")
+    for part in parents:
+        child = tree.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"{short(key)!r} cannot be set: {part!r} holds {short(child)}, not a section")
+        tree = child
+    tree[last] = value
 
 
 class _Loader(yaml.SafeLoader):

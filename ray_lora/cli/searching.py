@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, new_group, start_importing, table
-from ray_lora.recipe import Json, Recipe, overridden
+from ray_lora.recipe import Json, Recipe
+from ray_lora.recipe_text import overridden
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The search's name.", show_default=False)]
 FolderOption = Annotated[Path, typer.Option("--output-dir", help="The recipe's output_dir.")]

@@ -2,7 +2,7 @@
 
     find_files("rows/customer=*/part-*.parquet")   # (File("rows/customer=17/part-0.parquet", ...), ...)
 
-It knows file systems and names; it knows nothing of rows.
+It knows file systems; what names and patterns mean is in `file_names`. It knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from pathlib import Path
 from urllib.parse import unquote
 
 from pyarrow.fs import FileInfo, FileType
@@ -20,6 +18,7 @@ from pyarrow.fs import FileInfo, FileType
 from ray_lora.data.annotated.opened import YAML, How, again, kind_of, look
 from ray_lora.data.annotated.pictures import Annotated
 from ray_lora.data.dataset_card import patterns
+from ray_lora.data.file_names import ending, is_beside, matches, wild_part
 from ray_lora.data.pictures import ENDS, SOUND_ENDS
 from ray_lora.data.places import Place
 from ray_lora.data.splits import of_split, saved
@@ -29,13 +28,7 @@ from ray_lora.errors import DataError
 FORMATS = {"parquet": "parquet", "pq": "parquet", "csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
 FORMATS |= {"arrow": "arrow"}  # the end of a name: the format
 _NAMES = "parquet, csv, jsonl"  # and of annotated pictures COCO's json or YOLO's data.yaml, which say so themselves
-_ABOUT = re.compile(  # what lies beside data and is none
-    r"(readme|license|licence|notice|changelog|citation|contributing)(\..*)?|.*\.(md|crc)|.*_\$folder\$"
-    r"|(dataset_infos?|dataset_dict|state|croissant)\.json|thumbs\.db|desktop\.ini",
-    re.IGNORECASE,
-)
 _TABLES = re.compile(r"(.*/)?metadata\.(csv|jsonl|parquet)")  # what names a folder's files, as `datasets` has it
-_MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class File:
             return "folder"
         if self.how is not None:
             return self.how.kind
-        end = _end(self.path)
+        end = ending(self.path)
         if end not in FORMATS:
             raise DataError(f"data file {self.path!r} ends in {end!r}; give a {_NAMES} file")
         return FORMATS[end]
@@ -113,7 +106,7 @@ def find_files(given: str | Sequence[str], split: str = "train", images: str | N
 def _files(path: str, split: str, images: str | None = None) -> list[File]:
     if not path:
         raise DataError(f"a path of the {split} rows is empty; give a {_NAMES} file, a folder or a glob")
-    place, wild = Place.of(path), _wild(path)
+    place, wild = Place.of(path), wild_part(path)
     # an address with a pattern may be none that can be asked for
     info = place.info() if wild is None or "://" not in path else None
     if info is not None and info.type == FileType.File:
@@ -133,12 +126,12 @@ def _folder(place: Place, split: str) -> list[File]:
     """A folder's data files; those of a split, where names tell splits apart."""
     if (names := saved(place, split)) is not None:  # what `datasets` saved names its own files
         return [_file(place.below(name), place.below(name).info()) for name in names]
-    found = {name: info for name, info in place.list() if info.type != FileType.Directory and not _beside(name)}
+    found = {name: info for name, info in place.list() if info.type != FileType.Directory and not is_beside(name)}
     if (globs := patterns(place, split)) is not None:
         steps = [glob.removeprefix("./").split("/") for glob in globs]
-        found = {name: info for name, info in found.items() if any(_matches(name.split("/"), one) for one in steps)}
+        found = {name: info for name, info in found.items() if any(matches(name.split("/"), one) for one in steps)}
         return _of_one_format(place.name, place, found)
-    members = next((ends for ends in (ENDS, SOUND_ENDS) if any(_end(name) in ends for name in found)), None)
+    members = next((ends for ends in (ENDS, SOUND_ENDS) if any(ending(name) in ends for name in found)), None)
     if members is not None:
         tables = {name: info for name, info in found.items() if _TABLES.fullmatch(name)}
         if not tables:
@@ -154,7 +147,7 @@ def _members(place: Place, found: Mapping[str, FileInfo], split: str, ends: Sequ
     texts: dict[str, list[str]] = {}
     for name in found:
         folder, _, last = name.rpartition("/")
-        if _end(name) in ends:
+        if ending(name) in ends:
             folders.setdefault(folder, []).append(last)
         elif ends is SOUND_ENDS and is_transcript(name):
             texts.setdefault(folder, []).append(last)
@@ -200,14 +193,14 @@ def _glob(said: str, place: Place, steps: Sequence[str], split: str) -> list[Fil
         raise DataError(f"{said!r} matches nothing: the folder {place.name!r} does not exist")
     found: dict[str, FileInfo] = {}
     for name, info in place.list(recursive=len(steps) > 1 or "**" in steps):
-        if not _matches(name.split("/"), steps) or _beside(name):
+        if not matches(name.split("/"), steps) or is_beside(name):
             continue
         if info.type == FileType.Directory:
             inner = place.below(name).list()
             found |= {f"{name}/{rest}": one for rest, one in inner if one.type != FileType.Directory}
         else:
             found[name] = info
-    found = {name: info for name, info in sorted(found.items()) if not _beside(name)}
+    found = {name: info for name, info in sorted(found.items()) if not is_beside(name)}
     return _of_one_format(said, place, _of_split(said, found, split, "/".join(steps)))
 
 
@@ -216,7 +209,7 @@ def _of_one_format(said: str, place: Place, found: Mapping[str, FileInfo]) -> li
     formats: dict[str, str] = {}
     for name in found:
         below = place.below(name).name
-        if (end := _end(name)) not in FORMATS:
+        if (end := ending(name)) not in FORMATS:
             raise DataError(f"{said!r} holds {below!r}, which ends in {end!r}; only {_NAMES} and arrow files are rows")
         formats.setdefault(FORMATS[end], below)
     if len(formats) > 1:
@@ -232,7 +225,7 @@ def _annotated(place: Place, split: str, images: str | None) -> File | None:
     kind = kind_of(place)
     if kind is None:
         return None
-    how = How(kind, None if images is None else str(Path(images).absolute()), split)
+    how = How(kind, None if images is None else Place.of(images).address, split)
     found = look(place.address, how)
     size = found.bytes + place.info().size
     return File(place.name, size, found.stamp, tuple(_partitions(place.plain)), place.address, how)
@@ -283,37 +276,3 @@ def _partitions(path: str) -> Iterator[tuple[str, str]]:
         column, equals, value = folder.partition("=")
         if equals and column:
             yield unquote(column), unquote(value)
-
-
-def _wild(path: str) -> tuple[Place, list[str]] | None:
-    """The folder before a pattern's first wild name, and the names from there on; None for a path without one."""
-    scheme, mark, rest = path.rpartition("://")
-    rest, asks, options = rest.partition("?") if mark else (rest, "", "")  # an address has its options behind a "?"
-    names = rest.rstrip("/").split("/")
-    first = next((at for at, name in enumerate(names) if at >= bool(mark) and _MAGIC.search(name)), None)
-    if first is None:
-        return None
-    before = "/".join(names[:first]) or ("/" if first else ".")
-    return Place.of(scheme + mark + before + asks + options), names[first:]
-
-
-def _matches(names: Sequence[str], steps: Sequence[str]) -> bool:
-    """Whether a path's names match a pattern's; `**` is any number of folders."""
-    if not steps:
-        return not names
-    if steps[0] == "**":
-        return any(_matches(names[at:], steps[1:]) for at in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], steps[0]) and _matches(names[1:], steps[1:])
-
-
-def _beside(name: str) -> bool:
-    """Whether a path below what was given is hidden, or about data and none itself."""
-    *folders, last = name.split("/")
-    # "_" marks what Spark and Delta write beside tables; cameras and people begin names of pictures with it
-    marks = (".",) if _end(last) in (*ENDS, *SOUND_ENDS) else (".", "_")
-    hidden = any(step.startswith(marks) for step in [*folders, last])
-    return hidden or bool(_ABOUT.fullmatch(last))
-
-
-def _end(name: str) -> str:
-    return name.rsplit(".", 1)[-1].lower()

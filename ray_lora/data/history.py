@@ -26,6 +26,7 @@ from ray_lora.data.sent_files import GROUP, PERSON
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, PersonalSpec
 from ray_lora.tasks import Column
+from ray_lora.tasks.labels import as_seen
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class History:
         self._data, self._columns, self._spec = data, columns, spec
         self._parts: list[_Part] = []
         self.groups: dict[str, str | None] = {}
+        self._spelt: dict[str, str] = {}  # how each person's key is written
 
     def add(self, given: str | Sequence[str], leave_out: Callable[[str], bool] = lambda _: False) -> list[str]:
         """Add the rows of files that have the recipe's columns; whose they are.
@@ -101,6 +103,15 @@ class History:
                 raise DataError(
                     f"{given}: {person!r} is in {self._spec.group} {group!r} and was in {was!r}; give each person one"
                 )
+        spelt = {as_seen(person): person for person in groups}
+        known = spelt | self._spelt
+        other = next((person for person in groups if known[as_seen(person)] != person), None)
+        if other is not None:
+            raise DataError(
+                f"{given}: {other!a} and another person differ only in blanks around them or in how Unicode writes "
+                "them; write them alike"
+            )
+        self._spelt |= spelt
         self.groups.update(groups)
         whole = pa.concat_tables([table for _, table in tables], promote_options="permissive")
         self._parts.append(_Part(tables, whole, whose))

@@ -76,30 +76,82 @@ def digest_of(folder: Place, names: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-def with_files(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
+def with_files(table: pa.Table, place: Place, roles: Mapping[str, Column], first: int = 0) -> pa.Table:
     """A table whose columns of pictures and sounds hold them: what a row names by path is read; a text without a dot
     is base64.
+
+    Args:
+        first: the number, in its file, of the table's first row.
 
     Raises:
         DataError: one cannot be had; the first wrong rows are named.
     """
-    for name, role in roles.items():
-        if FILE_KINDS.isdisjoint(role.kinds) or table.column_names.count(name) != 1:
+    for name, role in _of_files(table, roles):
+        kind = _kind_of(table.column(name))
+        if kind is None:
             continue
-        column = table.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if _is_text(kind):
-            column, kind = column.cast(pa.large_string()), HELD
-        elif _is_struct(kind) and pa.types.is_null(kind.field("bytes").type):  # paths alone, in all rows
-            kind = HELD
-        elif not _names_paths(kind, column):
-            continue
-        values = _read(column.to_pylist(), place, name, "picture" if "image" in role.kinds else "sound")
+        column = _as_written(table.column(name))
+        values = _read(column.to_pylist(), place, name, "picture" if "image" in role.kinds else "sound", first)
         mark = BY_PATH if table.num_rows == 0 or any(value and value.get("path") for value in values) else None
         chunks = [pa.array([value], kind) for value in values] or [pa.array([], kind)]
         field = pa.field(name, kind, metadata=mark)
         table = table.set_column(table.column_names.index(name), field, pa.chunked_array(chunks, kind))
     return table
+
+
+def without_files(table: pa.Table, roles: Mapping[str, Column]) -> pa.Table:
+    """As `with_files`, but nothing is read: such a column holds what the rows say of their files."""
+    for name, _ in _of_files(table, roles):
+        column = table.column(name)
+        kind = _kind_of(column)
+        if kind is None:
+            continue
+        rows = [{"bytes": None, "path": value} if isinstance(value, str) else value for value in column.to_pylist()]
+        mark = BY_PATH if any(_path_of(row) for row in rows) else None
+        field = pa.field(name, kind, metadata=mark)
+        table = table.set_column(table.column_names.index(name), field, pa.array(rows, kind))
+    return table
+
+
+def paths_of(table: pa.Table, roles: Mapping[str, Column]) -> list[list[str]]:
+    """The paths that each row of a table of `without_files` names."""
+    found: list[list[str]] = [[] for _ in range(table.num_rows)]
+    for name, _ in _of_files(table, roles):
+        column = table.column(name)
+        if _is_struct(column.type):
+            for row, value in zip(found, column.to_pylist(), strict=True):
+                row += [path] if (path := _path_of(value)) else []
+    return found
+
+
+def _path_of(value: dict[str, Any] | None) -> str | None:
+    """The path that a row names; None where it holds its bytes: base64 has no dot."""
+    if value is None or value["bytes"] is not None or not value["path"]:
+        return None
+    path: str = value["path"]
+    return path if "." in path else None
+
+
+def _of_files(table: pa.Table, roles: Mapping[str, Column]) -> list[tuple[str, Column]]:
+    """The table's columns of pictures and sounds."""
+    return [
+        (name, role)
+        for name, role in roles.items()
+        if not FILE_KINDS.isdisjoint(role.kinds) and table.column_names.count(name) == 1
+    ]
+
+
+def _kind_of(column: pa.ChunkedArray) -> pa.DataType | None:
+    """What a column is once its files are read; None for one that holds them."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if _is_text(kind) or (_is_struct(kind) and pa.types.is_null(kind.field("bytes").type)):  # paths alone, in all rows
+        return HELD
+    return kind if _names_paths(kind, column) else None
+
+
+def _as_written(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return column.cast(pa.large_string()) if _is_text(kind) else column
 
 
 def renamed(table: pa.Table, place: Place, roles: Mapping[str, Column]) -> pa.Table:
@@ -140,15 +192,15 @@ def _names_paths(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
     return bool(chunks.field("bytes").null_count > chunks.null_count)
 
 
-def _read(values: Sequence[Any], place: Place, column: str, word: str) -> list[dict[str, Any] | None]:
+def _read(values: Sequence[Any], place: Place, column: str, word: str, first: int) -> list[dict[str, Any] | None]:
     found: list[dict[str, Any] | None] = []
     wrong: list[str] = []
-    folder = _folder(place)
+    folder = place.above
     for row, value in enumerate(values):
         try:
             found.append(_held(value, folder, word))
         except DataError as error:
-            wrong.append(f"{place.name}, row {row + 1}: column {column!r}: {error}")
+            wrong.append(f"{place.name}, row {first + row + 1}: column {column!r}: {error}")
             if len(wrong) == _MOST_NAMED:
                 break
     if wrong:
@@ -178,16 +230,6 @@ def _at(folder: Place, path: str, word: str) -> Place:
     if "://" in path:
         raise DataError(f"{path!r} is an address, and nothing is fetched; give a path of a file, or the {word}'s bytes")
     return Place.of(path) if Path(path).is_absolute() else folder.below(path)
-
-
-def _folder(place: Place) -> Place:
-    """The folder of a file."""
-    head, slash, _ = place.name.rpartition("/")
-    if place.local is not None:
-        local = place.local.parent
-        return Place(head or ("/" if slash else "."), str(local))
-    address, asks, options = place.address.partition("?")
-    return Place(head, address.rpartition("/")[0] + asks + options)
 
 
 def _bytes(place: Place, word: str = "file") -> bytes:

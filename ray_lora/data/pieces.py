@@ -22,7 +22,7 @@ from ray_lora.data.annotated.pictures import parts, stretches
 from ray_lora.data.class_labels import named
 from ray_lora.data.csv_file import are_whole_numbers
 from ray_lora.data.files import File, annotated, check_unchanged
-from ray_lora.data.formats import described, read_format, reading, row_groups
+from ray_lora.data.formats import DESCRIBED, described, read_format, reading, row_groups
 from ray_lora.data.pictures import (
     BY_PATH,
     HELD,
@@ -34,6 +34,7 @@ from ray_lora.data.pictures import (
     renamed,
     text_of,
     with_files,
+    without_files,
 )
 from ray_lora.data.transcripts import read_transcripts
 from ray_lora.errors import DataError
@@ -128,18 +129,24 @@ def read_piece(piece: Piece, roles: Mapping[str, Column], columns: Collection[st
     return as_types(piece, table, schema)
 
 
-def read_written(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None) -> pa.Table:
-    """As `read_piece`, but whole numbers that a text file holds as labels are texts still."""
+def read_written(
+    piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None = None, files: bool = True
+) -> pa.Table:
+    """As `read_piece`, but whole numbers that a text file holds as labels are texts still.
+
+    Args:
+        files: what rows name by path is read.
+    """
     check_unchanged(piece.file)
     with reading(piece.file):
         if piece.file.members:
             table = _members(piece, roles)
         else:
             every = None if is_metadata(piece.file.place) else columns  # its files' column has another name there
-            table = read_format(piece.file, piece.groups, roles, every)
+            table = _format_of(piece, roles, every)
             if piece.rows is not None:
                 table = table.slice(piece.skipped, piece.rows)
-            table = _with_meaning(piece, table, roles)
+            table = _with_meaning(piece, table, roles, files)
         rows = table.num_rows
         table = only(table, columns)
         for name, value in piece.file.partitions:
@@ -161,10 +168,27 @@ def _members(piece: Piece, roles: Mapping[str, Column]) -> pa.Table:
     return table.append_column(text_of(roles), pa.array(said, pa.string()))
 
 
-def _with_meaning(piece: Piece, table: pa.Table, roles: Mapping[str, Column]) -> pa.Table:
+_WHOLE: dict[tuple[object, ...], pa.Table] = {}  # the last text file that is read in parts: each would read all of it
+
+
+def _format_of(piece: Piece, roles: Mapping[str, Column], columns: Collection[str] | None) -> pa.Table:
+    """The rows of a piece's file, or of its row groups."""
+    if piece.rows is None or piece.file.format in DESCRIBED:
+        return read_format(piece.file, piece.groups, roles, columns)
+    key = (piece.file, tuple(roles.items()), None if columns is None else frozenset(columns))
+    table = _WHOLE.get(key)
+    if table is None:
+        table = read_format(piece.file, piece.groups, roles, columns)
+        _WHOLE.clear()
+        _WHOLE[key] = table
+    return table
+
+
+def _with_meaning(piece: Piece, table: pa.Table, roles: Mapping[str, Column], files: bool = True) -> pa.Table:
     """A table whose labels and files are what the file means by them: names for indices, bytes for paths."""
     place = piece.file.place
-    return with_files(named(renamed(table, place, roles), roles, piece.file.path), place, roles)
+    table = named(renamed(table, place, roles), roles, piece.file.path)
+    return with_files(table, place, roles, piece.first) if files else without_files(table, roles)
 
 
 def look(piece: Piece, roles: Mapping[str, Column]) -> pa.Schema:

@@ -9,6 +9,8 @@ It knows file systems; it knows nothing of what files hold.
 
 from __future__ import annotations
 
+import os
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +80,41 @@ class Place:
             return Place(name, f"{self.address.rstrip('/')}/{rest}")
         head, path, options = parts.groups()
         return Place(name, f"{head}{path.rstrip('/')}/{quote(rest, safe='/')}{options or ''}")
+
+    @property
+    def above(self) -> Place:
+        """The folder that it lies in; of a bucket itself, the bucket."""
+        head, slash, _ = self.name.rpartition("/")
+        if self.local is not None:
+            return Place(head or ("/" if slash else "."), str(self.local.parent))
+        if not self.plain.strip("/"):
+            return self
+        address, asks, options = self.address.partition("?")
+        return Place(head, address.rstrip("/").rpartition("/")[0] + asks + options)
+
+    def at(self, path: str) -> Place:
+        """Where a path leads that begins at this folder; `..` leads up.
+
+        Raises:
+            DataError: it begins at a disk's root, and this folder is in a bucket.
+        """
+        if self.local is not None:
+            return Place.of(str(self.local / path))
+        if path.startswith("/"):
+            raise DataError(f"{path!r} begins at a disk's root, and {self.name!r} is in a bucket; give it from there")
+        found = self
+        for step in path.split("/"):
+            if step == "..":
+                found = found.above
+            elif step not in ("", "."):
+                found = found.below(step)
+        return found
+
+    def from_folder(self, folder: Place) -> str:
+        """The path that leads here from a folder of the same file system, for `at`."""
+        if self.local is not None and folder.local is not None:
+            return os.path.relpath(self.local, folder.local)
+        return posixpath.relpath(self.plain or "/", folder.plain or "/")
 
     def info(self) -> FileInfo:
         """What is there. DataError where that cannot be asked."""

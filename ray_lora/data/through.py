@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from ray_lora.data.check import MOST_NAMED, learn, on_base, raise_wrong, wrong_rows
 from ray_lora.data.files import File
-from ray_lora.data.pieces import Piece, cut, read_piece
+from ray_lora.data.named_files import parted
+from ray_lora.data.pieces import Piece, cut, look_at_files, read_piece
 from ray_lora.data.read import canonical, roles
 from ray_lora.data.rows import say_given, settle_columns
 from ray_lora.errors import DataError
@@ -34,21 +35,25 @@ def look_through(
         DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
     """
     task, data = task_of(recipe.task), recipe.data
-    pieces = {split: settle_columns(cut(mine), data, task.columns) for split, mine in files.items()}
+    names, pieces = roles(data, task.columns), dict[str, list[Piece]]()
+    for split, given in files.items():
+        found = parted(cut(given), names)
+        looks = found.looked(lambda others: look_at_files(others, names))
+        pieces[split] = settle_columns(found.pieces, data, task.columns, looks)
     try:
         spec = learn(task, recipe.task, (table_of(piece, data, task) for piece in pieces["train"]))
     except DataError as error:
         raise DataError(f"{say_given(data.train or '')}: {error}") from None
     asked, rows = on_base(spec, processor), dict.fromkeys(pieces, 0)
-    found, more = list[tuple[str, list[tuple[int, str]]]](), 0
+    faults, more = list[tuple[str, list[tuple[int, str]]]](), 0
     for split, mine in pieces.items():
         for piece in mine:
             table = table_of(piece, data, task)
             wrong = wrong_rows(asked, spec, table, piece.first)
-            found += [(piece.file.path, wrong[:MOST_NAMED])] if wrong else []
+            faults += [(piece.file.path, wrong[:MOST_NAMED])] if wrong else []
             more += max(0, len(wrong) - MOST_NAMED)
             rows[split] += table.num_rows
-    raise_wrong(found, more)
+    raise_wrong(faults, more)
     return spec, rows
 
 

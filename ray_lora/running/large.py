@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -25,8 +26,9 @@ from ray_lora.data.check import raise_wrong
 from ray_lora.data.encoded import EncodedFile
 from ray_lora.data.encoder import Encoder, code_of
 from ray_lora.data.files import File, annotated
-from ray_lora.data.pictures import named_by_path
+from ray_lora.data.named_files import Parted, parted
 from ray_lora.data.pieces import Piece, cut, first_pieces
+from ray_lora.data.read import roles
 from ray_lora.data.remembered import Remembered, recall, remember
 from ray_lora.data.row_cache import RowCache
 from ray_lora.data.rows import say_given, settle_columns
@@ -35,7 +37,8 @@ from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe, TaskSpec
 from ray_lora.running.encoding import Glance, Shard, encode, fetched, kept, look_at, survey
 from ray_lora.running.reading import Tell
-from ray_lora.tasks import task_of
+from ray_lora.tasks import Column, task_of
+from ray_lora.tasks.task import FILE_KINDS
 
 # Where the direct way ends: it reads on the driver, and every pack encodes for itself. Below, what Ray Data takes to
 # start costs more than it saves (benchmarks/results/rows.json).
@@ -70,11 +73,19 @@ class Encoded:
         return [0, *accumulate(shard.rows for shard in self.shards)][:-1]
 
 
-def is_large(files: Mapping[str, Sequence[File]]) -> bool:
-    """Whether rows are better read and encoded in pieces."""
+def is_large(files: Mapping[str, Sequence[File]], wanted: Mapping[str, Column] = MappingProxyType({})) -> bool:
+    """Whether rows are better read and encoded in pieces.
+
+    Args:
+        wanted: the files' columns and what they are to the task, whose rows may name files by path.
+    """
     every = [file for split in files.values() for file in split]
     if sum(file.size for file in every) >= LARGE_BYTES:
         return True
+    if any(FILE_KINDS.intersection(column.kinds) for column in wanted.values()):
+        named = parted(cut(every), wanted)
+        if named.rows >= LARGE_ROWS or named.bytes >= LARGE_BYTES:
+            return True
     written = sum(
         len(file.members) or file.size // _ROW_BYTES for file in every if file.format != "parquet" and file.how is None
     )
@@ -93,8 +104,10 @@ def prepare_large(
     Raises:
         DataError: a file, a column or a row is wrong; the first ten wrong rows are named.
     """
-    data, key, begun = recipe.data, _key(recipe, files), time.time()
-    known = recall(key, files) or _look(recipe, files, tell)
+    data, begun = recipe.data, time.time()
+    named = _named(recipe, files)
+    key = _key(recipe, files, named)
+    known = recall(key, files) or _look(recipe, files, named, tell)
     encoder = Encoder.of(known.task, processor, data.columns)
     pieces = {split: known.pieces[split] for split in files}
     shards = _encoded(pieces, known, encoder, data, tell, begun)
@@ -106,19 +119,21 @@ def prepare_large(
     }
 
 
-def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Remembered:
+def _named(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> dict[str, Parted]:
+    """The pieces of each split whose rows may name files by path; none where no column of the task could."""
+    wanted = roles(recipe.data, task_of(recipe.task).columns)
+    if not any(FILE_KINDS.intersection(column.kinds) for column in wanted.values()):
+        return {}
+    return {split: parted(cut(mine), wanted) for split, mine in files.items()}
+
+
+def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], named: Mapping[str, Parted], tell: Tell) -> Remembered:
     """What the files hold, and what the training rows teach."""
     task, pieces = task_of(recipe.task), dict[str, list[Piece]]()
     for split, mine in files.items():
-        cuts = cut(mine)
-        looks = look_at(cuts, recipe.data, task, tell)
-        if named_by_path(looks):  # what is kept would stay when such a file is written anew
-            raise DataError(
-                f"{say_given(getattr(recipe.data, split))}: rows that name files by path are read at once, and "
-                "these are too many for that; give a folder a label, sounds with "
-                "their transcripts beside them, or parquet files that hold the bytes"
-            )
-        pieces[split] = settle_columns(cuts, recipe.data, task.columns, looks)
+        found = named.get(split) or Parted(cut(mine))
+        looks = found.looked(lambda others: look_at(others, recipe.data, task, tell))
+        pieces[split] = settle_columns(found.pieces, recipe.data, task.columns, looks)
     _check_alike(pieces)
     firsts = {split: set(map(id, first_pieces(mine))) for split, mine in pieces.items()}
     glances = [
@@ -131,6 +146,9 @@ def _look(recipe: Recipe, files: Mapping[str, Sequence[File]], tell: Tell) -> Re
     digests: dict[str, list[str]] = {split: [] for split in pieces}
     for (split, _), one in zip(glances, seen, strict=True):
         digests[split] += [one.digest] if one.digest else []
+    for split, found in named.items():  # what is kept of rows is theirs as long as no file that they name changes
+        for number, stamp in found.stamps.items():
+            digests[split][number] = hashlib.sha256(f"{digests[split][number]}{stamp}".encode()).hexdigest()
     taught = [one.taught for (_, glance), one in zip(glances, seen, strict=True) if glance.teaches]
     try:
         spec = task.merge(recipe.task, taught)
@@ -189,9 +207,13 @@ def _name(piece: Piece, digest: str) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 
 
-def _key(recipe: Recipe, files: Mapping[str, Sequence[File]]) -> str:
-    """What is remembered stands for this task, these columns and these files, as they were written last."""
-    stamps = {split: [(file.place.address, file.stamp) for file in mine] for split, mine in files.items()}
+def _key(recipe: Recipe, files: Mapping[str, Sequence[File]], named: Mapping[str, Parted]) -> str:
+    """What is remembered stands for this task, these columns and these files, as they were written last, those that
+    rows name by path too."""
+    stamps: dict[str, Any] = {
+        split: [(file.place.address, file.stamp) for file in mine] for split, mine in files.items()
+    }
+    stamps |= {f"named in {split}": sorted(found.stamps.items()) for split, found in named.items() if found.stamps}
     told = [recipe.task.model_dump_json(), sorted(recipe.data.columns.items()), stamps, code_of(task_of(recipe.task))]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:32]
 

@@ -66,10 +66,11 @@ def main() -> None:
 def measure(asked: Asked) -> Measured:
     """Build the pack and time it."""
     recipe, spec = Recipe.model_validate_json(asked.recipe), TaskSpec.model_validate_json(asked.task)
-    began = time.perf_counter()
+    began, imports = time.perf_counter(), time.process_time()
     base, slots = load_base(recipe.base), max(asked.members)
     engine = AdapterEngine(base, slots=slots, max_rank=asked.max_rank, train=True, embeddings=asked.embeddings)
     load = time.perf_counter() - began
+    whole, used = time.perf_counter(), time.process_time()  # the base was read from a disk, which is no computing
     pack = Pack(engine, {}, max_rows=asked.max_rows)
     task = pack.task(spec)
     engine.reserve_head(task.head)
@@ -82,18 +83,21 @@ def measure(asked: Asked) -> Measured:
     steps = _steps(pack, jobs, asked.members, time.perf_counter() + asked.seconds * _SHARE)
     step, step_row = fitted([(step.rows, step.seconds) for step in steps])
     held = [step.bytes for step in steps if step.members == asked.members[0]]
+    evaluate_row = _evaluate_row(pack, asked.seconds * (1 - _SHARE))
     return Measured(
         load=load,
         encode_row=encode_row,
         step=step,
         step_row=step_row,
-        evaluate_row=_evaluate_row(pack, asked.seconds * (1 - _SHARE)),
+        evaluate_row=evaluate_row,
         head=head,
         head_row=head_row,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         grown_bytes=(held[-1] - held[0]) // max(1, len(held) - 1),
         members=max(step.members for step in steps),
         steps=len(steps),
+        share=min(1.0, (time.process_time() - used) / (time.perf_counter() - whole)),
+        imports=imports,
     )
 
 

@@ -34,6 +34,7 @@ from ray_lora.running.plan import Plan, make_plan, slots_for, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.teachers import anywhere
+from ray_lora.running.time_left import TimeLeft
 from ray_lora.running.turns import Turns
 from ray_lora.running.watch import Watch
 from ray_lora.running.worker import PackConfig, run_worker
@@ -139,6 +140,7 @@ class PackRun:
         packs: how many packs.
         jobs: how many jobs will probably be submitted; at_once: how many of them at the same time, at most.
         turns: as the coordinator's.
+        foreseen: seconds of the whole run, at least and at most; None where they are not known.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class PackRun:
         jobs: int = 0,
         at_once: int | None = None,
         turns: Turns | None = None,
+        foreseen: tuple[float, float] | None = None,
         quiet: bool = False,
     ) -> None:
         self.prepared, self.output, self.tracker = prepared, output, tracker
@@ -163,7 +166,8 @@ class PackRun:
         self.coordinator: Any = actor.remote(jobs, at_once, turns)
         task = task_of(prepared.recipe.task)
         rows = {name: source.rows("validation") for name, source in prepared.sources.items()}
-        self._progress = progress = Progress(title, task.metric, quiet, task.metrics[task.metric], rows, jobs)
+        self._progress = progress = Progress(title, task.metric, quiet, task.metrics[task.metric], rows)
+        progress.time_left = TimeLeft(jobs, foreseen)
         identities = {name: source.identity for name, source in prepared.sources.items()}
         self._watch = Watch(self.coordinator, output / "jobs", tracker, progress, identities)
         self.seconds: dict[str, float] = {}
@@ -193,7 +197,7 @@ class PackRun:
 
     def expect_more(self) -> None:
         """One job more will come than was said at the start."""
-        self._progress.expected += 1
+        self._progress.time_left.expected += 1
 
     def say(self, text: str) -> None:
         """Tell whoever watches, unless nothing is to be shown."""

@@ -62,6 +62,8 @@ class Measured(BaseModel):
         head, head_row: of fitting heads on the frozen base before, and of each row that does it; 0 where none is.
         peak_bytes: the most that the process held, while `members` trained; grown_bytes: what each step added.
         steps: how many were timed.
+        share: of a processor that the probe had while it computed; less than 1 where others use the machine.
+        imports: processor seconds that it took to import what a worker imports.
     """
 
     load: float
@@ -75,6 +77,8 @@ class Measured(BaseModel):
     grown_bytes: int
     members: int
     steps: int
+    share: float = 1.0
+    imports: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ray_lora.inference.intervals import scored_on
 from ray_lora.running.coordinator import Record
+from ray_lora.running.time_left import TimeLeft
 
 _LOG_EVERY_S = 10.0
 _logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Progress:
         quiet: show nothing but warnings.
         rows: validation rows of each job's data, by its name: what a score is taken on, where its job does not say
             otherwise.
-        expected: jobs that there will be, also those that nobody has submitted yet.
+        time_left: of the run; None where nobody knows how many jobs there will be.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Progress:
         quiet: bool = False,
         mode: str = "max",
         rows: Mapping[str, int] | None = None,
-        expected: int = 0,
+        time_left: TimeLeft | None = None,
     ) -> None:
         self.title, self.metric, self.quiet = title, metric, quiet
-        self.mode, self.rows, self.expected = mode, rows or {}, expected
-        self._begun: tuple[float, float] | None = None  # when steps were first seen, and how many trials' worth
+        self.mode, self.rows = mode, rows or {}
+        self.time_left = time_left or TimeLeft()
         self._console = Console(stderr=True)
         self._live: Live | None = None
         self._started = time.time()
@@ -97,16 +98,8 @@ class Progress:
         return scored_on(score, record.rows or whole, self.mode) + part if whole else f"{score:.4f}"
 
     def left(self, records: Sequence[Record]) -> str:
-        """The time left at the pace so far, if nobody is stopped; empty while nothing is known of it."""
-        done, left = work(records, self.expected)
-        if self._begun is None:
-            self._begun = (time.time(), done) if done else None
-            return ""
-        began, before = self._begun
-        if done <= before or not left:
-            return ""
-        seconds = left * (time.time() - began) / (done - before)
-        return f"{'at most ' if any(r.followed for r in records) else ''}{said_time(seconds)} left"
+        """The time left, as people say it; empty while nothing is known of it."""
+        return self.time_left.said(records)
 
     def close(self) -> None:
         """Leave the last table standing."""
@@ -135,21 +128,6 @@ class Progress:
     def _print(self, text: str) -> None:
         sys.stderr.write(f"[{time.time() - self._started:6.1f}s] {self.title}: {text}\n")
         sys.stderr.flush()
-
-
-def work(records: Sequence[Record], expected: int = 0) -> tuple[float, float]:
-    """How many jobs' worth of steps were made, and are left: each job counts as one, those to come too."""
-    done = [record.step / record.total if record.total else 0.0 for record in records]
-    left = [1 - share for record, share in zip(records, done, strict=True) if record.status in ("waiting", "running")]
-    return sum(done), sum(left) + max(0, expected - len(records))
-
-
-def said_time(seconds: float) -> str:
-    """Seconds as people say them: `40 s`, `5 min`, `2 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ray_lora.data.check import check_tables as check_files
 from ray_lora.data.check import learn, on_base
 from ray_lora.data.files import File, find_files
 from ray_lora.data.pieces import digest
-from ray_lora.data.read import canonical
+from ray_lora.data.read import canonical, roles
 from ray_lora.data.rows import Rows, read_rows, say_given
 from ray_lora.data.stored_rows import StoredRows
 from ray_lora.data.through import look_through
@@ -27,7 +27,7 @@ from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.running.datasets import size_of, write
 from ray_lora.running.large import LARGE_BYTES, LARGE_ROWS, Encoded, is_large, prepare_large, stretches
 from ray_lora.running.reading import reading
-from ray_lora.tasks import Features, Task, task_of
+from ray_lora.tasks import Column, Features, Task, task_of
 from ray_lora.tasks.soft_targets import Distilled
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Split, Splits
@@ -89,7 +89,7 @@ def prepare(
             else _few(recipe, computed, pieces, processor)
         )
     files = files_of(recipe)
-    if processor is not None and "train" in files and is_large(files):
+    if processor is not None and "train" in files and is_large(files, _wanted(recipe)):
         return _many(recipe, files, processor, quiet)
     return _few(recipe, None, pieces, processor)
 
@@ -99,6 +99,11 @@ def files_of(recipe: Recipe) -> dict[str, tuple[File, ...]]:
     given = {split: getattr(recipe.data, split) for split in SPLITS}
     found = {split: paths for split, paths in given.items() if paths is not None}
     return {split: find_files(paths, split, recipe.data.images_of(split)) for split, paths in found.items()}
+
+
+def _wanted(recipe: Recipe) -> dict[str, Column]:
+    """The files' columns, and what they are to the task."""
+    return roles(recipe.data, task_of(recipe.task).columns)
 
 
 def _many(recipe: Recipe, files: Mapping[str, Sequence[File]], processor: Any, quiet: bool) -> Source:
@@ -139,7 +144,7 @@ def inspect(recipe: Recipe, processor: Any = None) -> tuple[TaskSpec, dict[str, 
         processor: the base's; without one nothing is said of rows that only this base cannot read.
     """
     files = files_of(recipe)
-    if "train" in files and is_large(files):
+    if "train" in files and is_large(files, _wanted(recipe)):
         return look_through(recipe, files, processor)
     tables = read_tables(recipe, None)
     task = check_tables(recipe, tables, processor)

@@ -27,6 +27,7 @@ from ray_lora.running.claims import claimed
 from ray_lora.running.coordinator import Record
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.running.sources import jobs_of
+from ray_lora.running.time_left import foreseen_of
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
 
@@ -98,6 +99,7 @@ class LoraTrainer:
             scaling_config=self.scaling_config or scaling_of(self.recipes[0]),
             run_config=self.run_config,
             packs=packs,
+            foreseen=self._foreseen(prepared),
             quiet=self.quiet,
         )
         run.start()
@@ -110,10 +112,19 @@ class LoraTrainer:
             tracker.close()
             raise
         failed = any(record.status != "finished" for record in records.values())
+        self.costs = dict(run.seconds)  # seconds of all packs' first workers, by what they were spent on
         spent = {"processor_seconds": run.seconds.get("processor", 0.0)}
         tracker.finish_parent("FAILED" if failed else "FINISHED", metrics=spent)
         tracker.close()
         return records
+
+    def _foreseen(self, prepared: Prepared) -> tuple[float, float] | None:
+        """What `ray-lora plan` foresaw of this recipe, where it is all that is asked for."""
+        if not self._single or self.datasets is not None or self.scaling_config is not None:
+            return None
+        [recipe] = self.recipes
+        source = prepared.sources[recipe.name]
+        return foreseen_of(recipe, "training", {split: source.rows(split) for split in source.splits})
 
 
 def train_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:

@@ -27,7 +27,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.html_policy import page_headers
-from ray_lora.recipe import Json, overridden
+from ray_lora.recipe import Json
+from ray_lora.recipe_text import overridden
 from ray_lora.search.asking import Request, ask, read_state
 from ray_lora.search.standing import curves
 

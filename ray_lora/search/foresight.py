@@ -4,14 +4,15 @@
     told["seconds"]                                 # [40.1, 93.0]: if ASHA halves as usual, and if nobody is stopped
 
 Measured are the imports of a worker, loading, encoding, heads, steps of several numbers of members, and the evaluation;
-the rest is arithmetic over steps and rows. Ray's own start-up is told in imports (`_STARTS`): nearly all of it is
-processes that import.
+the rest is arithmetic over steps and rows. Ray's own start-up is told in imports (`_START`, `_TRIAL`): nearly all of it
+is processes that import.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +24,18 @@ from ray_lora.recipe import Json, Recipe, TaskSpec, TrainingSpec
 from ray_lora.running.plan import plan_with_task, size_words, slots_for, targets_embeddings
 from ray_lora.running.plan import show as show_plan
 from ray_lora.running.probes import Asked, Probed, ProbeError, Probes, packs_of
-from ray_lora.running.progress import said_time
+from ray_lora.running.time_left import Kind, keep_foreseen, said_time
 from ray_lora.search.space import adds_default, check_search, count_trials, grid_of, sampled
 from ray_lora.search.stopping import resident, stopping_of
 from ray_lora.training.head_start import MOST_ROWS
 from ray_lora.training.member import steps_of
 from ray_lora.training.rungs import RUNGS, WHOLE, rows_at
 
-_STARTS = {"training": 2.5, "search": 4.0}  # imports one after the other on a running Ray, before a first step
+_START = 2.5  # imports one after the other on a running Ray, before a first step
+_TRIAL = 0.36  # of an import's processor time that a trial's process takes to start, all of them before a first step
 _MEMBERS = 8  # of a probe's largest step, or as many as fill two passes
 _KEPT = 40  # passes of other sizes until oneDNN keeps as much for them as it ever will
+_ALONE = 0.85  # of a processor: who has less shares it
 _CONFIGS = 256  # of a search's trials whose steps are counted; more are taken to be like them
 
 
@@ -57,7 +60,7 @@ class Run:
         ending: how trials are stopped, in a sentence.
     """
 
-    kind: str
+    kind: Kind
     configs: tuple[dict[str, Json], ...]
     trials: int
     packs: int
@@ -67,8 +70,8 @@ class Run:
 
 
 def plan_and_foresee(recipe: Recipe, probes: Probes | None) -> dict[str, Json]:
-    """The plan of `running.plan`, and under `foreseen` what probes found; a probe that fails leaves the plan as it is
-    and says why under `unforeseen`.
+    """The plan of `running.plan`, and under `foreseen` what probes found, which is kept for the run that may follow; a
+    probe that fails leaves the plan as it is and says why under `unforeseen`.
 
     Raises:
         RayLoraError: something is wrong with the recipe, its rows or its search.
@@ -84,7 +87,10 @@ def plan_and_foresee(recipe: Recipe, probes: Probes | None) -> dict[str, Json]:
         probed = probes.ask(asked_of(recipe, plan, task, run), run.packs * recipe.scaling.num_workers)
     except ProbeError as error:
         return plan | {"unforeseen": f"a probe failed: {error}"}
-    return plan | {"foreseen": foresee(recipe, plan, run, probed)}
+    told = foresee(recipe, plan, run, probed)
+    low, high = told["seconds"]
+    keep_foreseen(recipe, run.kind, plan["rows"], (low, high))
+    return plan | {"foreseen": told}
 
 
 def show(plan: Mapping[str, Json]) -> str:
@@ -136,12 +142,13 @@ def asked_of(recipe: Recipe, plan: Mapping[str, Json], task: TaskSpec, run: Run)
 
 
 def foresee(recipe: Recipe, plan: Mapping[str, Json], run: Run, probed: Probed) -> dict[str, Json]:
-    """Seconds and memory of a run, as plain data; `parts` is where the longer time goes."""
+    """Seconds and memory of a run, as plain data; `parts` is where the longer time goes. `processor_seconds` of all
+    workers do not follow from who else uses the machine; `share` of a processor is what the probes had of it."""
     rows = plan["rows"]
     fitted = sum(min(count, MOST_ROWS) for count in rows.values()) / recipe.scaling.num_workers
     head_row = probed.mean("head_row")
     parts = {
-        "start": _STARTS[run.kind] * probed.start,
+        "start": _started(recipe, run) * probed.start,
         "load": probed.mean("load") + probed.mean("encode_row") * sum(rows.values()) / recipe.scaling.num_workers,
         "heads": probed.mean("head") + head_row * fitted,
     }
@@ -153,6 +160,11 @@ def foresee(recipe: Recipe, plan: Mapping[str, Json], run: Run, probed: Probed) 
     if budget is not None:
         seconds = [min(one, budget + parts["start"]) for one in seconds]
     found = probed.found
+    computed = sum(parts[name] for name in ("load", "heads")) * run.packs
+    processor = [
+        round((computed + sum(trained) * run.packs) * probed.mean("share") + run.packs * probed.mean("imports"), 1)
+        for trained in (low, high)
+    ]
     slots = (run.slots - found[0].members) * plan["slot_bytes"] + run.slots * plan["adapter_bytes"]  # one as evaluated
     grown = max(0, min(_KEPT, plan["steps"]) - found[0].steps) * max(0, max(one.grown_bytes for one in found))
     return {
@@ -161,6 +173,8 @@ def foresee(recipe: Recipe, plan: Mapping[str, Json], run: Run, probed: Probed) 
         "packs": run.packs,
         "slots": run.slots,
         "seconds": [round(one, 1) for one in seconds],
+        "processor_seconds": [one * recipe.scaling.num_workers for one in processor],
+        "share": round(probed.mean("share"), 2),
         "parts": {name: round(value, 1) for name, value in parts.items()},
         "ending": run.ending,
         "worker_bytes": max(one.peak_bytes for one in found) + max(0, slots) + grown,
@@ -178,13 +192,23 @@ def _shown(told: Mapping[str, Json]) -> str:
         time = f"{said_time(low)} if ASHA stops trials as it usually does, {said_time(high)} if nobody is stopped"
     spent = ", ".join(f"{name} {said_time(value)}" for name, value in told["parts"].items() if value >= 0.05)
     probes = f"{told['timed_steps']} steps of up to {told['timed_members']} adapters, timed on this machine"
+    used = [("", f"others use this machine: a probe had {told['share']:.0%} of a processor, and so will a worker")]
     lines = [
         ("time", f"{what}: {time}, on a Ray that runs"),
         ("", f"at most {spent}"),
+        *(used if told["share"] < _ALONE else []),
         ("memory", f"about {size_words(told['worker_bytes'])} in each of {told['workers']} workers, by a probe's peak"),
         ("probe", probes),
     ]
     return "\n".join(f"{name:<9} {text}" for name, text in lines)
+
+
+def _started(recipe: Recipe, run: Run) -> float:
+    """Ray's start-up, in imports one after the other."""
+    if run.kind == "training":
+        return _START
+    at_once = min(run.trials, recipe.search.max_concurrent_trials or run.packs * run.slots)
+    return _START + _TRIAL * at_once / (os.cpu_count() or 1)
 
 
 def _trained(recipe: Recipe, plan: Mapping[str, Json], run: Run, probed: Probed, stopped: bool) -> tuple[float, float]:

@@ -24,7 +24,6 @@ from ray.tune import ResultGrid, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.allowed import listed
 from ray_lora.data.groups import groups_of
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe, TrainingSpec
@@ -32,6 +31,7 @@ from ray_lora.running.claims import claimed
 from ray_lora.running.large import Encoded
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
 from ray_lora.running.plan import targets_embeddings
+from ray_lora.running.time_left import foreseen_of
 from ray_lora.running.trainer import located
 from ray_lora.running.turns import Turns
 from ray_lora.search import report
@@ -41,7 +41,7 @@ from ray_lora.search.cloning import Searched
 from ray_lora.search.desk import Desk
 from ray_lora.search.grid import EvenGrid
 from ray_lora.search.ledger import Ledger
-from ray_lora.search.objectives import Objective, fair_of
+from ray_lora.search.objectives import Objective
 from ray_lora.search.space import (
     DEFAULT_SPACE,
     adds_default,
@@ -65,11 +65,10 @@ from ray_lora.search.stopping import (
     resident,
     stopping_of,
 )
-from ray_lora.search.trial import PackTrial, flat
+from ray_lora.search.trial import flat
+from ray_lora.search.tune_objects import trainable_of, tune_config_of, tuner_in
 from ray_lora.store import open_store, put_once
-from ray_lora.tasks import task_of
 from ray_lora.tracking import Tracker
-from ray_lora.training.job import SIZES
 from ray_lora.training.member import steps_of
 
 if TYPE_CHECKING:
@@ -173,6 +172,7 @@ class LoraTuner:
             jobs=trials - len(list(output.glob("jobs/*/adapter"))),
             at_once=at_once,
             turns=Turns(metric, objectives[0].mode, FACTOR) if self._halves else None,
+            foreseen=self._foreseen(prepared, output),
             quiet=self.quiet,
         )
         alarms = few_members(recipe, prepared.plan, packs, trials, at_once)
@@ -216,6 +216,13 @@ class LoraTuner:
         self.link = tracker.link()
         return grid
 
+    def _foreseen(self, prepared: Prepared, output: Path) -> tuple[float, float] | None:
+        """What `ray-lora plan` foresaw of this recipe, where it is all that is asked for and nothing of it is done."""
+        if self._given is not None or self._parts or (output / "jobs").exists():
+            return None
+        source = prepared.sources[self.recipe.name]
+        return foreseen_of(self.recipe, "search", {split: source.rows(split) for split in source.splits})
+
     @property
     def _halves(self) -> bool:
         """Whether ASHA of ours stops trials at rungs: it hears of those of one step in an order that is fair."""
@@ -252,58 +259,18 @@ class LoraTuner:
     def _tuner(
         self, prepared: Prepared, run: PackRun, output: Path, objectives: Sequence[Objective], at_once: int
     ) -> Tuner:
-        trainable = tune.with_parameters(
-            PackTrial,
-            coordinator=run.coordinator,
-            recipe=self.recipe.model_dump_json(),
-            task=prepared.sources[self.recipe.name].task.model_dump_json(),
-            output=str(output / "jobs"),
-            allowed=listed(),
-            rungs=self.stopping.rungs,
-            measures=any(each.name in SIZES for each in objectives),
-            fair=fair_of(objectives, task_of(self.recipe.task).metric)
-            if self.recipe.search.groups is not None
-            else None,
-        )
-        # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
-        trainable = tune.with_resources(trainable, {"cpu": 0, "memory": 1})
+        task = prepared.sources[self.recipe.name].task
+        trainable = trainable_of(self.recipe, task, run.coordinator, output, self.stopping.rungs, objectives)
         algorithm = Steered(self.tune_config.search_alg, at_once)
-        metric, mode = objectives[0]
-        several = isinstance(getattr(self.tune_config.search_alg, "metric", None), list)
-        if several and self.stopping.scheduler is not None:  # Tune names metrics to searcher and scheduler alike
-            self.stopping.scheduler.set_search_properties(metric, mode)
-        config = dataclasses.replace(
-            self.tune_config,
-            metric=None if several else metric,
-            mode=None if several else mode,
-            search_alg=algorithm,
-            scheduler=self.stopping.scheduler,
-            max_concurrent_trials=None,  # it limits itself
-            reuse_actors=True,
-        )
-        path = str(output / "tune")
-        if Tuner.can_restore(path):
-            return Tuner.restore(path, trainable, param_space=self.space, restart_errored=True)
-        given = self.run_config
-        callbacks = list(getattr(given, "callbacks", None) or []) if isinstance(given, tune.RunConfig) else []
+        config = tune_config_of(self.tune_config, algorithm, self.stopping.scheduler, objectives[0])
+        callbacks: list[tune.Callback] = []
         if self._given is None and isinstance(self.stopping.scheduler, ASHAScheduler):
             callbacks.append(Remembered(self.stopping.scheduler))
         callbacks.append(Between(algorithm))
         if self._halves:
             callbacks.append(Heard(str(output)))
-        return Tuner(
-            trainable,
-            param_space=self.space,
-            tune_config=config,
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(output),
-                stop=getattr(given, "stop", None),
-                callbacks=callbacks,
-                failure_config=tune.FailureConfig(max_failures=0),
-                verbose=0,
-            ),
-        )
+        given = self.run_config if isinstance(self.run_config, tune.RunConfig) else None
+        return tuner_in(output, trainable, self.space, config, callbacks, given)
 
 
 def search_recipe(recipe: Recipe, quiet: bool = False) -> dict[str, Json]:

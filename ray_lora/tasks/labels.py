@@ -91,12 +91,17 @@ def twins(labels: Iterable[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for label in labels:
-        bare = unicodedata.normalize("NFC", label.strip(BLANKS))
-        other = first.setdefault("0.0" if bare == "-0.0" else bare, label)
+        other = first.setdefault(as_seen(label), label)
         if other != label:
             found[label] = other
             found.setdefault(other, label)
     return found
+
+
+def as_seen(label: str) -> str:
+    """What all labels have in common that a person cannot tell from this one."""
+    bare = unicodedata.normalize("NFC", label.strip(BLANKS))
+    return "0.0" if bare == "-0.0" else bare
 
 
 def label_index(value: Any, labels: Sequence[str]) -> int:

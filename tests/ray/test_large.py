@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.train import Result, ScalingConfig
+from transformers import ViTImageProcessor
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import describe_base
+from ray_lora.data import named_files
 from ray_lora.data.encoder import Encoder
 from ray_lora.data.files import find_files
 from ray_lora.data.pieces import cut, digest
@@ -26,6 +28,8 @@ from ray_lora.running.encoding import kept
 from ray_lora.running.sources import Source, inspect, prepare
 from ray_lora.running.trainer import LoraTrainer
 from tests.ray.rows import alone, in_files, table, tiny_recipe
+from tests.unit.bases import save_base
+from tests.unit.cases import picture, png
 
 pytestmark = pytest.mark.usefixtures("cluster", "all_is_large")
 
@@ -129,6 +133,37 @@ def test_wrong_rows_are_named_before_anything_trains(tiny_bert_folder: Path, tmp
     (tmp_path / "rows/part-001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"part-001\.parquet' is broken"):
         prepared(recipe.override({"data.train": folder}))
+
+
+def test_rows_that_name_pictures_are_encoded_once_and_anew_where_one_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(named_files, "_ROWS", 2)
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(png(picture(number)))
+    (tmp_path / "rows.csv").write_text("image,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(5)))
+    base = save_base("resnet", tmp_path / "base")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(base)
+    told = {"base": {"model": str(base)}, "task": {"type": "image-classification"}}
+    recipe = Recipe.parse(told | {"data": {"train": str(tmp_path / "rows.csv")}, "tracking": {"uri": None}})
+    first = prepared(recipe)
+    assert (first.rows("train"), first.task.labels) == (5, ("a", "b"))  # type: ignore[attr-defined]
+    (held,) = RowCache().held()
+    assert (held.pieces, held.rows) == (3, 5)
+    with monkeypatch.context() as nobody:
+        for name in ("encode", "survey", "look_at"):
+            nobody.setattr(large, name, None)
+        assert prepared(recipe).identity == first.identity
+    split = first.splits["train"]
+    assert isinstance(split, large.Encoded)
+    before = [stretch.open()[0]["pixel_values"] for stretch in large.stretches(split, 1)]
+    (tmp_path / "4.png").write_bytes(png(picture(9)))
+    changed = prepared(recipe)
+    assert changed.identity["train.sha256"] != first.identity["train.sha256"]
+    split = changed.splits["train"]
+    assert isinstance(split, large.Encoded)
+    after = [stretch.open()[0]["pixel_values"] for stretch in large.stretches(split, 1)]
+    assert [bool((one == other).all()) for one, other in zip(before, after, strict=True)] == [True, True, False]
 
 
 def test_a_run_that_needs_more_than_the_cache_may_take(

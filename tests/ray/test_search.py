@@ -315,8 +315,11 @@ def test_the_same_search_goes_on_after_a_killed_coordinator(tiny_bert_folder: Pa
     killer.join()
     assert killed
     finished = {path.parent.name: Adapter.load(path).sha256 for path in jobs.glob("*/adapter")}
+    half = tmp_path / "runs/orphaned/tune/.unfinished-0"  # what a killed driver leaves of a state
+    half.write_text("{")
     again = LoraTuner(recipe, quiet=True)
     again.fit()
+    assert not half.exists()
     assert {trial.status for trial in again.summary.trials} == {"finished"}
     assert len(again.summary.trials) == 3
     for name, sha256 in finished.items():

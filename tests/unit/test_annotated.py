@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -350,6 +351,73 @@ def test_what_holds_no_annotations_has_no_folder_of_pictures(tmp_path: Path) -> 
         read(tmp_path / "rows.parquet", images=str(tmp_path))
     with pytest.raises(RecipeError):
         told(train="a.json", images={"tests": "x"})
+
+
+def uploaded(folder: Path, bucket: str, name: str) -> str:
+    """A folder's files in the bucket; its address, to be put around the rest of a path."""
+    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{bucket}")
+    pa.fs.copy_files(str(folder), f"rows/{name}", destination_filesystem=filesystem)
+    return f"s3://key:secret@rows/{name}/%s{bucket}"
+
+
+def test_annotations_in_a_bucket_are_the_rows_that_parquet_has(bucket: str, tmp_path: Path) -> None:
+    for kind, write in (("coco", lambda folder: written(folder, coco(folder))), ("yolo", yolo)):
+        write(tmp_path / kind)
+    where = uploaded(tmp_path, bucket, "annotated")
+    json_file, images = where % "coco/instances_train.json", where % "coco/images"
+    assert same(features(read(json_file)), WANTED)
+    assert same(features(read(json_file, images=images)), WANTED)
+    assert same(features(read((tmp_path / "coco/instances_train.json").as_uri())), WANTED), "file:// is a disk's"
+    assert same(features(read(where % "yolo/data.yaml")), WANTED[:4])
+    assert same(features(read(where % "yolo", "validation")), WANTED[4:])
+    (found,) = find_files(json_file)
+    assert found.path == "s3://key:***@rows/annotated/coco/instances_train.json"
+    local = find_files(str(tmp_path / "coco/instances_train.json"))
+    assert digest([found]) == digest(local)
+    assert digest(find_files(where % "yolo")) == digest(find_files(str(tmp_path / "yolo")))
+    assert pa.concat_tables([read_piece(piece, {}) for piece in cut([found], 4)]).equals(read(local[0].path))
+
+
+def test_what_is_wrong_in_a_bucket_is_named_without_keys(bucket: str, tmp_path: Path) -> None:
+    tree = coco(tmp_path / "coco")
+    tree["images"][1]["file_name"] = "./1.png"
+    written(tmp_path / "coco", tree)
+    path = yolo(tmp_path / "yolo")
+    text = path.read_text()
+    for name, changed in {
+        "up": text.replace("path: .", "path: ../yolo/images").replace("images/", ""),
+        "root": text.replace("images/train", "/images/train"),
+        "away": text.replace("images/train", "images/away"),
+        "address": text.replace("images/train", "s3://rows/images/train"),
+    }.items():
+        (tmp_path / "yolo" / f"{name}.yaml").write_text(changed)
+    (tmp_path / "coco/images/3.png").rename(tmp_path / "coco/3.png")
+    where = uploaded(tmp_path, bucket, "wrong")
+    with pytest.raises(
+        DataError, match=r"image 103: picture 's3://key:\*\*\*@rows/wrong/coco/images/3.png' does not"
+    ) as error:
+        find_files(where % "coco/instances_train.json")
+    assert "and" not in str(error.value), "1.png is where its name says"
+    assert same(features(read(where % "yolo/up.yaml")), WANTED[:4])
+    for name, why in {
+        "root": "'/images/train' begins at a disk's root, and 's3://.*' is in a bucket",
+        "away": "the folder 's3://.*/yolo/images/away' of train does not exist",
+        "address": "does not exist",
+    }.items():
+        with pytest.raises(DataError, match=why) as error:
+            find_files(where % f"yolo/{name}.yaml")
+        assert "secret" not in str(error.value)
+    (tmp_path / "coco/3.png").rename(tmp_path / "coco/images/3.png")
+    (tmp_path / "coco/images").rename(tmp_path / "coco/elsewhere")
+    where = uploaded(tmp_path / "coco", bucket, "lost")
+    with pytest.raises(DataError, match=r"picture '0.png' is in none of 's3://.*name the folder .* data.images"):
+        read(where % "instances_train.json")
+    (found,) = find_files(where % "instances_train.json", images=where % "elsewhere")
+    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{bucket}")
+    with filesystem.open_output_stream("rows/lost/elsewhere/0.png") as picture:
+        picture.write(b"another one")
+    with pytest.raises(DataError, match=r"picture 's3://.*/elsewhere/0\.png' has changed since it was found"):
+        read_piece(Piece(found, 0), {})
 
 
 VALUES = st.one_of(

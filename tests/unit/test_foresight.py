@@ -84,6 +84,36 @@ def test_memory_is_the_probes_peak_and_the_slots_that_it_had_not(recipe: Recipe)
     assert grown["worker_bytes"] - told["worker_bytes"] == 10 * (24 - 4)  # a run has 24 steps
 
 
+def test_a_search_starts_a_process_for_each_trial_that_runs_at_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_lora.search.foresight.os.cpu_count", lambda: 2)
+    rates = {"training.learning_rate": {"grid_search": [1e-3] * 20}}
+    told = {"search.space": rates, "scaling.packs": 2, "scaling.slots": 5, "search.early_stopping": "none"}
+    search = recipe.override(told)
+
+    def start(wanted: Recipe) -> float:
+        plan, began = plan_recipe(wanted), Probed(10.0, probed().found)
+        return float(foresee(wanted, plan, run_of(wanted, plan), began)["parts"]["start"])
+
+    assert start(recipe.override({"search.space": None})) == 25.0
+    assert start(search) == 25.0 + 10 * 0.36 * 10 / 2  # of twenty ten have a slot
+    assert start(search.override({"search.max_concurrent_trials": 4})) == 25.0 + 10 * 0.36 * 4 / 2
+    assert start(search.override({"search.space": {"lora.r": {"grid_search": [1, 2]}}})) == 25.0 + 10 * 0.36 * 2 / 2
+
+
+def test_processor_seconds_are_those_that_the_probes_had(recipe: Recipe) -> None:
+    search = recipe.override({"search.space": {"lora.r": {"grid_search": [1, 2, 3, 4]}}, "scaling.packs": 2})
+    plan = plan_recipe(search)
+    run = run_of(search, plan)
+    told = foresee(search, plan, run, probed(step=1.0, load=4.0, share=0.5, imports=3.0))
+    assert told["seconds"] == [28.0, 28.0]  # 24 steps in either pack
+    assert told["processor_seconds"] == [2 * (0.5 * 28.0 + 3.0)] * 2
+    assert "others use this machine: a probe had 50% of a processor" in show(plan | {"foreseen": told})
+    alone = foresee(search, plan, run, probed(step=1.0, share=0.97))
+    assert "others use" not in show(plan | {"foreseen": alone})
+
+
 def test_a_probe_trains_and_answers_for_real(recipe: Recipe) -> None:
     search = recipe.override({"search.space": {"lora.r": {"grid_search": [1, 2, 3, 4]}}, "scaling.packs": 1})
     with Probes(1) as probes:
@@ -92,6 +122,8 @@ def test_a_probe_trains_and_answers_for_real(recipe: Recipe) -> None:
     assert told["timed_steps"] >= 3
     assert 0 < told["seconds"][0] <= told["seconds"][1]
     assert all(told["parts"][part] >= 0 for part in ("start", "load", "heads", "steps", "answers"))
+    assert 0 < told["share"] <= 1
+    assert 0 < told["processor_seconds"][0] <= told["processor_seconds"][1]
     assert told["worker_bytes"] > 200e6  # torch alone is as much
     shown = show(plan_and_foresee(search, None) | {"foreseen": told})
     assert "4 trials in 1 packs" in shown

@@ -56,6 +56,23 @@ def test_what_is_added_later_is_later(history: History, tmp_path: Path) -> None:
     assert texts(history, "bob")["bob"][-1] == "bob -1"
 
 
+@pytest.mark.parametrize(("first", "other"), [("Jos\u00e9", "Jose\u0301"), ("dan", "dan ")])
+def test_one_person_under_two_keys_is_refused_whichever_way_it_comes(
+    history: History, tmp_path: Path, first: str, other: str
+) -> None:
+    both = rows(tmp_path / "both.jsonl", [line(first, 7), line(other, 8)])
+    with pytest.raises(DataError, match=r"both\.jsonl: '.*' and another person differ only in blanks around them or"):
+        history.add(both)
+    assert history.add(rows(tmp_path / "one.jsonl", [line(first, 7)])) == [first]
+    sent = tmp_path / "sent.jsonl"
+    rows(sent, [{"person": other, "group": "north", "text": "d", "label": "no"}])
+    with pytest.raises(DataError, match="write them alike"):
+        history.add_sent([sent])
+    assert set(history.groups) == {"alice", "bob", first}
+    rows(sent, [{"person": first, "text": "d", "label": "no"}, {"person": "Bob", "group": "north", "text": "e"}])
+    assert history.add_sent([sent]) == [first, "Bob"]  # large letters differ
+
+
 def test_who_is_new_says_the_group_and_nobody_moves(history: History, tmp_path: Path) -> None:
     given = rows(tmp_path / "moved.jsonl", [line("bob", 5, city="south")])
     with pytest.raises(DataError, match=r"moved\.jsonl: 'bob' is in city 'south' and was in 'north'; give each"):

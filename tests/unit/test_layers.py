@@ -14,7 +14,7 @@ ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
     {"errors", "bounds", "expressions", "atomic", "allowed", "html_policy", "recipe", "recipe_text"}
-    | {"task_spec", "transform_spec", "distillation_spec"},
+    | {"task_spec", "transform_spec", "distillation_spec", "search_spec"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training", "explain", "export", "pruning"},
     {"running", "tracking", "pyfunc"},
@@ -29,7 +29,9 @@ BESIDE = {  # imports between rooms of one layer; all others go strictly down
     "task_spec": {"tasks.table"},  # names of tasks; the table imports none of them before it is asked for
     "transform_spec": {"errors", "task_spec", "augmentation.table"},  # as of tasks
     "distillation_spec": {"task_spec"},
-    "recipe": {"errors", "bounds", "task_spec", "transform_spec", "distillation_spec", "recipe_text"},
+    "search_spec": {"task_spec"},
+    "recipe_text": {"errors", "bounds", "task_spec"},
+    "recipe": {"errors", "bounds", "task_spec", "transform_spec", "distillation_spec", "search_spec", "recipe_text"},
     "store": {"adapters"},
     "engine": {"adapters", "bases"},
     # the kind of head a task asks for, how texts are padded, whether a base tells two of them apart
@@ -52,6 +54,7 @@ TORCH_FREE = {
     "task_spec",
     "transform_spec",
     "distillation_spec",
+    "search_spec",
     "recipe",
     "recipe_text",
     "cli",

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from ray_lora.data import named_files, pictures
+from ray_lora.data import pieces as pieces_module
 from ray_lora.data.files import check_unchanged, find_files
-from ray_lora.data.pieces import cut, digest, read_piece, settle
+from ray_lora.data.named_files import Parted, parted
+from ray_lora.data.pieces import cut, digest, look_at_files, read_piece, settle
 from ray_lora.data.read import roles
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe
+from ray_lora.running import large
 from ray_lora.running.large import is_large
 from ray_lora.running.sources import inspect, read_tables
 from ray_lora.tasks.image_classification import ImageClassification
@@ -174,6 +179,107 @@ def test_a_path_that_gives_no_picture_is_refused_by_row(tmp_path: Path, value: s
     (tmp_path / "rows.csv").write_text(f"image,label\na.png,x\n{value},y\n")
     with pytest.raises(DataError, match=said):
         inspect(recipe(str(tmp_path / "rows.csv")))
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A csv of seven rows that name five pictures, the last of them by a label that is no number."""
+    for number in range(5):
+        put(tmp_path / "pictures" / f"{number}.png", number)
+    names = ["pictures/0.png", *(f"pictures/{number}.png" for number in range(5)), str(tmp_path / "pictures/4.png")]
+    labels = ["7", "7", "8", "7", "8", "7", "none"]
+    path = tmp_path / "rows.csv"
+    path.write_text("image,label\n" + "".join(f"{n},{w}\n" for n, w in zip(names, labels, strict=True)))
+    return path
+
+
+def in_pieces(path: Path | str) -> tuple[Parted, list[pa.Table]]:
+    found = parted(cut(find_files(str(path))), ROLES)
+    pieces = settle(found.pieces, ROLES, found.looked(lambda others: look_at_files(others, ROLES)))
+    return found, [read_piece(piece, ROLES) for piece in pieces]
+
+
+def test_rows_that_name_pictures_are_read_in_pieces(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rows_of(recipe(str(listed)))
+    found, [table] = in_pieces(listed)
+    assert table.to_pylist() == whole
+    assert (found.rows, found.bytes) == (7, sum(len(row["image"]["bytes"]) for row in whole))
+    monkeypatch.setattr(named_files, "_ROWS", 3)
+    found, tables = in_pieces(listed)
+    assert [(piece.first, piece.rows) for piece in found.pieces] == [(0, 3), (3, 3), (6, 1)]
+    assert [row for table in tables for row in table.to_pylist()] == whole, "labels are texts in all pieces, or in none"
+    monkeypatch.setattr(named_files, "_BYTES", len(whole[0]["image"]["bytes"]))
+    assert len(in_pieces(listed)[0].pieces) >= 6
+    rows = [{"image": row["image"]["path"], "label": row["label"]} for row in whole]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, listed.with_suffix(".parquet"), row_group_size=2)
+    listed.with_suffix(".jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for end in (".parquet", ".jsonl"):
+        found, tables = in_pieces(listed.with_suffix(end))
+        assert len(found.pieces) >= 6
+        assert [row for table in tables for row in table.to_pylist()] == whole
+
+
+def test_a_piece_reads_its_own_pictures_and_its_file_once(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(named_files, "_ROWS", 3)
+    files = find_files(str(listed))
+    found = parted(cut(files), ROLES)
+    looks = found.looked(lambda others: look_at_files(others, ROLES))
+    bytes_of, format_of = pictures._bytes, pieces_module.read_format
+    monkeypatch.setattr(pictures, "_bytes", lambda place, word: read.append(place.name) or bytes_of(place, word))
+    monkeypatch.setattr(pieces_module, "read_format", lambda *given: read.append("file") or format_of(*given))
+    pieces_module._WHOLE.clear()
+    *_, last = settle(found.pieces, ROLES, looks)
+    read_piece(last, ROLES)
+    assert read == ["file", str(listed.parent / "pictures/4.png")]
+    read_piece(found.pieces[0], ROLES)
+    assert read[2:] == [str(listed.parent / f"pictures/{number}.png") for number in (0, 0, 1)]
+
+
+def test_a_picture_that_was_written_anew_is_seen(listed: Path) -> None:
+    first = parted(cut(find_files(str(listed))), ROLES).stamps
+    assert parted(cut(find_files(str(listed))), ROLES).stamps == first
+    put(listed.parent / "pictures/4.png", 9)
+    changed = parted(cut(find_files(str(listed))), ROLES).stamps
+    assert changed != first
+    (listed.parent / "pictures/4.png").unlink()
+    assert parted(cut(find_files(str(listed))), ROLES).stamps not in (first, changed)
+
+
+def test_a_row_of_a_later_piece_is_named_by_its_number(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_files, "_ROWS", 2)
+    monkeypatch.setattr(large, "LARGE_ROWS", 7)
+    listed.write_text(listed.read_text().replace("pictures/2.png", "pictures/gone.png"))
+    with pytest.raises(DataError, match=r"rows\.csv, row 4: column 'image': picture '.*gone\.png' cannot be read"):
+        inspect(recipe(str(listed)))
+
+
+def test_many_rows_that_name_pictures_are_large(listed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"train": find_files(str(listed))}
+    assert not is_large(files, ROLES)
+    monkeypatch.setattr(large, "LARGE_ROWS", 7)
+    assert is_large(files, ROLES), "rows are counted, however short their lines are"
+    monkeypatch.setattr(large, "LARGE_ROWS", 8)
+    assert not is_large(files, ROLES)
+    monkeypatch.setattr(large, "LARGE_BYTES", parted(cut(files["train"]), ROLES).bytes)
+    assert is_large(files, ROLES), "bytes are the pictures' too"
+    task, counts = inspect(recipe(str(listed)))  # what a plan says of them
+    assert (task.labels, counts) == (("7", "8", "none"), {"train": 7})  # type: ignore[attr-defined]
+
+
+def test_rows_in_a_bucket_that_name_pictures(listed: Path, bucket: str) -> None:
+    filesystem, _ = pa.fs.FileSystem.from_uri(f"s3://key:secret@rows/{bucket}")
+    pa.fs.copy_files(str(listed.parent), "rows/named", destination_filesystem=filesystem)
+    address = f"s3://key:secret@rows/named/rows.csv{bucket}"
+    found, tables = in_pieces(address)
+    assert [row for table in tables for row in table.to_pylist()] == rows_of(recipe(str(listed)))
+    with filesystem.open_output_stream("rows/named/pictures/3.png") as written:
+        written.write(b"another")
+    changed = parted(cut(find_files(address)), ROLES).stamps
+    assert changed != found.stamps
+    put(listed.parent / "pictures/4.png", 9)  # which the last row names by its path on this disk
+    assert parted(cut(find_files(address)), ROLES).stamps not in (found.stamps, changed)
 
 
 def test_base64_text_is_a_picture_as_before(tmp_path: Path) -> None:

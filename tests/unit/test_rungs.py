@@ -17,7 +17,8 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import LoraSpec, Recipe
 from ray_lora.running.coordinator import Record
-from ray_lora.running.progress import Progress, said_time, work
+from ray_lora.running.progress import Progress
+from ray_lora.running.time_left import TimeLeft, foreseen_of, keep_foreseen, said_range, said_time, work
 from ray_lora.search.alarms import few_members, unreached
 from ray_lora.search.space import adds_default, configured, count_trials, default_of
 from ray_lora.search.stopping import Remembered, check_stopping, stopping_of, tell
@@ -363,8 +364,8 @@ def record(name: str, status: Any, step: int, total: int = 10, rows: int | None 
 
 def test_the_table_shows_intervals_rows_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("ray_lora.running.progress.time.time", lambda: float(next(clock)))
-    shown = Progress("search", "accuracy", mode="max", rows={"data": 400}, expected=4)
+    monkeypatch.setattr("ray_lora.running.time_left.monotonic", lambda: float(next(clock)))
+    shown = Progress("search", "accuracy", mode="max", rows={"data": 400}, time_left=TimeLeft(expected=4))
     assert work([record("a", "running", 5), record("b", "stopped", 5)], 4) == (1.0, 2.5)
     assert not shown.table([record("a", "running", 5), record("b", "running", 5)]).caption
     records = [record("a", "running", 7, rows=100), record("b", "finished", 10)]
@@ -376,7 +377,60 @@ def test_the_table_shows_intervals_rows_and_the_time_left(monkeypatch: pytest.Mo
     assert list(lowest.table(records).columns[3].cells) == ["0.2500 on 100 rows", "-"]
 
 
+def test_before_the_first_step_the_time_left_is_what_plan_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ray_lora.running.time_left.monotonic", lambda: now[0])
+    left = TimeLeft(expected=4, foreseen=(60.0, 200.0))
+    assert not TimeLeft(expected=4).said([record("a", "waiting", 0)])  # nobody has planned it
+    assert left.said([]) == "60 s to 3 min left, as plan foresaw"
+    now[0] = 130.0
+    assert left.said([record("a", "waiting", 0)]) == "0 s to 70 s left, as plan foresaw"
+    now[0] = 140.0
+    assert left.said([record("a", "running", 1)]) == "0 s to 60 s left, as plan foresaw"  # one step has no pace yet
+    now[0] = 150.0
+    assert left.said([record("a", "running", 2)]) == "6 min left"  # 0.1 of a trial in 10 s, 3.8 are left
+    assert TimeLeft(foreseen=(10.0, 20.0)).said([]) == "10 s to 20 s left, as plan foresaw"
+    late = TimeLeft(foreseen=(10.0, 20.0))
+    now[0] = 171.0
+    assert not late.said([])  # it was wrong
+
+
+def test_the_time_left_is_a_range_while_the_pace_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ray_lora.running.time_left.monotonic", lambda: now[0])
+    left = TimeLeft(expected=1)
+    for at, step in [(0.0, 100), (40.0, 110), (50.0, 120)]:
+        now[0] = at
+        said = left.said([record("a", "running", step, total=1000)])
+    assert said == "15 min to 37 min left"  # 20 steps in 50 s, the last 10 in 10 s, and 880 are left
+    for step in range(130, 400, 10):
+        now[0] += 10.0
+        said = left.said([record("a", "running", step, total=1000)])
+    assert said == "11 min left"  # in all and of late, ten steps took 10 s or a little more
+    assert len(left._points) <= 64
+
+
+def test_what_was_foreseen_is_found_by_a_run_of_the_same_recipe_and_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_LORA_CACHE", str(tmp_path))
+    recipe, rows = Recipe(), {"train": 8, "validation": 4}
+    assert foreseen_of(recipe, "search", rows) is None
+    keep_foreseen(recipe, "search", rows, (3.0, 5.0))
+    assert foreseen_of(recipe.override({"name": "again", "output_dir": "elsewhere"}), "search", rows) == (3.0, 5.0)
+    assert foreseen_of(recipe, "training", rows) is None
+    assert foreseen_of(recipe, "search", rows | {"train": 9}) is None
+    assert foreseen_of(recipe.override({"lora.r": 3}), "search", rows) is None
+    [kept] = tmp_path.glob("foreseen/*.json")
+    kept.write_text("{")
+    assert foreseen_of(recipe, "search", rows) is None
+    monkeypatch.setenv("RAY_LORA_CACHE", "/dev/full")
+    keep_foreseen(recipe, "search", rows, (3.0, 5.0))  # a cache that takes nothing
+
+
 def test_times_as_people_say_them() -> None:
+    assert said_range(9.5, 10.0) == "10 s"
+    assert said_range(30, 125) == "30 s to 2 min"
     assert [said_time(seconds) for seconds in (5.4, 89, 300, 7500)] == ["5 s", "89 s", "5 min", "2 h 05 min"]
 
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.data.sent_files import forget_rows
 from ray_lora.store import open_store
 from ray_lora.store.people import group_name, person_name
 from tests.unit.test_serving_bases import TEXTS, on, world
@@ -87,6 +88,35 @@ def test_a_key_learns_of_nobody_that_it_is_not_for(people: Path, tmp_path: Path)
         assert other.status_code == 403
 
     run(people, main, tmp_path, keys=str(keys))
+
+
+def test_a_key_that_only_unicode_or_blanks_tell_from_another_is_refused(people: Path, tmp_path: Path) -> None:
+    composed, apart = "Jos\u00e9", "Jose\u0301"
+    told = {"model": "a-one", "rows": [{"text": "a good day", "label": "LABEL_0"}]}
+
+    async def main(client: httpx.AsyncClient) -> None:
+        async def send(person: str) -> httpx.Response:
+            return await client.post("/v1/rows", json=told | {"person": person})
+
+        for person, status in [
+            (apart, 200), (apart, 200), (composed, 400), (f" {apart}", 400), ("jos\u00e9", 200),
+            ("Ann/7 ", 400),  # whose adapter is in the store
+            ("Ann/7", 200),
+        ]:  # fmt: skip
+            said = await send(person)
+            assert said.status_code == status, (person, said.text)
+            if status == 400:
+                assert "differs only in blanks around it or in how Unicode writes it; write it alike" in said.text
+                assert "Ann/7'" not in said.text, "nobody learns of another key"
+        folder = tmp_path / "rows" / "a-one"
+        kept = [json.loads(file.read_text())["person"] for file in sorted(folder.iterdir())]
+        assert kept == [apart, apart, "jos\u00e9", "Ann/7"]
+        assert forget_rows(folder, apart) == (2, 2)
+        assert (await send(composed)).status_code == 200, "nothing of who was deleted is known"
+        (tmp_path / "rows" / ".people" / "a-two").write_text("no folder")
+        assert (await client.post("/v1/rows", json=told | {"model": "a-two", "person": "x"})).status_code == 503
+
+    run(people, main, tmp_path, rows=str(tmp_path / "rows"))
 
 
 def test_rows_are_kept_whole_or_refused_by_name(people: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """COCO's annotations (Lin et al. 2014, arXiv 1405.0312): one json file of images, categories and boxes.
 
-    read_coco(Path("annotations/instances_train2017.json"), None)
+    read_coco(Place.of("annotations/instances_train2017.json"), None)
 
 Every fault is named with its annotation's or picture's id before anything else is done. A crowd (`iscrowd`) is kept:
 what it means for learning and scores, the task says. Keypoints, segmentations and whatever else there is are not read.
@@ -13,10 +13,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ray_lora.data.annotated.pictures import Annotated, Faults, Objects, Picture, all_seen, leads_out, seen
+from ray_lora.data.annotated.pictures import Annotated, Faults, Objects, Picture, all_seen, content_of, leads_out, seen
 from ray_lora.data.places import Place
 from ray_lora.errors import DataError, did_you_mean
 from ray_lora.recipe import Json
@@ -41,7 +40,7 @@ def is_coco(place: Place) -> bool:
     return isinstance(found, dict) and all(key in found for key in KEYS)
 
 
-def read_coco(path: Path, images: str | None) -> Annotated:
+def read_coco(place: Place, images: str | None) -> Annotated:
     """The pictures of a file, in its order, with their objects.
 
     Args:
@@ -51,34 +50,34 @@ def read_coco(path: Path, images: str | None) -> Annotated:
         DataError: a part of the file is missing or wrong, or a picture is not there; the first faults are named.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(place)
         tree = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"data file {str(path)!r} is broken: {error}") from None
+        raise DataError(f"data file {place.name!r} is broken: {place.why(error)}") from None
     parts: list[list[dict[str, Any]]] = []
     for key in KEYS:
         part = tree.get(key) if isinstance(tree, dict) else None
         if not isinstance(part, list) or not all(isinstance(one, dict) for one in part):
-            raise DataError(f"{path}: {key!r} is no list of objects; COCO's json has {', '.join(KEYS)}")
+            raise DataError(f"{place.name}: {key!r} is no list of objects; COCO's json has {', '.join(KEYS)}")
         parts.append(part)
     given, annotations, categories = parts
     if not given:
-        raise DataError(f"{path} has no images; it needs at least one")
-    faults = Faults(str(path))
+        raise DataError(f"{place.name} has no images; it needs at least one")
+    faults = Faults(place.name)
     pictures = _images(given, faults)
     words = _words(categories, faults)
     objects = _objects(annotations, pictures, words, faults)
     faults.close()
-    folder = _folder(path, images, next(iter(pictures.values())).name)
+    folder = _folder(place, images, next(iter(pictures.values())).name)
     files = all_seen(folder, [one.name for one in pictures.values()])
     found = []
     for (number, one), file in zip(pictures.items(), files, strict=True):
         if file is None:
-            faults.add(f"image {number}", f"picture {str(folder / one.name)!r} does not exist")
+            faults.add(f"image {number}", f"picture {folder.below(one.name).name!r} does not exist")
         else:
             found.append(Picture(one.name, one.size, objects[number], *file))
     faults.close()
-    return Annotated(str(path), folder, tuple(found), hashlib.sha256(content).hexdigest())
+    return Annotated(place.name, folder, tuple(found), hashlib.sha256(content).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -173,17 +172,17 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _folder(path: Path, images: str | None, first: str) -> Path:
+def _folder(place: Place, images: str | None, first: str) -> Place:
     """The folder of the pictures."""
     if images is not None:
-        return Path(images)
-    here = path.parent
-    split = re.sub(r"^(instances|annotations)_", "", path.stem)
-    tried = [here, here / "images", here.parent / split, here.parent / "images" / split, here.parent / "images"]
-    found = next((folder for folder in tried if seen(folder / first) is not None), None)
+        return Place.of(images)
+    here, around = place.above, place.above.above
+    split = re.sub(r"^(instances|annotations)_", "", place.plain.rpartition("/")[2].rpartition(".")[0])
+    tried = [here, here.at("images"), around.at(split), around.at(f"images/{split}"), around.at("images")]
+    found = next((folder for folder in tried if seen(folder.below(first)) is not None), None)
     if found is None:
         raise DataError(
-            f"{path}: picture {first!r} is in none of {', '.join(repr(str(folder)) for folder in tried)}; name the "
-            "folder of its pictures as data.images"
+            f"{place.name}: picture {first!r} is in none of {', '.join(repr(folder.name) for folder in tried)}; name "
+            "the folder of its pictures as data.images"
         )
     return found

@@ -8,7 +8,6 @@ again("instances_train.json", how, found.stamp)    # the same, or a DataError wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ray_lora.data.annotated.coco import is_coco, read_coco
@@ -26,7 +25,7 @@ class How:
     """How a file's annotations are read.
 
     Attributes:
-        images: the folder of COCO's pictures, an absolute path; None: where they are looked for.
+        images: the folder of COCO's pictures, as a `Place`'s address; None: where they are looked for.
         split: of a YOLO's data.yaml.
     """
 
@@ -39,31 +38,21 @@ _RECENT: dict[tuple[str, How, str], Annotated] = {}
 
 
 def kind_of(place: Place) -> Literal["coco", "yolo"] | None:
-    """What annotations a file holds; None for another file.
-
-    Raises:
-        DataError: it holds annotations and is in a bucket.
-    """
+    """What annotations a file holds; None for another file."""
     end = place.plain.rsplit(".", 1)[-1].lower()
-    kind: Literal["coco", "yolo"] | None = "yolo" if end in ("yaml", "yml") else None
-    if end == "json" and is_coco(place):
-        kind = "coco"
-    if kind is not None and place.local is None:
-        raise DataError(
-            f"{place.name!r} holds annotations of pictures, which are read from local disks only; copy them, or write "
-            "pictures and objects as parquet"
-        )
-    return kind
+    if end in ("yaml", "yml"):
+        return "yolo"
+    return "coco" if end == "json" and is_coco(place) else None
 
 
 def look(path: str, how: How) -> Annotated:
-    """What a file's annotations say now.
+    """What a file's annotations say now; it is given as a `Place`'s address.
 
     Raises:
         DataError: something of them is wrong, or a picture is missing.
     """
-    file = Path(path).absolute()
-    found = read_coco(file, how.images) if how.kind == "coco" else read_yolo(file, how.split)
+    place = Place.of(path)
+    found = read_coco(place, how.images) if how.kind == "coco" else read_yolo(place, how.split)
     while len(_RECENT) >= _KEPT:
         _RECENT.pop(next(iter(_RECENT)))
     _RECENT[path, how, found.stamp] = found
@@ -74,5 +63,5 @@ def again(path: str, how: How, stamp: str) -> Annotated:
     """What was found before; DataError where anything of it has been written anew."""
     found = _RECENT.get((path, how, stamp)) or look(path, how)
     if found.stamp != stamp:
-        raise DataError(f"data file {path!r} has changed since it was found; start again when nobody writes it")
+        raise DataError(f"data file {found.where!r} has changed since it was found; start again when nobody writes it")
     return found

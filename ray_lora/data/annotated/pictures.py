@@ -1,6 +1,6 @@
 """Annotated pictures, whoever annotated them, and their rows:
 
-    found = Annotated("instances_train.json", Path("train"), pictures, "5f1c...")
+    found = Annotated("instances_train.json", Place.of("train"), pictures, "5f1c...")
     table_of(found, 0, 100)       # {"image": {"bytes", "path"}, "objects": {"bbox", "category", "iscrowd"}}
 
 Pictures stay where they are: their bytes are read with the rows, a stretch at a time.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pyarrow.fs import FileInfo, FileType
 
+from ray_lora.data.places import Place
 from ray_lora.errors import DataError
 
 SCHEMA = pa.schema(
@@ -63,7 +65,7 @@ class Picture:
     """A picture that somebody annotated.
 
     Attributes:
-        name: below the folder of all of them.
+        name: the path to it from the folder of all of them.
         size: width and height that the annotations say; None where they say none.
         bytes, stamp: of the file, as it was found; another stamp whenever it was written anew.
     """
@@ -86,7 +88,7 @@ class Annotated:
     """
 
     where: str
-    folder: Path
+    folder: Place
     pictures: tuple[Picture, ...]
     said: str
 
@@ -123,19 +125,47 @@ class Faults:
             raise DataError("\n".join(self._found + ([f"and {more} more faults in {self._where}"] if more else [])))
 
 
-def seen(path: Path) -> tuple[int, str] | None:
-    """(bytes, stamp) of a file; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
+def seen(place: Place, info: FileInfo | None = None) -> tuple[int, str] | None:
+    """(bytes, stamp) of a file; None where there is none.
+
+    Args:
+        info: what a list of a bucket's files says of it; None: it is asked for.
+    """
+    if place.local is not None:
+        try:
+            status = place.local.stat()
+        except OSError:
+            return None
+        return (status.st_size, f"{status.st_size}-{status.st_mtime_ns}") if place.local.is_file() else None
+    info = place.info() if info is None else info
+    if info.type != FileType.File:
         return None
-    return (status.st_size, f"{status.st_size}-{status.st_mtime_ns}") if path.is_file() else None
+    return info.size, f"{info.size}-{(info.mtime_ns or 0) // 10**9}"  # a list's time may be finer than a file's own
 
 
-def all_seen(folder: Path, names: Sequence[str]) -> list[tuple[int, str] | None]:
-    """`seen` of files below a folder, in their order."""
+def all_seen(
+    folder: Place, names: Sequence[str], listed: Mapping[str, FileInfo] | None = None
+) -> list[tuple[int, str] | None]:
+    """`seen` of files whose paths begin at a folder, in their order.
+
+    Args:
+        listed: in a bucket, what is there by these names; None: the folder is listed, which takes one request for a
+            thousand files.
+    """
+    if folder.local is None:
+        if listed is None:
+            listed = dict(folder.list(recursive=any("/" in name for name in names)))
+        plain = [posixpath.normpath(name) for name in names]
+        return [seen(folder.at(name), listed[name]) if name in listed else None for name in plain]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(lambda name: seen(folder / name), names))
+        return list(threads.map(lambda name: seen(folder.at(name)), names))
+
+
+def content_of(place: Place) -> bytes:
+    """A file's bytes. OSError where it cannot be read."""
+    with place.open() as file:
+        content: bytes = file.read()
+    return content
 
 
 def leads_out(name: str) -> bool:
@@ -184,13 +214,13 @@ def parts(found: Annotated) -> Iterator[bytes]:
 
 
 def _read(found: Annotated, picture: Picture) -> bytes:
-    path = found.folder / picture.name
-    if seen(path) != (picture.bytes, picture.stamp):
-        raise DataError(f"picture {str(path)!r} has changed since it was found; start again when nobody writes it")
+    place = found.folder.at(picture.name)
+    if seen(place) != (picture.bytes, picture.stamp):
+        raise DataError(f"picture {place.name!r} has changed since it was found; start again when nobody writes it")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"picture {str(path)!r} cannot be read: {error}") from None
+        return content_of(place)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"picture {place.name!r} cannot be read: {place.why(error)}") from None
 
 
 def _size_of(picture: Picture, content: bytes) -> tuple[int, int]:

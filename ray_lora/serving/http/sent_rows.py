@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import unicodedata
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import BaseModel, StrictStr
 
 from ray_lora.data.check import raise_wrong, wrong_rows
 from ray_lora.data.read import canonical
-from ray_lora.data.sent_files import GROUP, PERSON, forget_rows
+from ray_lora.data.sent_files import GROUP, PERSON, forget_rows, spelt
 from ray_lora.errors import CapacityError, DataError
 from ray_lora.recipe import DataSpec, Json
 from ray_lora.serving.endpoint import Endpoint
@@ -33,6 +34,7 @@ from ray_lora.store import Entry
 from ray_lora.store.people import person_name
 from ray_lora.store.refs import check_name
 from ray_lora.tasks import task_of
+from ray_lora.tasks.labels import as_seen
 
 _WHERE = "rows"  # what messages call the request's rows
 
@@ -67,6 +69,7 @@ def add_rows(app: FastAPI, endpoint: Endpoint) -> None:
         if not 1 <= len(body.rows) <= endpoint.args.max_inputs:
             raise DataError(f"rows holds {len(body.rows)} rows; one request may send 1 to {endpoint.args.max_inputs}")
         check(await endpoint.names.entry_of(ref), body.rows)
+        await check_spelling(endpoint, name, body.person)
         whose = {PERSON: body.person} | ({GROUP: body.group} if body.group is not None else {})
         folder = Path(endpoint.args.rows) / name
         await asyncio.to_thread(keep, folder, [row | whose for row in body.rows])
@@ -111,6 +114,28 @@ def add_forgetting(app: FastAPI, endpoint: Endpoint) -> None:
         return ForgetResponse(name=name, replicas=len(told), rows=rows, **sums)
 
 
+async def check_spelling(endpoint: Endpoint, name: str, person: str) -> None:
+    """DataError where the person's key looks like one that is written otherwise, in the store or among the rows that
+    were sent: each would learn from a part of the rows. The other one is not said, whom the asker may not know of.
+
+    Raises:
+        CapacityError: it cannot be noted how the key is written.
+    """
+    assert endpoint.args.rows is not None
+    written = {unicodedata.normalize(form, as_seen(person)) for form in ("NFC", "NFD")}
+    other = any([await endpoint.registry.holds(person_name(name, one)) for one in sorted(written - {person})])
+    if not other:
+        try:
+            other = await asyncio.to_thread(spelt, Path(endpoint.args.rows) / name, person) != person
+        except OSError as error:
+            raise _unkept(error) from None
+    if other:
+        raise DataError(
+            f"the person {person!a} is known here by a key that differs only in blanks around it or in how Unicode "
+            "writes it; write it alike"
+        )
+
+
 def check(entry: Entry, rows: Sequence[dict[str, Any]]) -> None:
     """DataError unless an adapter of this entry's task could learn from the rows."""
     if entry.task is None:
@@ -140,4 +165,8 @@ def keep(folder: Path, rows: Sequence[dict[str, Json]]) -> None:
         fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
         fresh.replace(folder / f"{name}.jsonl")
     except OSError as error:
-        raise CapacityError(f"the rows could not be kept ({error.strerror}); send them again") from None
+        raise _unkept(error) from None
+
+
+def _unkept(error: OSError) -> CapacityError:
+    return CapacityError(f"the rows could not be kept ({error.strerror}); send them again")
