@@ -71,11 +71,7 @@ def main() -> None:
     prepare(Path("data"))
     recipe = Recipe.load(RECIPE, asked.overrides)
     place = Place(load_base(BaseSpec(model="minilm", dtype="float32")), recipe)
-    settings = {
-        "what": __doc__,
-        "training": recipe.training.model_dump(mode="json"),
-        "lora": recipe.lora.model_dump(mode="json"),
-    }
+    settings = settings_of(recipe)
     parts = [range(first, min(first + asked.at_once, asked.draws)) for first in range(0, asked.draws, asked.at_once)]
     asked_for = (asked.domains.split(","), map(int, asked.shots.split(",")), asked.sides.split(","))
     for part, (domain, shots, side) in product(parts, list(product(*asked_for))):
@@ -87,16 +83,32 @@ def main() -> None:
             means, seconds = told(found[domain][str(shots)]), time.process_time() - began
             print(f"{domain} {shots} {side} {means} {seconds:.0f} s", flush=True)
             summary = {name: {many: told(sides) for many, sides in by.items()} for name, by in found.items()}
-            write(asked.name, {**settings, "summary": summary, "accuracy": found})
+            write(asked.name, {"what": __doc__, "settings": settings, "summary": summary, "accuracy": found})
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Of each side what its figures follow from beside rows and base."""
+    whole = recipe.model_dump(mode="json")
+    ours = {key: whole[key] for key in ("training", "lora", "augmentation", "distillation") if key in whole}
+    steps = ("max_steps", "per_device_train_batch_size", "lr_scheduler_type", "warmup_steps", "max_grad_norm")
+    return {
+        "head_only": {},
+        "lora": ours,
+        "lora_fitted": ours,
+        "full": {"rate": FULL_RATE, **{key: whole["training"][key] for key in steps}},
+    }
 
 
 def known(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the result file has of these settings: by domain, rows a class and side each draw's accuracy."""
+    """What the result file has of these settings: by domain, rows a class and side each draw's accuracy. A side
+    that was measured under other settings is not known."""
     path = RESULTS / f"{name}.json"
-    held = json.loads(path.read_text()) if path.exists() else {}
-    same = all(held.get(key) == value for key, value in settings.items())
-    accuracy: dict[str, Any] = held["accuracy"] if same else {}
-    return accuracy
+    held = json.loads(path.read_text()) if path.exists() else {"settings": {}, "accuracy": {}}
+    same = {side for side, mine in settings.items() if held["settings"].get(side) == mine}
+    return {
+        domain: {shots: {side: sides[side] for side in sides if side in same} for shots, sides in by.items()}
+        for domain, by in held["accuracy"].items()
+    }
 
 
 def told(sides: Mapping[str, Sequence[float]]) -> dict[str, Any]:

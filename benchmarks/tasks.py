@@ -32,7 +32,7 @@ from pipelines.lines import HEADERS, cells, markdown
 
 PIPELINES = (
     "sentiment", "entities", "questions", "digits", "pictures", "inspection", "detection", "segmentation",
-    "recommendation", "generation", "speech", "personal",
+    "recommendation", "generation", "speech", "personal", "distill", "prune", "export", "explain",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -49,6 +50,18 @@ def score_adapters(
     best = (max if mode == "max" else min)(range(len(chosen)), key=chosen.__getitem__)
     before = scores.pop() if source is not None else score_bare(data)[metric]
     return before, scores, best
+
+
+def first_seconds(output: Path, results: Sequence[Any]) -> float:
+    """What one training call took the first time: a second one finds everything trained, and is over at once.
+
+    Args:
+        output: the call's folder, which keeps it. results: Ray Train's, of every adapter.
+    """
+    record = output / "seconds.json"
+    if not record.exists():
+        record.write_text(json.dumps(results[0].metrics["seconds"]))
+    return float(json.loads(record.read_text()))
 
 
 Scores = dict[str, dict[str, float]]  # by what was scored, each metric

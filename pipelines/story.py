@@ -27,7 +27,7 @@ from rich.table import Table
 
 from pipelines.baselines import Data
 from pipelines.kept_rows import digest, write
-from pipelines.scores import Kept, Rivals, score_adapters, score_kept
+from pipelines.scores import Kept, Rivals, first_seconds, score_adapters, score_kept
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json, Recipe
@@ -189,11 +189,7 @@ def train(name: str, lines: Sequence[Line], seeds: int) -> tuple[dict[str, Path]
         if result.error is not None or result.checkpoint is None:
             raise RayLoraError(f"{recipe.name}: {result.error}")
         folders[recipe.name] = Path(result.checkpoint.path)
-    record = output / "seconds.json"  # of the first time: a second call finds everything trained
-    if not record.exists():
-        assert results[0].metrics is not None
-        record.write_text(json.dumps(results[0].metrics["seconds"]))
-    return folders, float(json.loads(record.read_text()))
+    return folders, first_seconds(output, results)
 
 
 def compare(line: Line, folders: dict[str, Path], seeds: Sequence[int], asked: Asked) -> dict[str, Any]:

@@ -131,6 +131,8 @@ class TrainingSpec(Spec):
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: float = Field(default=0, ge=0)  # below 1: a share of all steps
     head_start: Literal["auto", "fitted", "random"] = "auto"  # fitted on the frozen base, where validation rows like it
+    # of each row's loss: how far the answer is from that of the best head alone on the frozen base
+    head_teacher: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda told: told == 0)
     calibrate: bool = True  # scores by a temperature that is fitted on the validation rows
     seed: int = Field(default=0, ge=0, lt=2**32)
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
@@ -204,6 +206,15 @@ class Recipe(Spec):
     def _space_keys_exist(self) -> Recipe:
         for key in self.search.space or {}:
             check_key(key, self.task.type)
+        return self
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Recipe:
+        if self.distillation.teacher is not None and self.training.head_teacher > 0:
+            raise ValueError(
+                "training.head_teacher and distillation.teacher are both given; an adapter has one teacher: leave one "
+                "of them out"
+            )
         return self
 
     @model_validator(mode="after")

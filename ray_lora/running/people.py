@@ -74,6 +74,8 @@ class PersonalTrainer:
             )
         if recipe.distillation.teacher is not None:
             raise RecipeError("distillation.teacher is given; people learn from their own rows alone: leave it out")
+        if recipe.training.head_teacher > 0:
+            raise RecipeError("training.head_teacher is given; people go on from their group's adapter: leave it out")
         self.recipe, self.quiet = recipe, quiet
 
     def fit(self) -> PersonalResult:

@@ -31,6 +31,7 @@ from ray_lora.engine.probe import is_known
 from ray_lora.errors import CapacityError, RecipeError
 from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec, TransformSpec
 from ray_lora.tasks import build_task
+from ray_lora.training.head_teacher import check_head_teaches
 from ray_lora.transform_spec import said
 
 _MAX_SLOTS = 64
@@ -92,6 +93,8 @@ def make_plan(recipe: Recipe, task: TaskSpec, base: Base, most_slots: int | None
     built = build_task(task, base.processor)
     for transforms in [recipe.augmentation, *_augmentations(recipe)]:
         check_transforms(built, transforms)
+    if recipe.training.head_teacher > 0 or "training.head_teacher" in (recipe.search.space or {}):
+        check_head_teaches(built)
     head = built.head
     _probe_once(recipe, base, head)
     engine = AdapterEngine(base, slots=1, max_rank=max_rank, embeddings=targets_embeddings(recipe))

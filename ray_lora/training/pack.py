@@ -25,7 +25,7 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.augmentation.apply import check_transforms
 from ray_lora.engine import AdapterEngine, SlotOptimizer, draw_of, draw_of_window
-from ray_lora.errors import AdapterError, CapacityError, DataError
+from ray_lora.errors import AdapterError, CapacityError, DataError, RecipeError
 from ray_lora.inference.continued import check_continues
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
@@ -36,6 +36,7 @@ from ray_lora.training.augmented import augmented
 from ray_lora.training.distillation import check_taught, distilled
 from ray_lora.training.evaluation import evaluate
 from ray_lora.training.head_start import HeadStarts
+from ray_lora.training.head_teacher import HeadTeachers, teacher_of
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
 from ray_lora.training.results import Results
@@ -72,6 +73,7 @@ class Pack:
         self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went
         self.starts = HeadStarts(engine, group, max_rows)
+        self.teachers = HeadTeachers(engine, group, max_rows)
         self._tasks: dict[TaskSpec, Task] = {}
         self._results = Results(engine, self.optimizer, output if group.rank == 0 else None)
 
@@ -118,12 +120,14 @@ class Pack:
         self.members[job.name] = member
         try:
             check_continues(self.engine, task)
+            with self._timed("head_start"):
+                self.teachers.fit(job, task, splits)
             if state is not None and has_state(state):
                 member.step, member.losses, member.best = load_state(state, self.engine, self.optimizer, slot)
             elif begin is None:
                 with self._timed("head_start"):
                     self.starts.begin(job, task, splits, slot)
-        except AdapterError:
+        except (AdapterError, DataError, RecipeError):
             self.leave(job.name)
             raise
         return slot
@@ -221,11 +225,13 @@ class Pack:
             owners += [(member, row) for row in mine]
         prefetch(members)
         tasks = {member.slot: member.task for member in members}
-        teaching = {member.slot: member.job.distillation for member in members}
+        teaching = {member.slot: teacher_of(member.job) for member in members}
         spread = spread_windows(tasks, features, slots)
         draws = [draw_of_window(draws[row], number) for row, number in zip(spread.rows, spread.windows, strict=True)]
         with self._timed("augment"):
             features, slots = augmented(spread, owners), list(spread.slots)
+        with self._timed("head_teacher"):
+            features = self.teachers.taught(features, [owners[row][0] for row in spread.rows])
         device = self.engine.base.device
         sums = torch.zeros(self.engine.slots + 1, dtype=torch.float64, device=device)
         counts = torch.zeros_like(sums)

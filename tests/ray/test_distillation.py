@@ -10,7 +10,9 @@ import pytest
 from ray import tune
 from ray.train import Result
 
+from benchmarks import tasks
 from pipelines import distill
+from pipelines.lines import HEADERS, cells
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.data.row_cache import RowCache
 from ray_lora.errors import DataError, RecipeError
@@ -117,7 +119,11 @@ def test_the_pipeline_ends_in_its_table_and_its_object(
     except DataError as error:
         pytest.skip(str(error))
     *told, last = capsys.readouterr().out.strip().splitlines()
-    lines = json.loads(last)["lines"]
+    found = json.loads(last)
+    assert tasks.PIPELINES.count(found["name"]) == 1
+    assert len(cells(found)) == len(HEADERS)
+    assert list(found["served"]) == found["refs"]
+    lines = found["lines"]
     assert list(lines) == ["teacher", "student, taught", "student, labels alone"]
     for name, line in lines.items():
         assert any(name in text for text in told), "the table has the line"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import few_shot, machine
-from benchmarks.few_shot import RECIPE, Place, known, lora, told
+from benchmarks import few_shot
+from benchmarks.few_shot import RECIPE, Place, known, lora, settings_of, told
 from ray_lora.bases.load import load_base
 from ray_lora.recipe import BaseSpec, Recipe
 from tests.conftest import rated
@@ -52,10 +52,18 @@ def test_figures_say_how_far_one_side_lies_below_the_other_beyond_chance() -> No
     assert told({"lora": [0.5], "head_only": [0.9]}) == {"lora": 0.5, "head_only": 0.9}
 
 
-def test_a_killed_run_goes_on_with_what_is_of_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_with_what_is_of_its_own_settings(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(few_shot, "RESULTS", tmp_path)
-    monkeypatch.setattr(machine, "RESULTS", tmp_path)
-    accuracy: Any = {"tweets": {"8": {"lora": [0.7]}}}
-    (tmp_path / "few-shot.json").write_text(json.dumps({"what": "a", "machine": {}, "accuracy": accuracy}))
-    assert known("few-shot", {"what": "a"}) == accuracy
-    assert known("few-shot", {"what": "b"}) == known("none", {"what": "a"}) == {}
+    accuracy: Any = {"tweets": {"8": {"lora": [0.7], "head_only": [0.6]}}}
+    told = {"settings": {"lora": {"rate": 1}, "head_only": {}}, "accuracy": accuracy}
+    (tmp_path / "few-shot.json").write_text(json.dumps(told))
+    assert known("few-shot", {"lora": {"rate": 1}, "head_only": {}}) == accuracy
+    assert known("few-shot", {"lora": {"rate": 2}, "head_only": {}}) == {"tweets": {"8": {"head_only": [0.6]}}}
+    assert known("none", told["settings"]) == {}
+    changed = settings_of(place.recipe.override({"training.learning_rate": 1e-2}))
+    assert {side for side, mine in settings_of(place.recipe).items() if changed[side] != mine} == {
+        "lora",
+        "lora_fitted",
+    }
