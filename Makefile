@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-all test lint site clean
+.PHONY: help demo demo-all test lint style site clean
 
 PYTHON ?= python3
 KEEP ?=
@@ -30,16 +30,21 @@ demo: .venv/installed
 demo-all: .venv/installed-gguf
 	@$(BIN)/python -m benchmarks.tasks --seeds 3
 
-test: lint
-	@echo "== pytest"
-	@$(BIN)/python -m pytest -n 2 --durations=20
+# mypy has one processor's work for a minute: beside the tests neither of two waits meanwhile.
+test: style
+	@echo "== mypy and pytest"
+	@($(BIN)/mypy 2>&1 | sed -u 's/^/mypy: /') & types=$$!; failed=0; \
+		$(BIN)/python -m pytest -n 2 --durations=20 || failed=$$?; \
+		wait $$types || { echo "mypy found errors: see above"; failed=1; }; exit $$failed
 
-lint: .venv/installed-test
+lint: style
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+style: .venv/installed-test
 	@echo "== ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@echo "== mypy"
-	@$(BIN)/mypy
 
 site: .venv/installed-site
 	@$(BIN)/python -m sphinx -q -W --keep-going docs build/site

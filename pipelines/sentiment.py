@@ -57,7 +57,12 @@ MAILS = (
     "training.learning_rate=5e-4",
     "training.eval_steps=null",
 )
-SMOKE = ["training.max_steps=6", "training.eval_steps=3", "search.space={lora.r: {grid_search: [2, 4]}}"]
+SMOKE = [
+    "training.max_steps=6",
+    "training.eval_steps=3",
+    "search.space={lora.r: {grid_search: [2, 4]}}",
+    "scaling.packs=1",  # of so few rows a second one would only start
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -49,13 +49,14 @@ def label(text: str, places: set[tuple[str, ...]]) -> dict[str, list[str]]:
     """A sentence's words and silver labels; `places` are names, each as its words."""
     words = _WORD.findall(text)
     tags = ["O"] * len(words)
+    longest = max(map(len, places), default=0)
     at = 0
     while at < len(words):
         end, kind = _date(words, at), "date"
         if end == at:
             end, kind = _person(words, at), "person"
         if end == at:
-            end, kind = _place(words, at, places), "geo-loc"
+            end, kind = _place(words, at, places, longest), "geo-loc"
         for place in range(at, end):
             tags[place] = f"{'B' if place == at else 'I'}-{kind}"
         at = max(end, at + 1)
@@ -101,6 +102,7 @@ def _person(words: Sequence[str], at: int) -> int:
     return end if at < given < end else at
 
 
-def _place(words: Sequence[str], at: int, places: set[tuple[str, ...]]) -> int:
-    longest = max((name for name in places if tuple(words[at : at + len(name)]) == name), key=len, default=())
-    return at + len(longest)
+def _place(words: Sequence[str], at: int, places: set[tuple[str, ...]], longest: int) -> int:
+    """One behind the longest name that begins here."""
+    most = min(longest, len(words) - at)
+    return next((at + size for size in range(most, 0, -1) if tuple(words[at : at + size]) in places), at)

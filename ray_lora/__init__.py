@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ray_lora.uncollected import uncollected
+
 if TYPE_CHECKING:
     from ray_lora.adapters.adapter import Adapter, Card
     from ray_lora.allowed import allow
@@ -138,7 +140,8 @@ _HOME = {name: f"ray_lora.{module}" for module, names in _MODULES.items() for na
 def __getattr__(name: str) -> Any:  # PEP 562
     if name not in _HOME:
         raise AttributeError(f"module 'ray_lora' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    with uncollected():
+        value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 

@@ -20,17 +20,20 @@ os.environ |= {  # before torch, transformers and Ray are imported, here and in 
     "RAY_LORA_SETTLE_S": "0",  # most tests write a folder and ask for it; tests/unit/test_verified.py waits
 }
 
+import gc
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+from ray_lora.uncollected import uncollected
 
 WORDS = """
 the a an is was very not so too film movie tweet book phone day news story actor plot song word
@@ -78,6 +81,15 @@ class Failures:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # with -n the process that tells, not those that test
         config.pluginmanager.register(Failures(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What tests import stays to the end: nothing is collected while it comes, and no collection walks through it."""
+    with uncollected():
+        found = yield
+    gc.freeze()
+    return found
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneCluster:

@@ -13,6 +13,7 @@ import typer
 from ray_lora.cli.output import JsonFlag, Overrides, RecipeArgument, answering, scores, start_importing, table
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, Recipe
+from ray_lora.uncollected import uncollected
 
 
 def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonFlag = False) -> None:
@@ -129,7 +130,8 @@ def plan(
             processes = "a process" if count == 1 else f"{count} processes"
             print(f"plan: rows are read, while {processes} will train for some seconds", file=sys.stderr)
             probing = probes.enter_context(Probes(count))
-        from ray_lora.search.foresight import plan_and_foresee, show
+        with uncollected():
+            from ray_lora.search.foresight import plan_and_foresee, show
 
         result = plan_and_foresee(read, probing)
         say(result, show(result))

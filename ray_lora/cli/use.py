@@ -23,6 +23,7 @@ from ray_lora.cli.output import (
 from ray_lora.cli.results import answered, comparison
 from ray_lora.errors import RecipeError, did_you_mean
 from ray_lora.recipe import Json
+from ray_lora.uncollected import uncollected
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name@3", show_default=False)]
 
@@ -48,12 +49,14 @@ def evaluate(
     with answering(as_json) as say:
         columns = columns_of(column)
         if len(refs) > 1 or by is not None or len(data) > 1:
-            from ray_lora.inference.comparing import compare
+            with uncollected():
+                from ray_lora.inference.comparing import compare
 
             result = compare(refs, data, store, columns, by=by, base=base, tracking_uri=tracking_uri)
             say(result, *comparison(result))
             return
-        from ray_lora.inference.stored import evaluate_ref
+        with uncollected():
+            from ray_lora.inference.stored import evaluate_ref
 
         result = evaluate_ref(refs[0], data[0], store, columns, base=base, tracking_uri=tracking_uri)
         say(result, f"{result['ref']} on {result['rows']} rows of {data[0]}: {scores(result['metrics'])}")
@@ -137,7 +140,8 @@ def predict(
             inputs += file_inputs(ref, str(input_file), store, tracking_uri=tracking_uri)
         if not inputs:
             raise RecipeError("there is no input; give --input TEXT or --input-file rows.jsonl")
-        from ray_lora.inference.stored import predict_ref
+        with uncollected():
+            from ray_lora.inference.stored import predict_ref
 
         result = predict_ref(ref, inputs, store, options, base=base, tracking_uri=tracking_uri)
         rows = [

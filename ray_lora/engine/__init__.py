@@ -8,12 +8,15 @@
 them.
 """
 
-from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.dropout import draw_of, draw_of_window
-from ray_lora.engine.engine import AdapterEngine
-from ray_lora.engine.lone_head import LoneHead, last_layer
-from ray_lora.engine.optim import SlotOptimizer
-from ray_lora.engine.routing import take_rows, tensors_in
+from ray_lora.uncollected import uncollected
+
+with uncollected():  # of all rooms this one brings transformers
+    from ray_lora.bases.plain import HeadSpec
+    from ray_lora.engine.dropout import draw_of, draw_of_window
+    from ray_lora.engine.engine import AdapterEngine
+    from ray_lora.engine.lone_head import LoneHead, last_layer
+    from ray_lora.engine.optim import SlotOptimizer
+    from ray_lora.engine.routing import take_rows, tensors_in
 
 __all__ = [
     "AdapterEngine",

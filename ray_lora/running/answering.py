@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-import ray
-import torch
+from ray_lora.uncollected import uncollected
 
-from ray_lora.data.pieces import read_piece
-from ray_lora.errors import RayLoraError
-from ray_lora.inference.answer_columns import AnswerColumns
-from ray_lora.inference.table_rows import refs_of
-from ray_lora.inference.tables import Answer, TableAnswers
-from ray_lora.running.parts import Parts, check_format
-from ray_lora.running.predictor import device_here
-from ray_lora.running.tally import MOST_NAMED, Done, Work, say
-from ray_lora.store import open_store
+with uncollected():  # an actor is a process that begins with these
+    import pyarrow as pa
+    import ray
+    import torch
+
+    from ray_lora.data.pieces import read_piece
+    from ray_lora.errors import RayLoraError
+    from ray_lora.inference.answer_columns import AnswerColumns
+    from ray_lora.inference.table_rows import refs_of
+    from ray_lora.inference.tables import Answer, TableAnswers
+    from ray_lora.running.parts import Parts, check_format
+    from ray_lora.running.predictor import device_here
+    from ray_lora.running.tally import MOST_NAMED, Done, Work, say
+    from ray_lora.store import open_store
 
 
 class TooManyErrorsError(RayLoraError, RuntimeError):

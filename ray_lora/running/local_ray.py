@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 
 from ray_lora.errors import RayLoraError
+from ray_lora.uncollected import uncollected
 
 _TRIES = 2  # of half a minute each, which Ray gives its own processes
 _LATE = "timed out during startup"  # as Ray says it
@@ -46,7 +47,7 @@ def start_importing(module: str) -> None:
     Raises:
         StartError: as `start_ray`.
     """
-    with ThreadPoolExecutor(1) as aside:
+    with uncollected(), ThreadPoolExecutor(1) as aside:
         imported = aside.submit(importlib.import_module, module)
         start_ray()
         imported.result()

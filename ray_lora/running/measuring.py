@@ -15,29 +15,32 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import psutil
-import pyarrow as pa
-import ray.train.torch  # noqa: F401  # a worker imports it: so a probe takes its time and its memory
-import torch
+from ray_lora.uncollected import uncollected
 
-from ray_lora.bases.load import load_base
-from ray_lora.data.files import File
-from ray_lora.data.pieces import cut
-from ray_lora.data.rows import settle_columns
-from ray_lora.data.through import table_of
-from ray_lora.distillation_spec import NO_TEACHER
-from ray_lora.engine import AdapterEngine
-from ray_lora.recipe import Json, Recipe, TaskSpec
-from ray_lora.running.probes import Asked, Measured
-from ray_lora.running.sources import files_of
-from ray_lora.tasks import Features, Task
-from ray_lora.training.evaluation import evaluate
-from ray_lora.training.head_start import HeadStarts, fits
-from ray_lora.training.job import Job
-from ray_lora.training.member import Member
-from ray_lora.training.pack import Pack, Split, Splits
-from ray_lora.training.shards import ALONE
+with uncollected():  # a probe is a process that begins with these
+    import numpy as np
+    import psutil
+    import pyarrow as pa
+    import ray.train.torch  # noqa: F401  # a worker imports it: so a probe takes its time and its memory
+    import torch
+
+    from ray_lora.bases.load import load_base
+    from ray_lora.data.files import File
+    from ray_lora.data.pieces import cut
+    from ray_lora.data.rows import settle_columns
+    from ray_lora.data.through import table_of
+    from ray_lora.distillation_spec import NO_TEACHER
+    from ray_lora.engine import AdapterEngine
+    from ray_lora.recipe import Json, Recipe, TaskSpec
+    from ray_lora.running.probes import Asked, Measured
+    from ray_lora.running.sources import files_of
+    from ray_lora.tasks import Features, Task
+    from ray_lora.training.evaluation import evaluate
+    from ray_lora.training.head_start import HeadStarts, fits
+    from ray_lora.training.job import Job
+    from ray_lora.training.member import Member
+    from ray_lora.training.pack import Pack, Split, Splits
+    from ray_lora.training.shards import ALONE
 
 _ROWS = 2048  # of each split, at most
 _FIRST = 32  # rows that say how long others take

@@ -13,6 +13,16 @@ from ray.train import BackendConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from ray_lora.uncollected import uncollected
+
+
+def begin_worker(config: dict[str, Any]) -> None:
+    """What each worker of a pack is handed: `run_worker`, whose module brings torch and transformers."""
+    with uncollected():
+        from ray_lora.running.worker import run_worker
+
+    run_worker(config)
+
 
 def pack_trainer(
     loop: Callable[[dict[str, Any]], None],

@@ -29,7 +29,7 @@ from ray_lora.running.coordinator import Coordinator, Record
 from ray_lora.running.devices import afforded
 from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
-from ray_lora.running.pack_trainer import pack_trainer
+from ray_lora.running.pack_trainer import begin_worker, pack_trainer
 from ray_lora.running.plan import Plan, make_plan, slots_for, targets_embeddings
 from ray_lora.running.progress import Progress
 from ray_lora.running.sources import Source, prepare
@@ -37,7 +37,7 @@ from ray_lora.running.teachers import anywhere
 from ray_lora.running.time_left import TimeLeft
 from ray_lora.running.turns import Turns
 from ray_lora.running.watch import Watch
-from ray_lora.running.worker import PackConfig, run_worker
+from ray_lora.running.worker import PackConfig
 from ray_lora.tasks import task_of
 from ray_lora.training.job import Job
 
@@ -243,7 +243,7 @@ class PackRun:
             embeddings=any(targets_embeddings(recipe) for recipe in self.prepared.recipes.values()),
         )
         trainer = pack_trainer(
-            run_worker,
+            begin_worker,
             {"pack": ray.put(told)},  # opened by workers alone: Train's own actors import no engine
             self.scaling,
             self._ray_config(number),

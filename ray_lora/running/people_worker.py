@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-import torch
+from ray_lora.uncollected import uncollected
 
-from ray_lora.adapters.adapter import Adapter
-from ray_lora.bases.load import load_base
-from ray_lora.engine import AdapterEngine
-from ray_lora.errors import AdapterNotFoundError
-from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec, TransformSpec
-from ray_lora.running.plan import Plan
-from ray_lora.running.sources import Source, load_splits
-from ray_lora.store import CHAMPION, Store, open_store
-from ray_lora.tasks import Features, build_task
-from ray_lora.training.job import Job
-from ray_lora.training.people import Outcome, Share, train_people
+with uncollected():  # an actor is a process that begins with these
+    import pyarrow as pa
+    import torch
+
+    from ray_lora.adapters.adapter import Adapter
+    from ray_lora.bases.load import load_base
+    from ray_lora.engine import AdapterEngine
+    from ray_lora.errors import AdapterNotFoundError
+    from ray_lora.recipe import BaseSpec, LoraSpec, TrainingSpec, TransformSpec
+    from ray_lora.running.plan import Plan
+    from ray_lora.running.sources import Source, load_splits
+    from ray_lora.store import CHAMPION, Store, open_store
+    from ray_lora.tasks import Features, build_task
+    from ray_lora.training.job import Job
+    from ray_lora.training.people import Outcome, Share, train_people
 
 
 @dataclass(frozen=True)

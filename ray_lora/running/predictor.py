@@ -17,17 +17,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import ray
+from ray_lora.uncollected import uncollected
 
-from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
-from ray_lora.inference.answer_columns import AnswerColumns
-from ray_lora.inference.pinned import SLOTS, Pinned, pin, pipelines
-from ray_lora.inference.table_rows import refs_of, view
-from ray_lora.inference.tables import TableAnswers
-from ray_lora.recipe import Json
-from ray_lora.store import open_store
-from ray_lora.tasks import task_of
+with uncollected():  # an actor is a process that begins with these
+    import pyarrow as pa
+    import ray
+
+    from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
+    from ray_lora.inference.answer_columns import AnswerColumns
+    from ray_lora.inference.pinned import SLOTS, Pinned, pin, pipelines
+    from ray_lora.inference.table_rows import refs_of, view
+    from ray_lora.inference.tables import TableAnswers
+    from ray_lora.recipe import Json
+    from ray_lora.store import open_store
+    from ray_lora.tasks import task_of
 
 
 class LoraPredictor:

@@ -48,7 +48,7 @@ class PackConfig:
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """The train loop handed to TorchTrainer. `pack`: a reference to the `PackConfig`."""
+    """The train loop. `pack`: a reference to the `PackConfig`."""
     told: PackConfig = ray.get(config["pack"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

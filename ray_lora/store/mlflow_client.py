@@ -22,6 +22,7 @@ from ray_lora.store.files import CARD
 from ray_lora.store.mlflow_line import experiment_id, require, sqlite_file, user
 from ray_lora.store.mlflow_signature import add_signature
 from ray_lora.store.store import Cleared
+from ray_lora.uncollected import uncollected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +44,8 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for setting, value in _SETTINGS.items():
         os.environ.setdefault(setting, value)
-    from mlflow import MlflowClient
+    with uncollected():
+        from mlflow import MlflowClient
 
     if (file := sqlite_file(uri)) and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,21 @@ def flipped(path: Path) -> Path:
     return found
 
 
-@pytest.fixture
-def taught(tiny_bert_folder: Path, tmp_path: Path) -> Recipe:
-    """A student of a teacher that was trained on the other label of each row, under labels in another order."""
-    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=6)
-    wrong = {f"data.{split}": str(flipped(tmp_path / f"{split}.jsonl")) for split in ("train", "validation")}
+@pytest.fixture(scope="module")
+def liars(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a teacher that was trained on the other label of each row, under labels in another order."""
+    folder = tmp_path_factory.mktemp("liars")
+    recipe = tiny_recipe(tiny_bert_folder, folder, training__num_train_epochs=6)
+    wrong = {f"data.{split}": str(flipped(folder / f"{split}.jsonl")) for split in ("train", "validation")}
     train_recipe(recipe.override({"name": "liar", "task.labels": ["yes", "no"], **wrong}), quiet=True)
+    return Path(recipe.store)
+
+
+@pytest.fixture
+def taught(liars: Path, tiny_bert_folder: Path, tmp_path: Path) -> Recipe:
+    """A student of the teacher, in a store of its own."""
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__num_train_epochs=6)
+    shutil.copytree(liars, recipe.store)
     told = {"distillation.teacher": "liar", "distillation.weight": 1, "distillation.temperature": 1}
     return recipe.override({"name": "student", "training.head_start": "random", **told})
 
@@ -73,7 +83,8 @@ def test_a_student_says_what_its_teacher_says(taught: Recipe, tmp_path: Path, mo
 
     monkeypatch.setattr(distilling, "_computed", computed)
     weights = {"distillation.weight": tune.grid_search([0.0, 1.0])}
-    search = taught.override({"name": "search", "distillation.temperature": 3, "training.num_train_epochs": 3})
+    short = {"distillation.temperature": 3, "training.num_train_epochs": 3}
+    search = taught.override({"name": "search", "scaling.packs": 1, **short})
     grid = LoraTuner(search, param_space=weights, quiet=True).fit()
     found = {one.config["distillation.weight"]: one.metrics["accuracy"] for one in grid}  # type: ignore[index]
     assert found[0.0] > 0.9

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def test_scores_are_of_adapters_of_so_many_rows_and_the_same_command_finds_them_again(
     tiny_bert_folder: Path, tmp_path: Path
 ) -> None:
-    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__max_steps=24)
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__max_steps=24, scaling__packs=1)
     found = learning_curve(recipe, [8, 96], draws=2, quiet=True)
     few, all_rows = found["points"]
     assert (few["rows"], all_rows["rows"]) == (8, 96)

@@ -48,6 +48,7 @@ def personal_recipe(base: Path, folder: Path, **more: Any) -> Recipe:
         "data": {"train": str(folder / "people.jsonl"), "validation": None},
         "personal": {"key": "who", "group": "city", "order": "at", "min_rows": 8, "num_train_epochs": 12},
         "training.num_train_epochs": 8,
+        "scaling.packs": 1,  # the two cities' adapters train together
     }
     return tiny_recipe(base, folder).override(told | more)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def test_a_recipe_is_pruned_and_others_train_on_what_is_left(
     tiny_bert_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__max_steps=4)
+    recipe = tiny_recipe(tiny_bert_folder, tmp_path, training__max_steps=4, scaling__packs=1)
     file, small = tmp_path / "recipe.yaml", tmp_path / "small"
     file.write_text(yaml.safe_dump(json.loads(recipe.model_dump_json(exclude_unset=True))))
     asked = ["prune", str(file), "training.max_steps=5", "--keep", "0.5", "--output", str(small)]

@@ -25,6 +25,7 @@ from ray_lora.search.tuner import LoraTuner, resume_search
 from ray_lora.training.history import read_history
 from ray_lora.training.state import step_of
 from tests.documents import ROOT, blocks
+from tests.mlflow_world import database
 from tests.ray.kills import kill
 from tests.ray.rows import alone, tiny_recipe
 from tests.ray.test_search import rung_recipe
@@ -211,7 +212,7 @@ def test_the_page_s_commands_steer_a_search(
     """docs/steering.md: trials and a whole search are stopped and go on where they were, each still one MLflow run."""
     recipe = long_recipe(
         tiny_bert_folder, tmp_path, "tweets", training__num_train_epochs=40, training__eval_steps=12,
-        tracking__uri=f"sqlite:///{tmp_path}/mlflow.db",
+        tracking__uri=database(tmp_path),
     )  # fmt: skip
     [block] = blocks(ROOT / "docs" / "steering.md", "sh")
     status, stop, warm, fresh, resume, stop_all, resume_all = block.splitlines()

@@ -36,6 +36,7 @@ from ray_lora.recipe import BaseSpec, LoraSpec
 from ray_lora.store import open_store
 from ray_lora.tasks import build_task
 from ray_lora.tasks.image_classification import ImageClassificationSpec
+from tests.mlflow_world import database
 from tests.unit.serving_world import card, make_adapter, make_base, make_tagger, peft_probabilities
 from tests.unit.test_tables import texts
 
@@ -415,7 +416,7 @@ def test_the_command(world: Path, tmp_path: Path, run: Callable[..., tuple[int, 
 def test_the_run_in_mlflow_has_the_page(world: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     from mlflow.tracking import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = database(tmp_path)
     code, _, said = run(
         "explain", "one", "--data", world / "rows.parquet", "--store", world / "store", "--tracking-uri", uri, "--json"
     )

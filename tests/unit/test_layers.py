@@ -14,7 +14,7 @@ ROOT = Path(ray_lora.__file__).parent
 
 LAYERS = [
     {"errors", "bounds", "expressions", "atomic", "allowed", "html_policy", "recipe", "recipe_text"}
-    | {"task_spec", "transform_spec", "distillation_spec", "search_spec"},
+    | {"task_spec", "transform_spec", "distillation_spec", "search_spec", "uncollected"},
     {"bases", "adapters", "store", "engine", "tasks"},
     {"data", "inference", "augmentation", "training", "explain", "export", "pruning"},
     {"running", "tracking", "pyfunc"},
@@ -57,6 +57,7 @@ TORCH_FREE = {
     "search_spec",
     "recipe",
     "recipe_text",
+    "uncollected",
     "cli",
     "training.job",
     "running.allocator",

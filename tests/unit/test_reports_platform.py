@@ -21,6 +21,7 @@ from ray_lora.running.packs import Prepared, spread
 from ray_lora.running.people_pool import PeoplePool
 from ray_lora.tracking import Tracker
 from ray_lora.tracking.names import LONGEST_KEY, Names, key_of
+from tests.mlflow_world import database
 
 LABELS = [f"the {number}th of many labels" for number in range(500)]  # more letters than a parameter has
 ODD = ("f1 of a//b", "/f1", "f1/", "..", ".", "../../x", "a/./b", "", "50%", "mean@1", "é ü", "🙂", "m" * 300)
@@ -29,7 +30,7 @@ ODD = ("f1 of a//b", "/f1", "f1/", "..", ".", "../../x", "a/./b", "", "50%", "me
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database; each test has an experiment of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    return database(tmp_path_factory.mktemp("mlflow"))
 
 
 def recipe(**task: Any) -> Recipe:

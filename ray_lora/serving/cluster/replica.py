@@ -17,6 +17,7 @@ from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.http.relay import Asked, Head, ask, pour
 from ray_lora.serving.peers import obey
+from ray_lora.uncollected import uncollected
 
 
 class BaseReplica:
@@ -25,11 +26,12 @@ class BaseReplica:
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.getLogger("ray_lora").setLevel(logging.INFO)
-        from ray_lora.serving.cluster.start import start_endpoint
-        from ray_lora.serving.http.routes import create_app
-        from ray_lora.serving.metrics.meter import Meter
-        from ray_lora.serving.metrics.ray_sink import RaySink
-        from ray_lora.serving.metrics.watch import Watch
+        with uncollected():
+            from ray_lora.serving.cluster.start import start_endpoint
+            from ray_lora.serving.http.routes import create_app
+            from ray_lora.serving.metrics.meter import Meter
+            from ray_lora.serving.metrics.ray_sink import RaySink
+            from ray_lora.serving.metrics.watch import Watch
 
         self.endpoint = await asyncio.to_thread(start_endpoint, args)
         self.routes = create_app(self.endpoint, echo_ids=False)  # Serve does
