@@ -93,13 +93,14 @@ class Backbone:
             self._attention.undo()
             self._attention = None
 
-    def join(self, inputs: Mapping[str, Tensor], slots: Sequence[int]) -> Joined | None:
-        """How these rows are laid end to end; None where they are not."""
+    def join(self, inputs: Mapping[str, Tensor], slots: Sequence[int], beside: bool = False) -> Joined | None:
+        """How these rows are laid end to end, with pairs side by side for few tokens or without; None where they are
+        not."""
         if self._attention is None or "input_ids" not in inputs:
             return None
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-        return Joined.of(mask, slots, self._device, self._costs)
+        return Joined.of(mask, slots, self._device, None if beside else self._costs)
 
     def run(
         self,

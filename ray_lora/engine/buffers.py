@@ -45,6 +45,7 @@ class Buffers:
         grad: their gradients, in the same layout; empty unless the engine trains.
         scaling: alpha/r of every layer and slot, [layers, slots + 1], in the base's dtype.
         compute: `flat` in the base's dtype, what a pass multiplies with; `flat` itself where the dtypes agree.
+        versions: how often each slot was refreshed.
         head_flat, head_grad: the same for each head class; what is never trained comes last and has no gradients.
     """
 
@@ -59,6 +60,7 @@ class Buffers:
         train: bool,
     ) -> None:
         self._layers, self._max_rank, self._train = layers, max_rank, train
+        self.versions = [0] * (slots + 1)
         self._offsets, numbers = _offsets(layers, max_rank)
         self._exact = torch.promote_types(dtype, torch.float32)  # of heads, and of pairs that are trained
         exact = self._exact if train else dtype
@@ -98,8 +100,9 @@ class Buffers:
 
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""
-        if self.compute is not self.flat:
-            for slot in slots:
+        for slot in slots:
+            self.versions[slot] += 1
+            if self.compute is not self.flat:
                 self.compute[slot].copy_(self.flat[slot])
 
     def clear(self, slot: int) -> None:

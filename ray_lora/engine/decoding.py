@@ -124,7 +124,7 @@ class Decoding:
         """The last hidden states of all new tokens, [1, tokens, hidden], and where each row's last one lies."""
         engine, owners = self._engine, [row.slot for row, _ in work]
         counts = torch.tensor([len(tokens) for _, tokens in work])
-        joined = engine.joined(torch.arange(int(counts.max())) < counts[:, None], owners)
+        joined = engine.joined(torch.arange(int(counts.max())) < counts[:, None], owners, writes=True)
         ids, past = torch.zeros(joined.count, dtype=torch.int64), torch.tensor([row.length for row, _ in work])
         new = []
         for (row, tokens), start in zip(work, joined.starts, strict=True):

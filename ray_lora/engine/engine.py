@@ -29,6 +29,7 @@ from ray_lora.engine.joined import Joined
 from ray_lora.engine.router import Router
 from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.engine.sharing import Sharing
+from ray_lora.engine.side_by_side import SideBySide
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
 from ray_lora.task_spec import Attention
@@ -62,7 +63,8 @@ class AdapterEngine:
         self.flat, self.grad = self.buffers.flat, self.buffers.grad
         self.head_flat, self.head_grad = self.buffers.head_flat, self.buffers.head_grad
         self._ranks = [0] * (slots + 1)
-        self._router = Router(self._ranks, self.buffers, self.dropout, base.device)
+        self._beside = SideBySide.of(self.layers.values(), self.buffers.versions, base)
+        self._router = Router(self._ranks, self.buffers, self.dropout, base.device, self._beside)
         self._backbone = Backbone(base, self.layers)
         self.sharing = probe.of_base(self)
         self._head_sharing: dict[tuple[str, Attention | None], Sharing] = {}
@@ -141,9 +143,14 @@ class AdapterEngine:
         both_ways = self.reads_both_ways(owners[0]) if head is None else head.attention == "bidirectional"
         return self._backbone.run(self.cast(inputs), self._routes(owners, joined), joined, first_token, both_ways)
 
-    def joined(self, mask: Tensor, owners: Sequence[int]) -> Joined:
-        """How new tokens of rows of these slots lie end to end; `mask` [rows, longest] is not 0 where there is one."""
-        found = self._backbone.join({"input_ids": mask, "attention_mask": mask}, owners)
+    def joined(self, mask: Tensor, owners: Sequence[int], writes: bool = False) -> Joined:
+        """How new tokens of rows of these slots lie end to end; `mask` [rows, longest] is not 0 where there is one.
+
+        Args:
+            writes: for `advance`, which has no gradients.
+        """
+        beside = writes and self._beside is not None
+        found = self._backbone.join({"input_ids": mask, "attention_mask": mask}, owners, beside)
         assert found is not None
         return found
 
@@ -385,6 +392,7 @@ class AdapterEngine:
         with torch.no_grad():
             for key, view in views.items():
                 view.copy_(tensors[key])
+        self.buffers.versions[slot] += 1
 
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""

@@ -6,7 +6,8 @@
 
 Tokens of one slot lie together, and the number of tokens is filled up to a round one, so that there are few
 shapes of products, with tokens that belong to no row and that nobody reads. Where the low-rank terms of all slots are
-one product of equal blocks, each slot's stretch is filled up to a multiple of `block`. It knows rows, not models.
+one product of equal blocks, each slot's stretch is filled up to a multiple of `block`; in passes that write on a
+processor nothing is filled up, and the slots that have few tokens come last. It knows rows, not models.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _FILL = 16  # the width of a row's attention: what products and softmax like
 _STEPS = ((128, 8), (512, 16), (1024, 32), (math.inf, 64))  # up to so many tokens, in steps of
 _BLOCKS = (16, 32, 64, 128, 256)
 _SMALL, _FEW = (1, 2, 4, 8), 128  # of passes of so few tokens: one of each row that is being written
+_LITTLE = 16  # tokens of a slot that has few in a pass that writes: rows in the making have one each
 
 Index = NDArray[np.int64]
 
@@ -71,6 +73,7 @@ class Joined:
         rows, width: of the padded form, [rows, width, ...].
         count: tokens of the joined form, those that belong to no row included.
         segments: (slot, first token, one behind the last) of each slot's stretch.
+        few: how many of the last segments are of slots that have few tokens; 0 but in such passes.
         block: tokens that have one slot, one after the other, and divide `count`; 0 where stretches are as long as they
             are.
         places: where in the flattened padded form each token lies, [count].
@@ -96,27 +99,29 @@ class Joined:
     to_padded: Tensor
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
+    few: int = 0
     kept: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, mask: Tensor, slots: Sequence[int], device: torch.device, costs: Costs = EXACT) -> Joined:
+    def of(cls, mask: Tensor, slots: Sequence[int], device: torch.device, costs: Costs | None = EXACT) -> Joined:
         """Rows that have a token wherever `mask` [rows, longest] is not 0, at least one each, with these slots.
 
         Args:
-            costs: decide whether stretches are filled up to equal blocks.
+            costs: decide whether stretches are filled up to equal blocks; None in a pass that writes on a processor.
         """
         held = mask.cpu().numpy() != 0
         rows, width = held.shape
         lengths = held.sum(1)
-        order = np.argsort(np.asarray(slots), kind="stable")
-        of_slot, sizes = _by_slot(np.asarray(slots)[order], lengths[order])
-        block = _block(sizes, costs)
+        keys, few = (np.asarray(slots), 0) if costs is not None else _short_last(np.asarray(slots), lengths)
+        order = np.argsort(keys, kind="stable")
+        first, sizes = _by_slot(keys[order], lengths[order])
+        block = 0 if costs is None else _block(sizes, costs)
         filled = -(-sizes // block) * block if block else sizes
         count = _rounded(int(filled.sum()), block)
         starts = np.empty(rows, dtype=np.int64)
         at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
         gaps = np.concatenate([[0], np.cumsum(filled - sizes)[:-1]])
-        starts[order] = at + np.repeat(gaps, np.bincount(_numbers(np.asarray(slots)[order])))
+        starts[order] = at + np.repeat(gaps, np.bincount(_numbers(keys[order])))
         of_token = np.repeat(np.arange(rows), lengths)  # in the padded form's order
         inner = np.arange(len(of_token)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         here = starts[of_token] + inner
@@ -131,7 +136,8 @@ class Joined:
             rows=rows,
             width=width,
             count=count,
-            segments=_segments(of_slot, filled),
+            segments=_segments(np.asarray(slots)[order][first], filled),
+            few=few,
             block=block,
             places=_move(places, device),
             positions=_move(positions, device),
@@ -181,9 +187,24 @@ class Joined:
 
 
 def _by_slot(slots: Index, lengths: Index) -> tuple[Index, Index]:
-    """Each slot among sorted ones, and its number of tokens."""
-    of_slot, first = np.unique(slots, return_index=True)
-    return of_slot, np.add.reduceat(lengths, first)
+    """Each slot's first row among sorted ones, and its number of tokens."""
+    _, first = np.unique(slots, return_index=True)
+    return first, np.add.reduceat(lengths, first)
+
+
+def _short_last(slots: Index, lengths: Index) -> tuple[Index, int]:
+    """Keys that sort slots with few tokens behind all others, and how many such slots there are.
+
+    All of them get as many places as the largest needs; so few is what leaves at most half of the places empty.
+    """
+    owners, number = np.unique(slots, return_inverse=True)
+    sizes = np.bincount(number, lengths).astype(np.int64)
+    candidates = sorted({int(size) for size in sizes[owners > 0] if size <= _LITTLE}, reverse=True)
+    for most in candidates:
+        short = (sizes <= most) & (owners > 0)
+        if most * short.sum() <= 2 * sizes[short].sum():
+            return slots + short[number] * (int(owners.max()) + 1), int(short.sum())
+    return slots, 0
 
 
 def _segments(of_slot: Index, lengths: Index) -> tuple[tuple[int, int, int], ...]:

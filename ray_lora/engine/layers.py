@@ -154,6 +154,12 @@ class TargetLayer:
         return self.module.register_forward_hook(hook)
 
     def _linear(self, x: Tensor, base: Tensor, routing: Routing) -> Tensor:
+        if routing.groups is not None:
+            tokens, out = x.reshape(-1, x.shape[-1]), base.view(-1, base.shape[-1])
+            routing.groups.add(self.index, tokens, out)
+            if routing.segments:
+                lora_add(tokens, out, self.a, self.b, routing.factors[self.index], routing)
+            return base
         rows = routing.by_row(x)
         scale: Any = routing.factors[self.index] if routing.segments else routing.scales[self.index]
         if not torch.is_grad_enabled():

@@ -14,6 +14,7 @@ from ray_lora.engine.buffers import Buffers
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.joined import Joined
 from ray_lora.engine.routing import Routes, Routing
+from ray_lora.engine.side_by_side import SideBySide
 
 
 class Router:
@@ -22,10 +23,19 @@ class Router:
     Args:
         ranks: the largest rank of each slot.
         dropout: the probability of each slot that drops.
+        beside: where pairs lie for passes of one token a row; None where none do.
     """
 
-    def __init__(self, ranks: list[int], buffers: Buffers, dropout: Mapping[int, float], device: torch.device) -> None:
+    def __init__(
+        self,
+        ranks: list[int],
+        buffers: Buffers,
+        dropout: Mapping[int, float],
+        device: torch.device,
+        beside: SideBySide | None = None,
+    ) -> None:
         self._ranks, self._buffers, self._probability, self._device = ranks, buffers, dropout, device
+        self._beside = beside
 
     def routes(self, owners: Sequence[int], joined: Joined | None, draws: Tensor | None) -> Routes:
         """Routes of rows of these slots; `draws` fixes what each drops, None drops nothing."""
@@ -41,6 +51,9 @@ class Router:
         else:
             scaling = self._buffers.scaling
             tokens = Routing.of_segments(joined.segments, joined.count, self._ranks, scaling, dropout)
+        if joined.few and self._beside is not None:
+            groups = self._beside.groups(joined.segments[-joined.few :], joined.count)
+            tokens = tokens if groups is None else tokens.with_groups(groups)
         return Routes(rows, tokens, joined.count)
 
     def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ray_lora.engine.dropout import Dropout
+from ray_lora.engine.grouped import Groups
 from ray_lora.errors import CapacityError
 
 
@@ -35,6 +36,7 @@ class Routing:
         joined: whether its rows are blocks of tokens, of rows that are laid end to end.
         segments: (slot, first token, one behind the last) of each slot's stretch, where products go slot by slot;
         factors: their alpha/r, of each layer.
+        groups: where its tokens' pairs lie side by side, if they do.
     """
 
     slots: Tensor
@@ -48,6 +50,7 @@ class Routing:
     joined: bool = False
     segments: tuple[tuple[int, int, int], ...] = ()
     factors: tuple[tuple[float, ...], ...] = ()
+    groups: Groups | None = None
 
     @classmethod
     def of(
@@ -104,6 +107,12 @@ class Routing:
             segments=tuple(segments),
             factors=tuple(map(tuple, scaling[:, owner].tolist())),
         )
+
+    def with_groups(self, groups: Groups) -> Routing:
+        """The same where the pairs of its last segments lie side by side."""
+        left = sum(begin < groups.begin for _, begin, _ in self.segments)
+        segments, factors = self.segments[:left], tuple(each[:left] for each in self.factors)
+        return replace(self, segments=segments, factors=factors, groups=groups)
 
     def by_row(self, x: Tensor) -> Tensor:
         """View [rows * m, ..., width] as [rows, m', width]; of segments as [tokens, width]."""

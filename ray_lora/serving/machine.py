@@ -47,11 +47,24 @@ class Loaded:
 
 
 class Machine:
-    """A base with `slots` places, and one more so that an adapter is mounted before another leaves."""
+    """A base with `slots` places, and one more so that an adapter is mounted before another leaves.
 
-    def __init__(self, base: Base, store: Store, *, slots: int, max_rank: int = 64, embeddings: bool = False) -> None:
+    Args:
+        thread: that computes, one; the one in which the base was loaded, where that is not the caller's.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        store: Store,
+        *,
+        slots: int,
+        max_rank: int = 64,
+        embeddings: bool = False,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.base, self.store = base, store
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._engine = AdapterEngine(base, slots=slots + 1, max_rank=max_rank, embeddings=embeddings)
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="reader")
         self._task = lru_cache(_TASKS)(self._build)
