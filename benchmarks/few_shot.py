@@ -157,7 +157,7 @@ def lora(place: Place, domain: str, shots: int, draws: Sequence[int], head_start
         pack = Pack(engine, data, output=Path(folder), max_rows=128)
         for draw in draws:
             training = recipe.training.model_copy(update={"seed": draw, **told})
-            pack.join(Job(str(draw), str(draw), task.spec, recipe.lora, training))
+            pack.join(Job(str(draw), str(draw), task.spec, recipe.lora, training, recipe.augmentation))
         while pack.members:
             pack.step()
         adapters = [Adapter.load(Path(folder) / str(draw) / "adapter") for draw in draws]

@@ -30,7 +30,8 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 
 
 # Photographs, speech, a language model and people take minutes even of few steps: `make demo-all` runs
-# them. What `sentiment` does beside is the demo (tests/programs/). What is done with adapters has tests of its own.
+# them. What `sentiment` does beside is the demo (tests/programs/). What is done with finished adapters has tests of its
+# own; exporting and explaining trains one as other pipelines do, and `make demo-all` runs them.
 SLOW = ("sentiment", "pictures", "inspection", "detection", "segmentation", "generation", "speech", "personal")
 OWN = ("distill", "prune", "export", "explain")
 QUICK = [name for name in PIPELINES if name not in (*SLOW, *OWN)]
@@ -88,33 +89,3 @@ def test_the_pruned_base_stands_beside_the_whole_and_a_random_cut(
     assert len({one["base"] for one in line["cuts"]}) == 3
     for answer in line["served"].values():
         check_answer(line["task"], answer)
-
-
-def test_an_adapter_is_exported_and_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The second pipeline finds the adapter that the first one trained."""
-    monkeypatch.chdir(tmp_path)
-    from pipelines import explain, export
-
-    lines = []
-    for pipeline in (export, explain):
-        try:
-            pipeline.main(["--smoke", "--json"])
-        except DataError as error:
-            pytest.skip(str(error))
-        *told, last = capsys.readouterr().out.strip().splitlines()
-        lines.append(json.loads(last))
-        assert lines[-1].keys() >= KEYS
-        assert any(lines[-1]["name"] in text for text in told), "the table has the line"
-        [ref] = lines[-1]["refs"]
-        check_answer(lines[-1]["task"], lines[-1]["served"][ref])
-    exported, explained = lines
-    assert exported["refs"] == explained["refs"]
-    assert exported["served"][ref]["label"] == explained["explained"]["answered"]
-    [graph] = exported["exports"]
-    assert graph["largest"] < 1e-4
-    assert graph["score"] == exported["after"][0]
-    found = explained["explained"]
-    assert 0 <= found["could_go_at_once"] <= found["could_go"] <= found["layers"]
-    assert (tmp_path / "runs/explained/explain.html").exists()
