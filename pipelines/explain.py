@@ -16,11 +16,9 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.one_adapter import TEST, TEXT, adapted, answer_of, told, tweets
-from pipelines.rated_texts import prepare
-from pipelines.story import asked, console, few, step, table
+from pipelines.one_adapter import TEST, TEXT, adapted, answer_of, told
+from pipelines.story import Line, asked, console, few, step, table
 from ray_lora.explain import explain
-from ray_lora.running.local_ray import start_ray
 
 ROWS = 200  # that score the adapter without each of its layers
 WORDS = 5
@@ -28,10 +26,8 @@ WORDS = 5
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = asked(__doc__, argv)
-    prepare("data")
-    start_ray()
-    line = tweets(given)
-    one = adapted(line, given)
+    one = adapted(given)
+    line: Line = one["line"]
     ref = one["entry"].ref
     step(f"explain: {ref}")
     page = Path(line.recipe.output_dir) / "explained"

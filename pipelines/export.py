@@ -19,13 +19,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipelines.one_adapter import METRIC, TEST, TEXT, adapted, told, tweets
-from pipelines.rated_texts import prepare
-from pipelines.story import SMOKE_ROWS, asked, console, few, step, table
+from pipelines.one_adapter import METRIC, TEST, TEXT, adapted, told
+from pipelines.story import SMOKE_ROWS, Line, asked, console, few, step, table
 from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.exporting import export_refs
 from ray_lora.recipe import Json
-from ray_lora.running.local_ray import start_ray
 
 KINDS: Mapping[str, Mapping[str, bool]] = {"inputs": {}, "merged": {"merge": True}, "8 bits": {"int8": True}}
 AT_ONCE = 16  # rows of one run of a graph
@@ -33,10 +31,8 @@ AT_ONCE = 16  # rows of one run of a graph
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = asked(__doc__, argv)
-    prepare("data")
-    start_ray()
-    line = tweets(given)
-    one = adapted(line, given)
+    one = adapted(given)
+    line: Line = one["line"]
     test = few(Path(TEST), SMOKE_ROWS) if given.smoke else Path(TEST)
     exports: list[dict[str, Any]] = []
     answer: Json = None

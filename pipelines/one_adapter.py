@@ -1,7 +1,7 @@
 """What pipelines begin with that do something with a finished adapter: tweets' adapters trained, scored and stored.
 
-    found = adapted(Line("tweets", recipe, TEST, TEXT, "untrained head"), "export", seeds, given)
-    found["entry"].ref, found["scores"]
+    one = adapted(given)
+    one["line"], one["entry"].ref, one["found"]["after"]
 
 Pipelines of the same recipe, seeds and folder find each other's adapters trained.
 """
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.baselines import Data
+from pipelines.rated_texts import prepare
 from pipelines.scores import score_adapters
 from pipelines.story import Asked, Line, finish, train
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.inference.stored import predict_ref
 from ray_lora.recipe import Json
+from ray_lora.running.local_ray import start_ray
 from ray_lora.store import open_store, put_once
 
 RECIPE = Path(__file__).parents[1] / "examples/tweets.yaml"
@@ -25,15 +27,18 @@ TEXT = "so happy with my new phone, best day ever :)"
 METRIC = "f1_macro"
 
 
-def tweets(given: Asked) -> Line:
+def _tweets(given: Asked) -> Line:
     """The line that such pipelines share; in float32, as what they make of its adapters."""
     recipe = given.recipe(RECIPE, ["training.eval_steps=null", "base.dtype=float32"])
     return Line("tweets-adapter", recipe, TEST, TEXT, "untrained head", metric=METRIC)
 
 
-def adapted(line: Line, given: Asked) -> dict[str, Any]:
-    """Adapters of every seed, of which the best on validation rows goes into the store: `entry`, and what every
-    pipeline's object says beside its answers, `found`."""
+def adapted(given: Asked) -> dict[str, Any]:
+    """Adapters of every seed of `line`, of which the best on validation rows goes into the store: `entry`, and what
+    every pipeline's object says beside its answers, `found`."""
+    prepare("data")
+    start_ray()
+    line = _tweets(given)
     seeds = max(1, given.seeds)
     folders, seconds = train("one-adapter", [line], seeds)
     data = Data(line.recipe, line.test, given.most)
@@ -47,7 +52,14 @@ def adapted(line: Line, given: Asked) -> dict[str, Any]:
         "trainable": adapters[0].num_parameters, "total": numbers + adapters[0].num_parameters,
         "adapter_bytes": entry.bytes, "refs": [entry.ref], "seconds": seconds,
     }  # fmt: skip
-    return {"entry": entry, "found": found, "adapter": adapters[best], "rows": data.rows("test"), "task": data.task}
+    return {
+        "line": line,
+        "entry": entry,
+        "found": found,
+        "adapter": adapters[best],
+        "rows": data.rows("test"),
+        "task": data.task,
+    }
 
 
 def told(name: str, line: Line, found: dict[str, Any], answer: Json) -> dict[str, Json]:
