@@ -13,13 +13,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, RayLoraError
+from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError
 from ray_lora.inference.finite import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
@@ -28,7 +28,7 @@ from ray_lora.serving.cache.slots import AdapterCache, Resident
 from ray_lora.serving.gate import Gate, OverloadedError
 from ray_lora.serving.http.keys import Keys
 from ray_lora.serving.inputs import check_count, check_texts, rows_of
-from ray_lora.serving.machine import ChangedError, Loaded, Machine
+from ray_lora.serving.machine import Loaded, Machine
 from ray_lora.serving.metrics.trace import current
 from ray_lora.serving.names import BASE, Choice, Names
 from ray_lora.serving.peers import Alone
@@ -40,13 +40,14 @@ from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.serving.writing.speaker import Speaker
-from ray_lora.store import Entry, Store, steer
+from ray_lora.store import BeingWrittenError, Entry, Store, steer
 from ray_lora.store.expected import expecting, put_expecting
 from ray_lora.store.known import entry_of
 from ray_lora.tasks import Features, Task
 
 _logger = logging.getLogger(__name__)
 _LONG = 20_000  # characters of texts and files; more is encoded in a thread, so that the event loop stays free
+_TRIES = 3  # to read what a ref means, while its files are changed
 T = TypeVar("T")
 
 
@@ -119,7 +120,7 @@ class Endpoint:
             self.failed(choice.arm, error)
             self._copy(choice, inputs, parameters)
             raise
-        self.results.answered(choice.arm, request_id, time.perf_counter() - began, answer.predictions)
+        self.results.answered(choice.arm_of(answer.entry), request_id, time.perf_counter() - began, answer.predictions)
         self._copy(choice, inputs, parameters)
         return answer
 
@@ -290,25 +291,25 @@ class Endpoint:
 
     @asynccontextmanager
     async def lease(self, entry: Entry, exact: bool = False) -> AsyncIterator[tuple[Entry, Resident[Loaded]]]:
-        """The adapter in a slot; resolves once more when its files changed between resolving and reading.
+        """The adapter in a slot; what was asked for is resolved again when its files changed between resolving and
+        reading, so that a name is answered by an older version while its newest is being written.
 
         Args:
             exact: whether no other content will do; AdapterNotFoundError where it has become another.
         """
-        try:
-            lease = self.cache.lease(entry)
-            resident = await lease.__aenter__()
-        except ChangedError:
-            self.registry.refresh()
-            asked, entry = entry, await self.names.resolve(entry.ref)
-            if exact and entry.sha256 != asked.sha256:
-                raise not_held(asked.name, asked.sha256) from None
-            lease = self.cache.lease(entry)
-            resident = await lease.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            for left in reversed(range(_TRIES)):
+                try:
+                    resident = await stack.enter_async_context(self.cache.lease(entry))
+                    break
+                except (BeingWrittenError, AdapterNotFoundError):
+                    if not left:
+                        raise
+                self.registry.refresh()
+                asked, entry = entry, await self.names.resolve(entry.ref if exact else entry.again)
+                if exact and entry.sha256 != asked.sha256:
+                    raise not_held(asked.name, asked.sha256)
             yield entry, resident
-        finally:
-            await lease.__aexit__(None, None, None)
 
     async def _embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
         features = await asyncio.get_running_loop().run_in_executor(self.encoder, self.machine.encode_texts, texts)

@@ -20,7 +20,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.load import Base
 from ray_lora.bases.padding import pad
 from ray_lora.engine import AdapterEngine, HeadSpec
-from ray_lora.errors import DataError
+from ray_lora.errors import AdapterError, DataError
 from ray_lora.inference.adopt import check_answers
 from ray_lora.inference.decoder import Decoder
 from ray_lora.inference.predict import embed, predict
@@ -141,7 +141,12 @@ class Machine:
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, entry: Entry) -> Loaded:
-        _, adapter = self.store.load(entry.ref)
+        try:
+            _, adapter = self.store.load(entry.ref)
+        except BeingWrittenError:
+            raise
+        except AdapterError as error:  # it was whole a moment ago
+            raise ChangedError(f"{entry.ref} changed while it was read ({error}); ask again") from error
         if adapter.sha256 != entry.sha256:
             raise ChangedError(f"{entry.ref} changed while it was read; ask again")
         return Loaded(adapter, sum(t.numel() * t.element_size() for t in adapter.tensors.values()))

@@ -48,6 +48,10 @@ class Choice:
         began = self.entry.traffic.began if self.variant in ("split", "shadow") else ""
         return Arm(self.entry.name, self.entry.version, self.variant, began)
 
+    def arm_of(self, entry: Entry) -> Arm:
+        """The same for the version that answered: another than was chosen, where that was changed meanwhile."""
+        return self.arm._replace(version=entry.version)
+
 
 class Names:
     """The names that one replica answers to.

@@ -97,6 +97,7 @@ class FolderStore:
         version = self._chosen(ref, pointers)
         if version is None:
             entry = self._verified.recall_newest(name, listing)
+            entry = None if entry is None else replace(entry, as_newest=True)
         else:
             found = self._verified.recall(name, version, listing)
             if isinstance(found, AdapterError):
@@ -262,7 +263,7 @@ class FolderStore:
         listing, pointers = self._look(ref)
         name, version = pointers.name, self._chosen(ref, pointers)
         if version is None:
-            entry = self._verified.newest(name, listing)
+            entry = replace(self._verified.newest(name, listing), as_newest=True)
         else:
             entry = self._verified.entry(name, version, listing)
         return _pointed(entry, pointers), versions_of(listing)[entry.version]

@@ -40,11 +40,17 @@ class Entry:
     bytes: int  # of the weights file
     base_dtype: QuantisedDtype | None = None  # "int8" or "nf4", where its base was in few bits
     traffic: Traffic = field(default_factory=Traffic)  # of the name: the same for all its versions
+    as_newest: bool = field(default=False, compare=False)  # its name was asked for, and it is the newest that is whole
 
     @property
     def ref(self) -> str:
         """`name@version`, which names this content for ever."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def again(self) -> str:
+        """What to ask for where this version is no longer what it was when it was found."""
+        return self.name if self.as_newest else self.ref
 
 
 @dataclass(frozen=True)

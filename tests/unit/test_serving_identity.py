@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import shutil
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from ray_lora.adapters.adapter import Adapter
+from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.serving.args import AppArgs
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.http.routes import create_app
@@ -83,6 +84,35 @@ def test_a_content_that_was_exchanged_between_looking_and_reading_is_not_answere
             with pytest.raises(LookupError, match="has the content"):
                 await endpoint.predict(choice, ["a"], {})
             assert (await client.post("/v1/predict", json={"model": "tweets@1", "inputs": "a"})).status_code == 200
+
+    asyncio.run(main())
+
+
+def _cut(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("settle_s", [0, 60])
+@pytest.mark.parametrize("spoil", [_cut, shutil.rmtree, lambda folder: (folder / "adapter_config.json").unlink()])
+def test_a_name_whose_newest_version_is_spoilt_between_looking_and_reading_is_answered_by_the_one_before(
+    world: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], settle_s: float
+) -> None:
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", str(settle_s))
+
+    async def main() -> None:
+        async with serving(world) as (endpoint, _):
+            sha256 = {ref: (await endpoint.names.resolve(ref)).sha256 for ref in ("tweets@1", "tweets@2")}
+            choice = await endpoint.names.choose("tweets")
+            named = await endpoint.names.choose("tweets@2")
+            assert (choice.entry.version, choice.variant) == (2, "default")
+            spoil(world / "store" / "tweets" / "2")
+            answer = await endpoint.predict(choice, ["a"], {}, request_id="asked")
+            assert (answer.entry.version, answer.entry.sha256) == (1, sha256["tweets@1"])
+            assert (await endpoint.results.find("asked")).version == 1
+            monkeypatch.setattr("ray_lora.serving.registry._MORE_S", -60.0)  # else it waits until it is whole again
+            with pytest.raises((AdapterError, AdapterNotFoundError)):
+                await endpoint.predict(named, ["a"], {})
 
     asyncio.run(main())
 

@@ -144,7 +144,7 @@ class Speaker:
             raise
         trace.compute_s = time.perf_counter() - began
         if choice is not None:
-            endpoint.results.answered(choice.arm, request_id, trace.compute_s, [])
+            endpoint.results.answered(choice.arm_of(reply.entry or choice.entry), request_id, trace.compute_s, [])
             self.copies.start(choice, reply)
 
     async def writes(self, entry: Entry) -> bool:
