@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,12 +98,13 @@ class MlflowStore:
         known = self._look(ref)
         name, alias, version = parse_ref(ref)
         held = known.versions
-        if alias is None and version is None and CHAMPION not in known.aliases:
+        newest = alias is None and version is None and CHAMPION not in known.aliases
+        if newest:
             held = {number: entry for number, entry in held.items() if (name, number) not in self._aside} or held
         entry = known.entry(choose(ref, held, known.aliases))
         if (why := self._aside.get((name, entry.version))) is not None:
             raise why.with_traceback(None)
-        return entry
+        return replace(entry, as_newest=newest)
 
     def set_aside(self, entry: Entry, why: AdapterError) -> None:
         """See `Store.set_aside`."""
