@@ -187,7 +187,8 @@ def speeds(folder: Path) -> dict[str, Any]:
     from ray_lora.data.check import check_table, learn
     from ray_lora.data.encoded import EncodedFile, write_rows
     from ray_lora.data.files import find_files
-    from ray_lora.data.pieces import cut, read_piece
+    from ray_lora.data.piece_types import read_piece
+    from ray_lora.data.pieces import cut
     from ray_lora.recipe import BaseSpec, TaskSpec
     from ray_lora.tasks import build_task, task_of
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ray_lora.data.files import File
-from ray_lora.data.pieces import cut, read_written
+from ray_lora.data.piece_rows import read_written
+from ray_lora.data.pieces import cut
 from ray_lora.data.seen_columns import Seen, look_at_columns
 from ray_lora.errors import DataError
 from ray_lora.recipe import Json

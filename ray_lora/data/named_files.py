@@ -20,7 +20,9 @@ import pyarrow as pa
 
 from ray_lora.data.formats import DESCRIBED
 from ray_lora.data.pictures import BY_PATH, named_by_path, paths_of
-from ray_lora.data.pieces import Piece, first_pieces, look, look_at, read_written
+from ray_lora.data.piece_rows import read_written
+from ray_lora.data.piece_types import look, look_at
+from ray_lora.data.pieces import Piece, first_pieces
 from ray_lora.data.places import Place
 from ray_lora.errors import DataError
 from ray_lora.tasks import Column

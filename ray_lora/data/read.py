@@ -15,7 +15,8 @@ from pyarrow.fs import FileType
 
 from ray_lora.data.files import FORMATS, find_files
 from ray_lora.data.jsonl import values
-from ray_lora.data.pieces import Piece, read_piece
+from ray_lora.data.piece_types import read_piece
+from ray_lora.data.pieces import Piece
 from ray_lora.data.places import Place
 from ray_lora.errors import DataError, RecipeError, did_you_mean
 from ray_lora.recipe import DataSpec, Json

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from ray_lora.data.files import File, find_files
 from ray_lora.data.pictures import named_by_path
-from ray_lora.data.pieces import Piece, as_types, first_look, first_pieces, look_at_files, read_written, settle
+from ray_lora.data.piece_rows import read_written
+from ray_lora.data.piece_types import as_types, first_look, look_at_files, settle
+from ray_lora.data.pieces import Piece, first_pieces
 from ray_lora.data.places import Place
 from ray_lora.data.read import canonical, check_columns, roles
 from ray_lora.recipe import DataSpec

@@ -15,7 +15,8 @@ import pyarrow as pa
 from ray_lora.data.check import MOST_NAMED, learn, on_base, raise_wrong, wrong_rows
 from ray_lora.data.files import File
 from ray_lora.data.named_files import parted
-from ray_lora.data.pieces import Piece, cut, look_at_files, read_piece
+from ray_lora.data.piece_types import look_at_files, read_piece
+from ray_lora.data.pieces import Piece, cut
 from ray_lora.data.read import canonical, roles
 from ray_lora.data.rows import say_given, settle_columns
 from ray_lora.errors import DataError

@@ -18,7 +18,8 @@ import pyarrow as pa
 from ray_lora.adapters.adapter import Adapter, Card
 from ray_lora.data.check import check_tables, say_cut
 from ray_lora.data.files import find_files
-from ray_lora.data.pieces import Piece, read_piece, settle
+from ray_lora.data.piece_types import read_piece, settle
+from ray_lora.data.pieces import Piece
 from ray_lora.data.rows import say_given
 from ray_lora.errors import AdapterError, DataError, RayLoraError, RecipeError, did_you_mean
 from ray_lora.inference.intervals import Scored, as_good, intervals

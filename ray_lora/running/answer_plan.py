@@ -17,7 +17,8 @@ import ray
 
 from ray_lora.atomic import expanded
 from ray_lora.data.files import File
-from ray_lora.data.pieces import Piece, look, read_piece, settle
+from ray_lora.data.piece_types import look, read_piece, settle
+from ray_lora.data.pieces import Piece
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RecipeError
 from ray_lora.inference.answer_columns import AnswerColumns
 from ray_lora.inference.pinned import Pinned, pin

@@ -14,7 +14,7 @@ with uncollected():  # an actor is a process that begins with these
     import ray
     import torch
 
-    from ray_lora.data.pieces import read_piece
+    from ray_lora.data.piece_types import read_piece
     from ray_lora.errors import RayLoraError
     from ray_lora.inference.answer_columns import AnswerColumns
     from ray_lora.inference.table_rows import refs_of

@@ -24,7 +24,8 @@ from ray_lora.data.check import MOST_NAMED, wrong_rows
 from ray_lora.data.encoded import EncodedFile, write_rows
 from ray_lora.data.encoder import Encoder
 from ray_lora.data.formats import DESCRIBED
-from ray_lora.data.pieces import Piece, digest, first_pieces, look, look_at_files
+from ray_lora.data.piece_types import look, look_at_files
+from ray_lora.data.pieces import Piece, digest, first_pieces
 from ray_lora.data.read import roles
 from ray_lora.data.row_cache import BOUND, RowCache, bound
 from ray_lora.data.through import table_of

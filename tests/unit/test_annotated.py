@@ -20,7 +20,8 @@ from PIL import Image
 from ray_lora.bases.yolox import Letterbox
 from ray_lora.data.annotated import opened, pictures
 from ray_lora.data.files import find_files
-from ray_lora.data.pieces import Piece, cut, digest, read_piece
+from ray_lora.data.piece_types import read_piece
+from ray_lora.data.pieces import Piece, cut, digest
 from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError, RecipeError
 from ray_lora.recipe import Recipe

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_lora.data.files import find_files
-from ray_lora.data.pieces import cut, digest, look, read_files, read_piece, settle
+from ray_lora.data.piece_types import look, read_files, read_piece, settle
+from ray_lora.data.pieces import cut, digest
 from ray_lora.data.read import canonical
 from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError

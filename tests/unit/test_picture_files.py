@@ -12,11 +12,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from ray_lora.data import named_files, pictures
-from ray_lora.data import pieces as pieces_module
+from ray_lora.data import named_files, pictures, piece_rows
 from ray_lora.data.files import check_unchanged, find_files
 from ray_lora.data.named_files import Parted, parted
-from ray_lora.data.pieces import cut, digest, look_at_files, read_piece, settle
+from ray_lora.data.piece_types import look_at_files, read_piece, settle
+from ray_lora.data.pieces import cut, digest
 from ray_lora.data.read import roles
 from ray_lora.errors import DataError
 from ray_lora.recipe import DataSpec, Recipe
@@ -226,10 +226,10 @@ def test_a_piece_reads_its_own_pictures_and_its_file_once(listed: Path, monkeypa
     files = find_files(str(listed))
     found = parted(cut(files), ROLES)
     looks = found.looked(lambda others: look_at_files(others, ROLES))
-    bytes_of, format_of = pictures._bytes, pieces_module.read_format
+    bytes_of, format_of = pictures._bytes, piece_rows.read_format
     monkeypatch.setattr(pictures, "_bytes", lambda place, word: read.append(place.name) or bytes_of(place, word))
-    monkeypatch.setattr(pieces_module, "read_format", lambda *given: read.append("file") or format_of(*given))
-    pieces_module._WHOLE.clear()
+    monkeypatch.setattr(piece_rows, "read_format", lambda *given: read.append("file") or format_of(*given))
+    piece_rows._WHOLE.clear()
     *_, last = settle(found.pieces, ROLES, looks)
     read_piece(last, ROLES)
     assert read == ["file", str(listed.parent / "pictures/4.png")]

@@ -15,7 +15,8 @@ import pytest
 
 from ray_lora.data.check import check_table
 from ray_lora.data.files import check_unchanged, find_files
-from ray_lora.data.pieces import cut, digest, read_piece, settle
+from ray_lora.data.piece_types import read_piece, settle
+from ray_lora.data.pieces import cut, digest
 from ray_lora.data.read import canonical, roles
 from ray_lora.data.rows import read_rows
 from ray_lora.errors import DataError
