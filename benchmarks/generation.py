@@ -195,6 +195,15 @@ class Peft:
         self.model.set_adapter(str(number))
         return self.generate([list(ids)], new)[0]
 
+    def likeliest(self, ids: Sequence[int], number: int, answer: Sequence[int]) -> list[int]:
+        """The token that is likeliest after the prompt and each beginning of an answer, by one pass over both: the
+        greedy answer is the one whose own tokens these are."""
+        self.model.set_adapter(str(number))
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([[*ids, *answer[:-1]]]), logits_to_keep=len(answer)).logits
+        told: list[int] = logits[0].argmax(-1).tolist()
+        return told
+
     def generate(self, ids: Sequence[Sequence[int]], new: int, **names: Any) -> list[list[int]]:
         longest = max(map(len, ids))
         padded = torch.tensor([[self.pad] * (longest - len(one)) + list(one) for one in ids])
@@ -297,13 +306,17 @@ async def said(writer: Writer, key: str, ask: Ask) -> list[int]:
 
 
 def compare(ours: Ours, theirs: Peft, count: int) -> dict[str, Any]:
-    """How many of so many prompts have the tokens of their adapter alone; of the others the first."""
+    """How many of so many prompts have the tokens of their adapter alone; of the others the first. Every tenth is
+    generated, the others are looked at in one pass."""
     dice = random.Random(11)
     work = [(ids, at % len(ours.slots), dice.randrange(8, 33)) for at, ids in enumerate(prompts(count, 11))]
     found, wrong = ours.mixed(work), []
     for at, (ids, owner, new) in enumerate(work):
-        expected = COMPUTE.submit(theirs.alone, ids, owner, new).result()
-        if found[at] != expected:
+        if at % 10 == 0:
+            expected = COMPUTE.submit(theirs.alone, ids, owner, new).result()
+        else:
+            expected = COMPUTE.submit(theirs.likeliest, ids, owner, found[at]).result()
+        if found[at] != expected or len(found[at]) != new:
             wrong.append({"prompt": at, "adapter": owner, "ours": found[at], "peft": expected})
         if at % 50 == 49:
             print(f"{at + 1} of {count} compared, {len(wrong)} differ", flush=True)

@@ -31,12 +31,13 @@ class NewTokens:
 
 @dataclass(frozen=True)
 class _Written:
-    """Where one slab's new tokens go: the token of the pass, its row, its position, each [tokens]."""
+    """Where one slab's new tokens go: the token of the pass, its row, its position, each [tokens], or the one there
+    is, which is copied sooner than it is looked up."""
 
     slab: Slab
-    tokens: Tensor
-    rows: Tensor
-    positions: Tensor
+    tokens: Tensor | int
+    rows: Tensor | int
+    positions: Tensor | int
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Ahead:
         rows: of the slab, as many as hold the last of them; width: keys that are looked at.
         tokens, index: of each such row the token of the pass and the slab's row.
         seen: tokens that each of the slab's rows sees, its own included, [rows]; 1 where it takes no part.
+        lie: where the tokens lie in the pass, when they do so in the order of the slab's rows and none is left out.
     """
 
     slab: Slab
@@ -55,6 +57,7 @@ class _Ahead:
     tokens: Tensor
     index: Tensor
     seen: Tensor
+    lie: slice | None
 
 
 class CachedPass:
@@ -98,14 +101,20 @@ class CachedPass:
     def _step(self, ahead: _Ahead, number: int, layer: int, query: Tensor, out: Tensor, how: How) -> None:
         keys, values = (x[: ahead.rows, :, : ahead.width] for x in ahead.slab.layers[layer])
         few, heads = keys.shape[1], query.shape[1]
-        asked = query.new_zeros(ahead.rows, heads, query.shape[-1])
-        asked[ahead.index] = query[0].transpose(0, 1)[ahead.tokens]
-        asked = asked.view(ahead.rows * few, heads // few, -1)
+        if ahead.lie is not None:
+            asked = query[0, :, ahead.lie].transpose(0, 1)
+        else:
+            asked = query.new_zeros(ahead.rows, heads, query.shape[-1])
+            asked[ahead.index] = query[0].transpose(0, 1)[ahead.tokens]
+        asked = asked.reshape(ahead.rows * few, heads // few, -1)
         mask = self._mask(ahead, number, how, query.dtype)
         scores = torch.bmm(asked, keys.flatten(0, 1).transpose(1, 2)).mul_(how.scale)
         weights = _weights(scores.view(ahead.rows, few, heads // few, -1), mask, how)
         found = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(ahead.rows, heads, -1)
-        out[ahead.tokens] = found[ahead.index]
+        if ahead.lie is not None:
+            out[ahead.lie] = found
+        else:
+            out[ahead.tokens] = found[ahead.index]
 
     def _mask(self, ahead: _Ahead, number: int, how: How, dtype: torch.dtype) -> Tensor:
         """What is added to a slab's scores, [rows, 1, 1, width]; made once a pass, a base's layers are alike."""
@@ -144,6 +153,8 @@ class CachedPass:
             tokens += range(new.start, new.start + new.count)
             rows += [new.place.index] * new.count
             positions += range(new.place.length, new.place.length + new.count)
+        if len(tokens) == 1:
+            return _Written(work[0].place.slab, tokens[0], rows[0], positions[0])
         moved = (torch.tensor(x, device=self._device) for x in (tokens, rows, positions))
         return _Written(work[0].place.slab, *moved)
 
@@ -155,8 +166,11 @@ class CachedPass:
             seen[new.place.index] = new.place.length + 1
         width = min(-(-max(seen) // _STEP) * _STEP, slab.capacity)
         tokens, index = [new.start for new in work], [new.place.index for new in work]
-        moved = [torch.tensor(x, device=self._device) for x in (tokens, index, seen)]
-        return _Ahead(slab, rows, width, *moved)
+        at_tokens, at_index, at_seen = (torch.tensor(x, device=self._device) for x in (tokens, index, seen))
+        first = tokens[0]
+        lies = index == list(range(rows)) and tokens == list(range(first, first + rows))
+        lie = slice(first, first + rows) if lies else None
+        return _Ahead(slab, rows, width, at_tokens, at_index, at_seen, lie)
 
 
 def _weights(scores: Tensor, mask: Tensor, how: How) -> Tensor:

@@ -25,6 +25,7 @@ from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of
 from ray_lora.engine.own_head import own_values, tied_tables
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
+from ray_lora.engine.tall import tall
 from ray_lora.engine.token_states import TokenStates
 from ray_lora.errors import AdapterError
 
@@ -281,6 +282,8 @@ class Head:
             model.requires_grad_(False).load_state_dict(self.own, strict=False, assign=True)
             if scheme is not None:
                 self.own |= output_layers(model, self._base.backbone, tied, scheme)
+            for module in model.modules():
+                tall(module)
             return self._whole(model)
         for name, module in owners(model, self._base.prefix, self.architecture).items():
             own = {part: tensor.shape for part, tensor in own_tensors(module).items()}

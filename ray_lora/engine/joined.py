@@ -25,6 +25,7 @@ from torch import Tensor
 
 _FILL = 16  # the width of a row's attention: what products and softmax like
 _STEPS = ((128, 8), (512, 16), (1024, 32), (math.inf, 64))  # up to so many tokens, in steps of
+_WRITING_STEPS = ((16, 4), *_STEPS)  # one to three tokens take longer than four
 _BLOCKS = (16, 32, 64, 128, 256)
 _SMALL, _FEW = (1, 2, 4, 8), 128  # of passes of so few tokens: one of each row that is being written
 _LITTLE = 16  # tokens of a slot that has few in a pass that writes: rows in the making have one each
@@ -117,7 +118,7 @@ class Joined:
         first, sizes = _by_slot(keys[order], lengths[order])
         block = 0 if costs is None else _block(sizes, costs)
         filled = -(-sizes // block) * block if block else sizes
-        count = _rounded(int(filled.sum()), block)
+        count = _rounded(int(filled.sum()), block, _STEPS if costs is not None else _WRITING_STEPS)
         starts = np.empty(rows, dtype=np.int64)
         at = np.concatenate([[0], np.cumsum(lengths[order])[:-1]])
         gaps = np.concatenate([[0], np.cumsum(filled - sizes)[:-1]])
@@ -248,9 +249,9 @@ def _groups(widths: Index) -> list[Index]:
     return [np.asarray(sorted(group)) for group in groups]
 
 
-def _rounded(tokens: int, block: int = 0) -> int:
+def _rounded(tokens: int, block: int = 0, steps: Sequence[tuple[float, int]] = _STEPS) -> int:
     """A number of tokens as products like it: the more there are, the coarser, so that there are few shapes."""
-    multiple = next(step for most, step in _STEPS if tokens <= most)
+    multiple = next(step for most, step in steps if tokens <= most)
     if block and multiple % block:
         multiple = block
     return -(-tokens // multiple) * multiple

@@ -52,7 +52,7 @@ class Router:
             scaling = self._buffers.scaling
             tokens = Routing.of_segments(joined.segments, joined.count, self._ranks, scaling, dropout)
         if joined.few and self._beside is not None:
-            groups = self._beside.groups(joined.segments[-joined.few :], joined.count)
+            groups = self._beside.groups(joined.segments[-joined.few :])
             tokens = tokens if groups is None else tokens.with_groups(groups)
         return Routes(rows, tokens, joined.count)
 

@@ -5,7 +5,7 @@ one for each row, gain nothing from a processor's matrix units. So what the next
 float32, cut to the ranks that are there and times alpha/r; a row that joins or leaves moves one slot's pairs.
 
     pairs = SideBySide(layers, versions, most=2**29)
-    groups = pairs.groups([(3, 0, 1), (7, 1, 4)], count=8)
+    groups = pairs.groups([(3, 0, 1), (7, 1, 4)])
     groups.add(layer.index, x, y)                               # y += alpha/r B A x, in place
 
 It knows slots and tokens, not rows or models.
@@ -54,9 +54,9 @@ class SideBySide:
         linear = [layer for layer in layers if not layer.embedding and layer.geometry is None]
         return cls(linear, versions, max(weights, _LEAST)) if linear else None
 
-    def groups(self, segments: Sequence[Segment], count: int) -> Groups | None:
-        """How the tokens of these slots, the last of `count`, find their pairs: of the last slots for which there is
-        room; None where there is none."""
+    def groups(self, segments: Sequence[Segment]) -> Groups | None:
+        """How the tokens of these slots, which lie one behind the other, find their pairs: of the last slots for which
+        there is room; None where there is none."""
         rank = max(max(layer.ranks[slot] for layer in self._layers) for slot, _, _ in segments)
         rank = max(rank, self._rank)
         room = self._most // (4 * rank * self._width) if rank else 0  # float32
@@ -65,16 +65,16 @@ class SideBySide:
         segments = segments[-room:]
         self._place({(slot, self._versions[slot]) for slot, _, _ in segments}, rank, room)
         at = {slot: place for place, (slot, _) in enumerate(self._places)}
-        start, most = segments[0][1], max(end - begin for _, begin, end in segments)
-        take, put = torch.empty(len(at), most, dtype=torch.int64), torch.zeros(count - start, dtype=torch.int64)
+        start, stop, most = segments[0][1], segments[-1][2], max(end - begin for _, begin, end in segments)
+        take, put = torch.empty(len(at), most, dtype=torch.int64), torch.empty(stop - start, dtype=torch.int64)
         for slot, begin, end in segments:
             take[at[slot]] = begin  # what fills up is of the same slot
             take[at[slot], : end - begin] = torch.arange(begin, end)
             put[begin - start : end - start] = at[slot] * most + torch.arange(end - begin)
-        lie = torch.equal(take.flatten(), torch.arange(start, count))
+        lie = torch.equal(take.flatten(), torch.arange(start, stop))
         if len(next(iter(self._views.values()))[0]) != len(at):
             self._views = {index: (a[: len(at)], b[: len(at)]) for index, (a, b) in self._pairs.items()}
-        return Groups(self._views, start, None if lie else take.flatten(), None if lie else put)
+        return Groups(self._views, start, stop, None if lie else take.flatten(), None if lie else put)
 
     def _place(self, wanted: set[tuple[int, int]], rank: int, room: int) -> None:
         """Have these slots, and no others, in the first places, of which there are at most `room`."""

@@ -62,7 +62,7 @@ def check(pairs: SideBySide, layers: list[TargetLayer], owners: list[int], lengt
     """Terms of a pass with so many tokens of each row, against the formula; how many tokens had theirs side by side."""
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     joined = Joined.of(mask, owners, CPU, None)
-    groups = pairs.groups(joined.segments[-joined.few :], joined.count)
+    groups = pairs.groups(joined.segments[-joined.few :])
     if groups is None:
         return 0
     slots = torch.zeros(joined.count, dtype=torch.int64)
@@ -115,7 +115,7 @@ def test_what_makes_no_number_reaches_nobody_else(folder: Path) -> None:
     pairs, layers = beside(engine)
     engine.write(2, {key: torch.full_like(x, torch.nan) for key, x in engine.read(2).items()})
     engine.refresh([2])
-    groups = pairs.groups([(1, 0, 1), (2, 1, 2), (3, 2, 4)], 8)
+    groups = pairs.groups([(1, 0, 1), (2, 1, 2), (3, 2, 4)])
     assert groups is not None
     for layer in layers:
         y = torch.zeros(8, layer.shape.b)
