@@ -2,6 +2,7 @@
 
     python -m benchmarks.generation [--threads 2] [--rounds 3] [--streams 1 4 16] [--equal 1000] [--adapters 16]
         [--parts speed first equal] [--rival vllm=PATH/bin/python] [--rival mistralrs=PATH/bin/python]
+        [--rival llama.cpp-f32=PATH/bin/python] [--rival llama.cpp-q8_0=...] [--rival llama.cpp-q4_0=...]
 
 SmolLM2-135M-Instruct, 16 adapters (or as many as are asked for) of rank 8 on all linear layers as plain PEFT writes
 them with a random B, prompts of 16 to 128 tokens of the licence's text, greedy, 64 new tokens, no end. Streams begin
@@ -46,7 +47,9 @@ BASE, HEAD, RANK, NEW = "smollm2", "AutoModelForCausalLM", 8, 64
 DTYPES, PARTS = ("float32", "bfloat16"), ("speed", "first", "equal")
 ROOT = Path(__file__).parents[1]
 NOT_RUN = {
-    "llama.cpp": "llama-cpp-python: pip finds no wheel (from versions: none), and it is not compiled here",
+    "llama.cpp-f32": "not asked for; --rival llama.cpp-f32=PATH",
+    "llama.cpp-q8_0": "not asked for; --rival llama.cpp-q8_0=PATH",
+    "llama.cpp-q4_0": "not asked for; --rival llama.cpp-q4_0=PATH",
     "mistralrs": "not asked for; --rival mistralrs=PATH",
     "vllm": "not asked for; --rival vllm=PATH",
 }

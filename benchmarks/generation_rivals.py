@@ -5,13 +5,19 @@ Imports nothing of this project.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,9 @@ def main() -> None:
     told = json.load(sys.stdin)
     os.environ |= {"OMP_NUM_THREADS": str(told["threads"]), "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "RAYON_NUM_THREADS": str(told["threads"])}
-    run = {"vllm": vllm, "mistralrs": mistralrs}[sys.argv[1]](told)
+    sides = {"vllm": vllm, "mistralrs": mistralrs}
+    sides |= {f"llama.cpp-{dtype}": partial(llama_cpp, dtype) for dtype in ("f32", "q8_0", "q4_0")}
+    run = sides[sys.argv[1]](told)
     found = {}
     for name, (ids, owners) in told["loads"].items():
         times, tokens = [], 0
@@ -79,6 +87,65 @@ def mistralrs(told: dict[str, Any]) -> Run:
     def run(ids: list[list[int]], owners: list[int]) -> int:
         streams = [stream(one, owner) for one, owner in zip(ids, owners, strict=True)]
         return sum([chunk.usage for chunk in one if chunk.usage][-1].completion_tokens for one in streams)
+
+    return run
+
+
+def llama_cpp(dtype: str, told: dict[str, Any]) -> Run:
+    """Its server, with all adapters and a slot for each of 16 requests; a request names its adapter (`lora`). Beside
+    the Python lie `llama-server`, `llama-quantize` and `llama.cpp`, the folder of its sources, which convert."""
+    tools, folder = Path(sys.executable).parent, Path(tempfile.mkdtemp())
+
+    def call(*command: object) -> None:
+        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+
+    def convert(script: str, *words: object) -> None:
+        call(sys.executable, tools / "llama.cpp" / script, *words)
+
+    model = folder / "base.gguf"
+    kind = "f32" if dtype == "q4_0" else dtype
+    convert("convert_hf_to_gguf.py", told["base"], "--outtype", kind, "--outfile", model)
+    if dtype == "q4_0":
+        call(tools / "llama-quantize", model, model := folder / "q4_0.gguf", "Q4_0")
+    adapters: list[object] = []
+    for at in range(16):
+        out = folder / f"{at}.gguf"
+        words = (Path(told["folder"]) / str(at), "--base", told["base"], "--outtype", "f32", "--outfile", out)
+        convert("convert_lora_to_gguf.py", *words)
+        adapters += ["--lora", out]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [tools / "llama-server", "-m", model, *adapters, "--lora-init-without-apply", "-np", 16, "-c", 16 * 512]
+    command += ["-t", told["threads"], "-tb", told["threads"], "--host", "127.0.0.1", "--port", port]
+    log = (folder / "log").open("w")
+    server = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+    atexit.register(server.kill)
+
+    def ask(path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json"}
+        return json.load(
+            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers))
+        )
+
+    while True:
+        try:
+            ask("/health")
+            break
+        except OSError:
+            if server.poll() is not None:
+                raise RuntimeError(f"llama-server ended: {(folder / 'log').read_text()[-300:]}") from None
+            time.sleep(0.2)
+
+    def one(ids: list[int], owner: int) -> int:
+        lora = [{"id": owner, "scale": 1.0}] if owner >= 0 else []
+        body = {"prompt": ids, "n_predict": told["new"], "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        return int(ask("/completion", body | {"lora": lora})["tokens_predicted"])
+
+    def run(ids: list[list[int]], owners: list[int]) -> int:
+        with ThreadPoolExecutor(len(ids)) as threads:
+            return sum(threads.map(one, ids, owners))
 
     return run
 
