@@ -109,9 +109,10 @@ def llama_cpp(dtype: str, told: dict[str, Any]) -> Run:
         call(tools / "llama-quantize", model, model := folder / "q4_0.gguf", "Q4_0")
     adapters: list[object] = []
     for at in range(16):
-        out = folder / f"{at}.gguf"
-        words = (Path(told["folder"]) / str(at), "--base", told["base"], "--outtype", "f32", "--outfile", out)
-        convert("convert_lora_to_gguf.py", *words)
+        own = Path(told["folder"]) / str(at)
+        out = own / "adapter.gguf"
+        if not out.exists():
+            convert("convert_lora_to_gguf.py", own, "--base", told["base"], "--outtype", "f32", "--outfile", out)
         adapters += ["--lora", out]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
