@@ -15,11 +15,9 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_lora.adapters.adapter import Adapter
-from ray_lora.errors import AdapterError, AdapterNotFoundError, RayLoraError
+from ray_lora.errors import AdapterError, AdapterNotFoundError
 from ray_lora.inference.finite import NotFiniteError
 from ray_lora.recipe import Json
 from ray_lora.serving.args import AppArgs
@@ -40,9 +38,7 @@ from ray_lora.serving.trials.results import Results
 from ray_lora.serving.trials.shadows import Shadows
 from ray_lora.serving.trials.tally import Arm, did_it
 from ray_lora.serving.writing.speaker import Speaker
-from ray_lora.store import BeingWrittenError, Entry, Store, steer
-from ray_lora.store.expected import expecting, put_expecting
-from ray_lora.store.known import entry_of
+from ray_lora.store import BeingWrittenError, Entry, Store
 from ray_lora.tasks import Features, Task
 
 _logger = logging.getLogger(__name__)
@@ -139,46 +135,6 @@ class Endpoint:
         else:
             async with self.lease(entry):
                 pass
-
-    async def publish(self, name: str, folder: Path, pinned: bool = False, if_version: int | None = None) -> str:
-        """Put a PEFT folder of this machine into the store as a new version, and into a slot; returns its ref. One that
-        cannot be served is not kept.
-
-        Args:
-            if_version: the newest version that there must be, 0 for none; None: whichever.
-
-        Raises:
-            VersionConflictError: another is the newest.
-            AdapterError, BaseModelError: it cannot be read, is of no base here, or does not fit.
-        """
-        adapter = await asyncio.to_thread(Adapter.load, folder)
-        home = await self.names.homed(entry_of(adapter, name, 0))
-        store = self.registry.store
-        if if_version is None:
-            entry = await asyncio.to_thread(store.put, adapter, name)
-        else:
-            entry = await asyncio.to_thread(put_expecting, store, adapter, name, if_version)
-        try:
-            await self.withdraw(name, False)
-            await self.names.peers.tell(home, "prewarm", entry.ref, pinned)
-        except RayLoraError:
-            await asyncio.to_thread(self.registry.store.remove, entry.ref)
-            raise
-        return entry.ref
-
-    async def withdraw(self, name: str, withdrawn: bool, if_version: int | None = None) -> None:
-        """Serve a name no longer, or again, on every replica; requests in flight end as they began.
-
-        The store remembers it, so that a replica that starts later knows too.
-
-        Raises:
-            VersionConflictError: the bare name means another version than `if_version`.
-        """
-        change = steer.withdraw(withdrawn)
-        if if_version is not None:
-            change = expecting(if_version, change)
-        await asyncio.to_thread(self.registry.store.point, name, change)
-        await self.names.peers.tell(None, "renew", name if withdrawn else None)
 
     async def renew(self, gone: str | None = None) -> None:
         """Ask the store anew from here on, give what failed another chance, and let go of a name that is gone."""

@@ -10,6 +10,7 @@ import pytest
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import AdapterError
 from ray_lora.inference.sampling import Sampling
+from ray_lora.serving.changes import withdraw
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.writing.speaker import Wanted
 from tests.unit.writing_churn import ENDS, MOST, SHARED, World, churn, left_over
@@ -59,9 +60,9 @@ def test_an_answer_ends_as_it_began_when_its_adapter_is_unloaded_and_its_name_is
         choice = await endpoint.names.choose("left")
         async with endpoint.speaker.speak(choice, Wanted(texts=(SHARED,)), Sampling(max_tokens=MOST)) as reply:
             await anext(reply)
-            await endpoint.withdraw("left", True)
+            await withdraw(endpoint.names, "left", True)
             await asyncio.to_thread(store.put, world.contents[1], "left")
-            await endpoint.withdraw("left", False)
+            await withdraw(endpoint.names, "left", False)
             after = asyncio.create_task(text_of(endpoint, "left@2"))  # waits for the only slot
             for _ in range(50):
                 await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import AdapterNotFoundError
 from ray_lora.inference.sampling import Sampling
 from ray_lora.serving.args import AppArgs
+from ray_lora.serving.changes import withdraw
 from ray_lora.serving.cluster.start import start_endpoint
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.writing.speaker import Wanted
@@ -104,7 +105,7 @@ async def churn(endpoint: Endpoint, store: Store, world: World, generations: int
             told.asked += 1
             if number % 25 == 0:
                 await asyncio.to_thread(store.point, "moving", steer.promote(1 + number // 25 % 2))
-                await endpoint.withdraw("gone", bool(number // 25 % 2))
+                await withdraw(endpoint.names, "gone", bool(number // 25 % 2))
             if number % every == 0:
                 told.memory_mb.append(psutil.Process().memory_info().rss / 2**20)
             task = asyncio.create_task(ask(NAMES[number % len(NAMES)]))

@@ -16,6 +16,7 @@ from starlette.types import Send
 from ray_lora.adapters.peft_folder import CONFIG
 from ray_lora.errors import AdapterError, AdapterNotFoundError, DataError, RayLoraError
 from ray_lora.recipe import Json
+from ray_lora.serving.changes import publish, withdraw
 from ray_lora.serving.endpoint import Endpoint
 from ray_lora.serving.http import faults, schemas
 from ray_lora.serving.http.api_page import add_api_page
@@ -257,9 +258,9 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
             held = [entry for entry in await endpoint.registry.versions(name) if not entry.traffic.withdrawn]
             if held and not body.load_inplace and body.if_version is None:
                 raise AdapterError(f"The lora adapter {name!r} has already been loaded; set load_inplace to replace it")
-            await endpoint.publish(name, _folder(body.lora_path), body.pinned, body.if_version)
+            await publish(endpoint.names, name, _folder(body.lora_path), body.pinned, body.if_version)
         else:
-            await endpoint.withdraw(name, False, body.if_version)
+            await withdraw(endpoint.names, name, False, body.if_version)
             home = await endpoint.names.homed(await endpoint.names.entry_of(body.lora_name))
             await endpoint.names.peers.tell(home, "prewarm", body.lora_name, body.pinned)
         return f"Success: LoRA adapter '{name}' added successfully."
@@ -268,7 +269,7 @@ def _add_loading(app: FastAPI, endpoint: Endpoint) -> None:
     async def unload_lora_adapter(body: schemas.UnloadRequest, request: Request) -> str:
         endpoint.keys.of(request.headers).check_admin()
         entry = await endpoint.names.entry_of(body.lora_name)
-        await endpoint.withdraw(entry.name, True, body.if_version)
+        await withdraw(endpoint.names, entry.name, True, body.if_version)
         return f"Success: LoRA adapter '{entry.name}' removed successfully."
 
     @app.post("/v1/refresh")
