@@ -37,6 +37,7 @@ with uncollected():  # a probe is a process that begins with these
     from ray_lora.tasks import Features, Task
     from ray_lora.training.evaluation import evaluate
     from ray_lora.training.head_start import HeadStarts, fits
+    from ray_lora.training.head_teacher import HeadTeachers
     from ray_lora.training.job import Job
     from ray_lora.training.member import Member
     from ray_lora.training.pack import Pack, Split, Splits
@@ -134,15 +135,18 @@ def _job(name: str, recipe: Recipe, spec: TaskSpec, config: Mapping[str, Json]) 
 
 
 def _heads(pack: Pack, job: Job, recipe: Recipe, rows: Mapping[str, Sequence[Features]]) -> tuple[float, float]:
-    """Seconds to fit a head on the frozen base, whatever the rows and for each of them; none where none is fitted."""
+    """Seconds to fit heads on the frozen base, one to begin with and one that teaches, whatever the rows and for each of
+    them; none where none is fitted."""
     points = []
     for count in _HEADS:
         splits = _splits(rows, count * 2 // 3, count // 3)
-        if not fits(job, splits):
+        if not fits(job, splits) and not job.training.head_teacher:
             return 0.0, 0.0
         pack.data[recipe.name] = splits
         before = pack.seconds.get("head_start", 0.0)
-        pack.starts = HeadStarts(pack.engine, pack.group, pack.max_rows)  # the fit before is not kept for this one
+        # the fit before is not kept for this one
+        pack.starts = HeadStarts(pack.engine, pack.group, pack.max_rows)
+        pack.teachers = HeadTeachers(pack.engine, pack.group, pack.max_rows)
         pack.join(job)
         pack.leave(job.name)
         fitted_on = splits.train.total + (splits.validation.total if splits.validation is not None else 0)

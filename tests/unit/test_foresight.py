@@ -116,12 +116,14 @@ def test_processor_seconds_are_those_that_the_probes_had(recipe: Recipe) -> None
 
 def test_a_probe_trains_and_answers_for_real(recipe: Recipe) -> None:
     search = recipe.override({"search.space": {"lora.r": {"grid_search": [1, 2, 3, 4]}}, "scaling.packs": 1})
+    search = search.override({"training.head_start": "random", "training.head_teacher": 0.5})
     with Probes(1) as probes:
         told = plan_and_foresee(search, probes)["foreseen"]
     assert told["timed_members"] == 4
     assert told["timed_steps"] >= 3
     assert 0 < told["seconds"][0] <= told["seconds"][1]
     assert all(told["parts"][part] >= 0 for part in ("start", "load", "heads", "steps", "answers"))
+    assert told["parts"]["heads"] > 0  # of the head that teaches
     assert 0 < told["share"] <= 1
     assert 0 < told["processor_seconds"][0] <= told["processor_seconds"][1]
     assert told["worker_bytes"] > 200e6  # torch alone is as much
