@@ -135,8 +135,8 @@ def _job(name: str, recipe: Recipe, spec: TaskSpec, config: Mapping[str, Json]) 
 
 
 def _heads(pack: Pack, job: Job, recipe: Recipe, rows: Mapping[str, Sequence[Features]]) -> tuple[float, float]:
-    """Seconds to fit heads on the frozen base, one to begin with and one that teaches, whatever the rows and for each of
-    them; none where none is fitted."""
+    """Seconds to fit heads on the frozen base, one to begin with and one that teaches, whatever the rows and for each
+    row; none where none is fitted."""
     points = []
     for count in _HEADS:
         splits = _splits(rows, count * 2 // 3, count // 3)
