@@ -30,6 +30,7 @@ TAG = "ray_lora"  # marks a version as an adapter and holds its entry
 TRAFFIC = "ray_lora.traffic"  # of a registered model: how requests for the bare name are spread
 
 _LARGEST = 4 * 2**20  # letters of an entry
+_NOT_HELD = ("name", "version", "aliases", "traffic", "as_newest")  # the registry's own, and how it was asked for
 _logger = logging.getLogger(__name__)
 
 
@@ -136,9 +137,9 @@ def tags_of(adapter: Adapter, entry: Entry) -> dict[str, str]:
 
 
 def pack(entry: Entry) -> str:
-    """The tag that holds an entry; name, version, aliases and traffic are the registry's own."""
+    """The tag that holds an entry."""
     held = asdict(replace(entry, task=None)) | {"task": entry.task.recorded() if entry.task else None}
-    return json.dumps({key: held[key] for key in sorted(held) if key not in ("name", "version", "aliases", "traffic")})
+    return json.dumps({key: held[key] for key in sorted(held) if key not in _NOT_HELD})
 
 
 def unpack(name: str, version: int, text: str) -> Entry:
