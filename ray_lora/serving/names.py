@@ -155,7 +155,9 @@ class Names:
         elif version != entry.version:
             entry = await self._of_split(entry, version)
         await self._check_home(entry, version)
-        return Choice(entry, "default" if version is None else "split", shadow, began=began)
+        if version is None:
+            return Choice(entry, "default", shadow, began=began)
+        return Choice(replace(entry, as_newest=False), "split", shadow, began=began)  # this version, or none
 
     async def _picked(self, entry: Entry, user: str | None) -> tuple[Entry, int | None]:
         """What the name's split chooses for this user, among the versions that are there; None: nothing."""

@@ -97,13 +97,12 @@ class FolderStore:
         version = self._chosen(ref, pointers)
         if version is None:
             entry = self._verified.recall_newest(name, listing)
-            entry = None if entry is None else replace(entry, as_newest=True)
         else:
             found = self._verified.recall(name, version, listing)
             if isinstance(found, AdapterError):
                 raise found.with_traceback(None)
             entry = found
-        return _pointed(entry, pointers) if entry is not None else None
+        return _pointed(entry, pointers, version is None) if entry is not None else None
 
     def holds(self, name: str) -> bool:
         """Whether a name has versions; only its own folder is looked at."""
@@ -263,10 +262,10 @@ class FolderStore:
         listing, pointers = self._look(ref)
         name, version = pointers.name, self._chosen(ref, pointers)
         if version is None:
-            entry = replace(self._verified.newest(name, listing), as_newest=True)
+            entry = self._verified.newest(name, listing)
         else:
             entry = self._verified.entry(name, version, listing)
-        return _pointed(entry, pointers), versions_of(listing)[entry.version]
+        return _pointed(entry, pointers, version is None), versions_of(listing)[entry.version]
 
     def _read(self, name: str, prefix: str, stats: Stats) -> Adapter:
         """What a version's files hold now; a bucket's are fetched, unless they were when they were the same."""
@@ -320,6 +319,6 @@ class FolderStore:
                 self._files.write(name, ALIASES, json.dumps(held, indent=2).encode())
 
 
-def _pointed(entry: Entry, pointers: Pointers) -> Entry:
+def _pointed(entry: Entry, pointers: Pointers, as_newest: bool = False) -> Entry:
     held = tuple(sorted(alias for alias, version in pointers.aliases.items() if version == entry.version))
-    return replace(entry, aliases=held, traffic=pointers.traffic)
+    return replace(entry, aliases=held, traffic=pointers.traffic, as_newest=as_newest)

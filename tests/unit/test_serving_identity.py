@@ -117,6 +117,21 @@ def test_a_name_whose_newest_version_is_spoilt_between_looking_and_reading_is_an
     asyncio.run(main())
 
 
+def test_a_version_that_a_split_chose_is_not_answered_by_another(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_LORA_SETTLE_S", "0")
+
+    async def main() -> None:
+        async with serving(world) as (endpoint, _):
+            endpoint.registry.store.point("tweets", steer.split({1: 0, 2: 100}))
+            choice = await endpoint.names.choose("tweets")
+            assert (choice.entry.version, choice.variant) == (2, "split")
+            _cut(world / "store" / "tweets" / "2")
+            with pytest.raises(AdapterError):
+                await endpoint.predict(choice, ["a"], {})
+
+    asyncio.run(main())
+
+
 def test_load_and_unload_expect_what_is_there(world: Path) -> None:
     async def main() -> None:
         async with serving(world) as (_, client):
