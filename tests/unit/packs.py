@@ -118,6 +118,17 @@ def train_alone(
     return losses(reports, job.name), tensors
 
 
+def assert_packed_is_alone(folder: Path, pack: Pack, jobs: Sequence[Job], tolerance: float) -> None:
+    """Train these jobs beside what the pack holds already, and each in a pack of its own."""
+    for job in jobs:
+        pack.join(job)
+    while pack.members:
+        pack.step()
+    for job in jobs:
+        _, tensors = train_alone(folder, job)
+        assert_same(pack.left[job.name], tensors[-1], tolerance)
+
+
 def assert_same(mine: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
     assert set(mine) == set(theirs)
     for key, tensor in mine.items():

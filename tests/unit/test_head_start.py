@@ -18,7 +18,16 @@ from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Group, Splits
 from tests.unit.bases import save_base
-from tests.unit.packs import LABELS, ROWS, WatchedPack, assert_same, make_job, make_pack, tensors_of, train_alone
+from tests.unit.packs import (
+    LABELS,
+    ROWS,
+    WatchedPack,
+    assert_packed_is_alone,
+    assert_same,
+    make_job,
+    make_pack,
+    tensors_of,
+)
 from tests.unit.test_pack import Meeting
 
 
@@ -98,13 +107,7 @@ def test_packed_equals_alone(folder: Path) -> None:
     jobs = [fitted("three", max_steps=5), fitted("two", 2, max_steps=4, seed=1)]
     pack = make_pack(folder)
     pack.join(make_job("neighbour", 2, LoraSpec(r=2), max_steps=3))
-    for job in jobs:
-        pack.join(job)
-    while pack.members:
-        pack.step()
-    for job in jobs:
-        _, tensors = train_alone(folder, job)
-        assert_same(pack.left[job.name], tensors[-1], 1e-9)
+    assert_packed_is_alone(folder, pack, jobs, 1e-9)
 
 
 def test_a_random_start_is_what_it_always_was(folder: Path, fits: list[int]) -> None:

@@ -26,7 +26,16 @@ from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Group, Split, Splits
 from tests.unit.bases import save_base
-from tests.unit.packs import ROWS, Letters, assert_same, losses, make_job, make_pack, train_alone
+from tests.unit.packs import (
+    ROWS,
+    Letters,
+    assert_packed_is_alone,
+    assert_same,
+    losses,
+    make_job,
+    make_pack,
+    train_alone,
+)
 from tests.unit.test_pack import Meeting
 
 DROPS: dict[str, Any] = {"name": "token_dropout", "share": 0.4}
@@ -91,14 +100,7 @@ def test_the_adapter_learns_what_the_head_says_of_altered_rows(folder: Path, mon
 def test_packed_equals_alone_and_others_stay_what_they_are(folder: Path) -> None:
     plain = make_job("plain", 3, max_steps=6, seed=2)
     jobs = [taught("one"), taught("two", 2, weight=1.0, seed=1, max_steps=5), plain]
-    pack = make_pack(folder)
-    for job in jobs:
-        pack.join(job)
-    while pack.members:
-        pack.step()
-    for job in jobs:
-        _, tensors = train_alone(folder, job)
-        assert_same(pack.left[job.name], tensors[-1], 1e-6)  # features of the bare base are float32
+    assert_packed_is_alone(folder, make_pack(folder), jobs, 1e-6)  # features of the bare base are float32
 
 
 def test_a_job_goes_on_with_the_same_teacher(folder: Path, tmp_path: Path) -> None:
