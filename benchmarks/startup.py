@@ -162,7 +162,11 @@ def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> d
 def start(words: Sequence[str], folder: Path, environment: Mapping[str, str], errors: int) -> subprocess.Popen[str]:
     known = {"OMP_NUM_THREADS": "1", **QUIET, **os.environ, **environment}
     command = [sys.executable, "-m", "ray_lora", *words]
-    return subprocess.Popen(command, cwd=folder, env=known, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    heard = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what runs in the background ignore it
+    try:
+        return subprocess.Popen(command, cwd=folder, env=known, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def places(out: Path) -> list[str]:
