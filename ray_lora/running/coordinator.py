@@ -12,62 +12,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ray_lora.errors import CapacityError
+from ray_lora.running.records import Orders, Record, Status
 from ray_lora.running.turns import Queue, Turns
 from ray_lora.training.job import Job, Report
 
-Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 _IDLE_S = 1.0  # how long a pack without work waits in one sync
 _DECIDE_S = 3.0  # how long one with work waits for members on hold, to step with all together
 _GATHER_S = 10.0  # and how long for the next job, after one has come or ended
 _LEAST_S = 0.5  # the same when jobs have kept packs waiting in vain
-
-
-@dataclass
-class Record:
-    """Everything the coordinator knows of one job."""
-
-    job: Job
-    config: dict[str, Any]  # what distinguishes it: the recipe keys a search set
-    status: Status = "waiting"
-    pack: str | None = None
-    slot: int | None = None
-    step: int = 0
-    total: int = 0
-    epoch: float = 0.0
-    loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    rows: int | None = None  # validation rows that the metrics were taken on, where the job says so
-    saved_step: int = 0
-    error: str | None = None
-    notes: list[str] = field(default_factory=list)  # what its workers found that somebody should know
-    started: float | None = None
-    ended: float | None = None
-    steps_at_start: int = 0
-    inbox: deque[dict[str, Any]] = field(default_factory=deque)  # evaluations that nobody has fetched yet
-    followed: bool = False  # somebody decides after each evaluation whether the job goes on
-    held: bool = False  # it has reported and nobody has asked for more yet
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What a pack does next."""
-
-    join: tuple[Job, ...] = ()
-    leave: tuple[str, ...] = ()
-    save: tuple[str, ...] = ()
-    hold: tuple[str, ...] = ()  # members that make no step until somebody has decided on their last evaluation
-    close: bool = False
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do but steps."""
-        return not (self.join or self.leave or self.save or self.close)
 
 
 class Coordinator:
@@ -99,18 +55,28 @@ class Coordinator:
     # ---------------------------------------------------------------- for trainers and trials
 
     async def submit(self, job: Job, config: dict[str, Any], followed: bool = False) -> None:
-        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint.
+        """Queue a job. One that was stopped (a paused trial) goes on from its checkpoint; one that was announced is
+        followed from now on.
 
         Args:
             followed: after each evaluation the job makes no step until `next_evaluation` is asked for again.
         """
         record = self.records.get(job.name)
-        if record is not None and record.status in ("waiting", "running"):
+        if record is not None and record.announced and record.job == job:
+            record.announced = False
+            self._came = self._queue.moved = time.monotonic()
+        elif record is not None and record.status in ("waiting", "running"):
             raise CapacityError(f"job {job.name!r} is already in this search; give each job its own name")
-        self.records[job.name] = Record(job, config, followed=followed)
-        self._came = time.monotonic()
-        if self._is_halted(job.name):
-            self._end(self.records[job.name], "stopped")
+        else:
+            self._queue_up(Record(job, config, followed=followed))
+        await self._notify()
+
+    async def announce(self, jobs: Sequence[tuple[Job, dict[str, Any]]]) -> None:
+        """Queue jobs whose trials are still to come: packs need not wait for the trials' processes. What such a job
+        reports is kept until its trial submits it. Jobs that are known already stay as they are."""
+        for job, config in jobs:
+            if job.name not in self.records:
+                self._queue_up(Record(job, config, followed=True, announced=True))
         await self._notify()
 
     async def next_evaluation(self, name: str) -> dict[str, Any]:
@@ -129,6 +95,10 @@ class Coordinator:
         if record.status == "stopped" and self._is_halted(name):
             return {"halted": True}
         return {"error": record.error or self._error or f"job {name!r} was {record.status}"}
+
+    async def ready(self) -> None:
+        """Wait until a pack takes jobs, or none ever will."""
+        await self._until(lambda: bool(self._packs) or self._error is not None)
 
     async def heard(self, name: str) -> None:
         """A search's scheduler has decided on this job's last evaluation: the next one may be told."""
@@ -191,7 +161,9 @@ class Coordinator:
 
     async def sync(self, pack: str, reports: Sequence[Report], held: dict[str, int], free: int) -> Orders:
         """Bring a step's reports and what the pack holds (job -> slot); take away what to do next."""
-        self._packs.setdefault(pack, 0.0)
+        if pack not in self._packs:
+            self._packs[pack] = 0.0
+            await self._notify()
         for report in reports:
             self._take(report)
         self._queue.put(reports)
@@ -241,6 +213,8 @@ class Coordinator:
             if not now.join and len(held) == len(now.hold):  # no step could be taken
                 return began + _IDLE_S
             decided = max(began, self._queue.moved) + _DECIDE_S if now.hold else began
+            if any(self.records[name].announced for name in now.hold):  # nobody is there yet to decide
+                decided = max(decided, self._came + _GATHER_S)
             gathered = max(self._packs[pack], self._came) + self._patience if vacant(now) else began
             return max(decided, gathered)
 
@@ -251,6 +225,11 @@ class Coordinator:
             self._patience = _GATHER_S
         elif time.monotonic() - began >= self._patience:  # who limits a search by other means keeps slots free for ever
             self._patience = max(_LEAST_S, self._patience / 4)
+
+    @property
+    def _coming(self) -> bool:
+        """Whether a job is trained whose trial has not come yet."""
+        return any(record.announced and record.status == "running" for record in self.records.values())
 
     @property
     def _active(self) -> int:
@@ -292,6 +271,12 @@ class Coordinator:
         elif report.done:
             self._end(record, "finished")
 
+    def _queue_up(self, record: Record) -> None:
+        self.records[record.job.name] = record
+        self._came = time.monotonic()
+        if self._is_halted(record.job.name):
+            self._end(record, "stopped")
+
     def _is_halted(self, name: str) -> bool:
         return self._over or name in self._halted
 
@@ -303,7 +288,7 @@ class Coordinator:
 
         while not told():
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._until(told), self._queue.patience())
+                await asyncio.wait_for(self._until(told), self._queue.patience(self._coming))
         self._queue.told(name)
         await self._notify()
 
@@ -319,10 +304,3 @@ class Coordinator:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def public(record: Record) -> dict[str, Any]:
-    """A record as JSON-able data, without the inbox."""
-    values = asdict(record)
-    del values["inbox"], values["job"]
-    return {"name": record.job.name, **values}

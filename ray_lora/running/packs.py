@@ -25,13 +25,14 @@ from ray_lora.bases.load import Base, describe_base
 from ray_lora.errors import RayLoraError, RecipeError
 from ray_lora.recipe import Recipe
 from ray_lora.running.allocator import WORKER_ENV
-from ray_lora.running.coordinator import Coordinator, Record
+from ray_lora.running.coordinator import Coordinator
 from ray_lora.running.devices import afforded
 from ray_lora.running.distilling import with_soft_targets
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.pack_trainer import begin_worker, pack_trainer
 from ray_lora.running.plan import Plan, make_plan, slots_for, targets_embeddings
 from ray_lora.running.progress import Progress
+from ray_lora.running.records import Record
 from ray_lora.running.sources import Source, prepare
 from ray_lora.running.teachers import anywhere
 from ray_lora.running.time_left import TimeLeft
@@ -51,6 +52,7 @@ _ENVIRONMENT = {  # Ray Train's defaults are for clusters; a start costs seconds
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3",  # what a killed search may forget of its finished trials
 }
+_FEW_CORES = 4  # up to so many, processes that start wait for each other
 _MAX_FAILURES = 3  # times a pack's workers are started again unless RunConfig says otherwise
 
 
@@ -186,6 +188,16 @@ class PackRun:
             thread.start()
         self._watch.start()
 
+    def ready(self) -> None:
+        """On few cores, wait until a pack takes jobs or none will: its way there is the longest of all processes'."""
+        if self._few_cores:
+            with contextlib.suppress(RayActorError):  # `finish` says so
+                ray.get(self.coordinator.ready.remote())
+
+    @property
+    def _few_cores(self) -> bool:
+        return len(ray.nodes()) == 1 and ray.cluster_resources().get("CPU", 0) <= _FEW_CORES
+
     @property
     def records(self) -> list[Record]:
         """All jobs, as the last look found them; two looks a second."""
@@ -230,6 +242,10 @@ class PackRun:
         return records
 
     def _run(self, number: int) -> None:
+        if number > 0:  # several that begin at once come late, all of them
+            self.ready()
+        if self.error is not None:
+            return
         plan = self.prepared.plan
         told = PackConfig(
             pack=f"pack-{number}",

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ray_lora.inference.intervals import scored_on
-from ray_lora.running.coordinator import Record
+from ray_lora.running.records import Record
 from ray_lora.running.time_left import TimeLeft
 
 _LOG_EVERY_S = 10.0

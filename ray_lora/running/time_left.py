@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from ray_lora.atomic import write_atomic
 from ray_lora.recipe import Recipe
-from ray_lora.running.coordinator import Record
+from ray_lora.running.records import Record
 
 Kind = Literal["training", "search"]
 _POINTS = 64  # that are kept of how the work went on

@@ -24,8 +24,8 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import DataError, RayLoraError, RecipeError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.claims import claimed
-from ray_lora.running.coordinator import Record
 from ray_lora.running.packs import PackRun, Prepared, check, scaling_of, spread
+from ray_lora.running.records import Record
 from ray_lora.running.sources import jobs_of
 from ray_lora.running.time_left import foreseen_of
 from ray_lora.store import open_store, put_once

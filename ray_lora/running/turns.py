@@ -95,8 +95,14 @@ class Queue:
         """This one's evaluation was told."""
         self._before.pop(name, None)
 
-    def patience(self) -> float:
-        """Seconds for which it is worth waiting for the next decision; with none left, turns are over for good."""
+    def patience(self, coming: bool) -> float:
+        """Seconds for which it is worth waiting for the next decision; with none left, turns are over for good.
+
+        Args:
+            coming: whether trials are still to come that listen.
+        """
+        if coming:
+            self.moved = time.monotonic()
         left = self.moved + _HEARD_S - time.monotonic()
         if left <= 0:
             self.turns = None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
-from ray_lora.running.coordinator import Record
 from ray_lora.running.progress import Progress, describe
+from ray_lora.running.records import Record
 from ray_lora.training.figures import FIGURES
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job

@@ -25,7 +25,7 @@ from ray_lora.data.check import say_cut
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import BaseSpec
-from ray_lora.running.coordinator import Orders
+from ray_lora.running.records import Orders
 from ray_lora.running.sources import Source, load_splits
 from ray_lora.training.head_start import say_start
 from ray_lora.training.job import Job, Report

@@ -1,6 +1,6 @@
 """The desk of a running search: takes what people ask, between two steps of Tune, and answers.
 
-    desk = Desk(folder, searched, run)
+    desk = Desk(folder, searched, run, common)
     algorithm.desk = desk            # Tune gives it its turns (`search.steered`)
     ...
     desk.close()
@@ -12,6 +12,7 @@ trials that nobody has asked for.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ray_lora.search.asking import Request
 from ray_lora.search.cloning import Searched, begin_clone
 from ray_lora.search.ledger import Ledger
 from ray_lora.search.standing import standing
+from ray_lora.search.trial import Common, flat
 
 if TYPE_CHECKING:
     from ray_lora.running.packs import PackRun
@@ -48,12 +50,13 @@ class Desk:
         ready: trials that Tune is to run next.
     """
 
-    def __init__(self, folder: Path, searched: Searched, run: PackRun) -> None:
-        self.folder, self.searched = folder, searched
+    def __init__(self, folder: Path, searched: Searched, run: PackRun, common: Common) -> None:
+        self.folder, self.searched, self._common = folder, searched, common
         self.ledger = Ledger.read(folder)
         self.ready: deque[Trial] = deque()
         self._run = run
         self._trials: list[Trial] = []
+        self._seen: set[str] = set()  # trials that were announced, or need not be
         self._recovered = not (self.ledger.clones or self.ledger.resumed)
         self._looked = self._told = 0.0
         self._ending = False
@@ -74,6 +77,7 @@ class Desk:
             self._trials = trials
         if self._trials and not self._recovered:
             self._recover()
+        self._announce()
         self._excuse()
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
@@ -85,6 +89,19 @@ class Desk:
         if asked or now - self._told >= _TELL_S:
             self._told = now
             self._tell()
+
+    def _announce(self) -> None:
+        """Have the packs begin new trials while their processes start: that takes longer than some steps do."""
+        new = [trial for trial in self._trials if trial.trial_id not in self._seen]
+        self._seen |= {trial.trial_id for trial in new}
+        jobs = []
+        for trial in new:
+            begun = trial.has_checkpoint() or self._common.folder(trial.trial_id).exists()
+            if trial.status == Trial.PENDING and not begun:
+                with contextlib.suppress(RayLoraError):  # its process will say so
+                    jobs.append((self._common.job(trial.trial_id, trial.config), flat(trial.config)))
+        if jobs:
+            ray.get(self._run.coordinator.announce.remote(jobs))
 
     def _excuse(self) -> None:
         """Of a trial that ends without an evaluation Tune asks for the metric, unless its end is all that is known."""
@@ -99,6 +116,8 @@ class Desk:
         if name in self.ledger.resumed:
             self.ledger.resumed.remove(name)
             self.ledger.write()
+        if failed:  # its process may never have come
+            ray.get(self._run.coordinator.stop.remote(name))
         if failed and self.ledger.clones.pop(name, None) is not None:
             self.ledger.write()
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.inference.intervals import scored_on
-from ray_lora.running.coordinator import Record
 from ray_lora.running.progress import describe
+from ray_lora.running.records import Record
 from ray_lora.search.advice import advice, smallest
 from ray_lora.search.alarms import unreached
 from ray_lora.search.importance import importances

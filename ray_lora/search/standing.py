@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 
 from ray_lora.inference.intervals import scored_on
 from ray_lora.recipe import Json
-from ray_lora.running.coordinator import Record
+from ray_lora.running.records import Record
 from ray_lora.search.cloning import Searched
 from ray_lora.search.origin import read_origin
 from ray_lora.training.history import read_history

@@ -10,7 +10,8 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +30,54 @@ from ray_lora.training.rungs import WHOLE
 SEARCHED = ("lora.", "training.", "augmentation", "distillation.weight", "distillation.temperature")
 
 
+@dataclass(frozen=True)
+class Common:
+    """What all trials of a search have in common.
+
+    Attributes:
+        recipe, task: as JSON; the task is completed by the training rows.
+        output: the folder of the jobs' folders.
+        rungs: whether trials are evaluated early too.
+        measures, fair: as `Job`'s.
+    """
+
+    recipe: str
+    task: str
+    output: str
+    rungs: bool = False
+    measures: bool = False
+    fair: str | None = None
+
+    @cached_property
+    def _read(self) -> tuple[Recipe, TaskSpec]:
+        return Recipe.model_validate_json(self.recipe), TaskSpec.model_validate_json(self.task)
+
+    def folder(self, trial: str) -> Path:
+        """Where a trial's job has its files."""
+        return Path(self.output) / trial
+
+    def job(self, trial: str, config: Mapping[str, Any]) -> Job:
+        """A trial's job.
+
+        Raises:
+            RecipeError: as `job_of`.
+        """
+        recipe, task = self._read
+        origin = read_origin(self.folder(trial))
+        warm = origin.card if origin is not None and origin.step else None
+        made = job_of(trial, recipe, config, task, self.rungs, warm)
+        return replace(made, measures=self.measures, fair=self.fair)
+
+
 class PackTrial(Trainable):
     """One configuration; `config` maps recipe keys to values."""
 
     def setup(
-        self,
-        config: dict[str, Any],
-        coordinator: Any = None,
-        recipe: str = "",
-        task: str = "",
-        output: str = "",
-        allowed: Sequence[str] = (),
-        rungs: bool = False,
-        measures: bool = False,
-        fair: str | None = None,
+        self, config: dict[str, Any], coordinator: Any = None, common: Common | None = None, allowed: Sequence[str] = ()
     ) -> None:
         allow(*allowed)  # what the driver's user allowed: the recipe's task may be his own
-        self._coordinator, self._output = coordinator, Path(output)
-        self._recipe, self._task = Recipe.model_validate_json(recipe), TaskSpec.model_validate_json(task)
-        self._rungs, self._measures, self._fair = rungs, measures, fair
+        assert common is not None
+        self._coordinator, self._common = coordinator, common
         self._joined: str | None = None
         self._begin()
 
@@ -85,7 +115,7 @@ class PackTrial(Trainable):
             self._join(self.config)
         assert self._joined is not None
         ray.get(self._coordinator.checkpoint.remote(self._joined))
-        state = self._output / self._joined / "state"
+        state = self._common.folder(self._joined) / "state"
         if state.exists():
             shutil.copytree(state, Path(checkpoint_dir) / "state", dirs_exist_ok=True)
         (Path(checkpoint_dir) / "job.json").write_text(json.dumps({"job": self._joined}))
@@ -97,20 +127,17 @@ class PackTrial(Trainable):
         self._recalled.clear()
         state = Path(checkpoint) / "state"
         if state.exists():
-            mine = self._output / trial / "state"
+            mine = self._common.folder(trial) / "state"
             shutil.rmtree(mine, ignore_errors=True)
             shutil.copytree(state, mine)
         self._join(config)
 
     def _begin(self) -> None:
         """See what a killed run has still to tell: its scheduler decides on each of these evaluations as it did."""
-        self._recalled = deque(recalled(self._output / self.trial_id)) if self._rungs else deque()
+        self._recalled = deque(recalled(self._common.folder(self.trial_id))) if self._common.rungs else deque()
 
     def _join(self, config: Mapping[str, Any]) -> None:
-        origin = read_origin(self._output / self.trial_id)
-        warm = origin.card if origin is not None and origin.step else None
-        job = job_of(self.trial_id, self._recipe, config, self._task, self._rungs, warm)
-        job = replace(job, measures=self._measures, fair=self._fair)
+        job = self._common.job(self.trial_id, config)
         ray.get(self._coordinator.submit.remote(job, flat(config), followed=True))
         self._joined = job.name
 

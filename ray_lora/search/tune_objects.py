@@ -1,6 +1,6 @@
 """Ray Tune's own objects for a search: its trainable, its configuration, and a Tuner that is new or goes on.
 
-    trainable = trainable_of(recipe, task, coordinator, output, rungs=True, objectives=objectives)
+    trainable = trainable_of(common_of(recipe, task, output, rungs=True, objectives=objectives), coordinator)
     tuner_in(output, trainable, space, config, callbacks, given=None).fit()
 
 It knows Tune and a run's folder; it starts nothing.
@@ -21,33 +21,37 @@ from ray_lora.allowed import listed
 from ray_lora.recipe import Recipe, TaskSpec
 from ray_lora.search.objectives import Objective, fair_of
 from ray_lora.search.steered import Steered
-from ray_lora.search.trial import PackTrial
+from ray_lora.search.trial import Common, PackTrial
 from ray_lora.search.whole_files import tidy, whole_files
 from ray_lora.tasks import task_of
 from ray_lora.training.job import SIZES
 
 
-def trainable_of(
-    recipe: Recipe, task: TaskSpec, coordinator: Any, output: Path, rungs: bool, objectives: Sequence[Objective]
-) -> Any:
-    """What Tune runs as a trial.
+def common_of(recipe: Recipe, task: TaskSpec, output: Path, rungs: bool, objectives: Sequence[Objective]) -> Common:
+    """What a search's trials have in common.
 
     Args:
         task: the recipe's, completed by the training rows.
-        coordinator: the packs' own, whom a trial asks.
+        output: the run's folder.
         rungs: trials are evaluated at rungs.
     """
-    trainable = tune.with_parameters(
-        PackTrial,
-        coordinator=coordinator,
+    return Common(
         recipe=recipe.model_dump_json(),
         task=task.model_dump_json(),
         output=str(output / "jobs"),
-        allowed=listed(),
         rungs=rungs,
         measures=any(each.name in SIZES for each in objectives),
         fair=fair_of(objectives, task_of(recipe.task).metric) if recipe.search.groups is not None else None,
     )
+
+
+def trainable_of(common: Common, coordinator: Any) -> Any:
+    """What Tune runs as a trial.
+
+    Args:
+        coordinator: the packs' own, whom a trial asks.
+    """
+    trainable = tune.with_parameters(PackTrial, coordinator=coordinator, common=common, allowed=listed())
     # Tune wants some resource of every trial; one byte of memory leaves all CPUs to the packs
     return tune.with_resources(trainable, {"cpu": 0, "memory": 1})
 

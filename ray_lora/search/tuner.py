@@ -66,7 +66,7 @@ from ray_lora.search.stopping import (
     stopping_of,
 )
 from ray_lora.search.trial import flat
-from ray_lora.search.tune_objects import trainable_of, tune_config_of, tuner_in
+from ray_lora.search.tune_objects import common_of, trainable_of, tune_config_of, tuner_in
 from ray_lora.store import open_store, put_once
 from ray_lora.tracking import Tracker
 from ray_lora.training.member import steps_of
@@ -181,10 +181,13 @@ class LoraTuner:
         run.say(self.stopping.said)
         run.start()
         keep_recipe(output, self.recipe, plain=self._given is None and not self._parts)
-        tuner = self._tuner(prepared, run, output, objectives, at_once)
+        task = prepared.sources[recipe.name].task
+        common = common_of(self.recipe, task, output, self.stopping.rungs, objectives)
+        tuner = self._tuner(trainable_of(common, run.coordinator), output, objectives, at_once)
         try:
             try:
-                desk = Desk(output, self._searched(prepared, *objectives[0]), run)
+                desk = Desk(output, self._searched(prepared, *objectives[0]), run, common)
+                run.ready()
                 attach(tuner, desk)
                 with listening(str(output), run.coordinator):
                     grid = EvenGrid(tuner.fit()._experiment_analysis)
@@ -256,11 +259,7 @@ class LoraTuner:
             partial(self._steps, prepared),
         )
 
-    def _tuner(
-        self, prepared: Prepared, run: PackRun, output: Path, objectives: Sequence[Objective], at_once: int
-    ) -> Tuner:
-        task = prepared.sources[self.recipe.name].task
-        trainable = trainable_of(self.recipe, task, run.coordinator, output, self.stopping.rungs, objectives)
+    def _tuner(self, trainable: Any, output: Path, objectives: Sequence[Objective], at_once: int) -> Tuner:
         algorithm = Steered(self.tune_config.search_alg, at_once)
         config = tune_config_of(self.tune_config, algorithm, self.stopping.scheduler, objectives[0])
         callbacks: list[tune.Callback] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from ray_lora.errors import CapacityError
 from ray_lora.recipe import LoraSpec, TrainingSpec
 from ray_lora.running import coordinator as module
-from ray_lora.running.coordinator import Coordinator, Orders
+from ray_lora.running.coordinator import Coordinator
 from ray_lora.running.progress import Progress
+from ray_lora.running.records import Orders
 from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.training.job import Job, Report
 
@@ -257,3 +259,98 @@ async def test_what_a_halted_job_reported_is_told_before_its_end() -> None:
     assert await made.next_evaluation("a") == {"halted": True}
     await made.submit(job("b"), {}, followed=True)
     assert made.records["b"].status == "stopped"
+
+
+@asynchronous
+async def test_an_announced_job_is_trained_before_its_trial_comes() -> None:
+    made = Coordinator(expected=2)
+    await made.announce([(job("a"), {"lora.r": 8}), (job("b"), {})])
+    orders = await made.sync("pack-0", [], {}, 2)
+    assert [joined.name for joined in orders.join] == ["a", "b"]
+    assert (await made.sync("pack-0", [evaluated("a", 5), evaluated("b", 5)], {"a": 1, "b": 2}, 0)).hold == ("a", "b")
+    await made.submit(job("a"), {"lora.r": 8}, followed=True)
+    assert made.records["a"].config == {"lora.r": 8}
+    assert not made.records["a"].announced
+    assert (await made.next_evaluation("a"))["step"] == 5  # what it reported meanwhile was kept
+    with pytest.raises(CapacityError, match="already in this search"):  # the same trial twice
+        await made.submit(job("a"), {}, followed=True)
+
+
+@asynchronous
+async def test_an_announced_job_that_came_to_its_end_is_not_trained_again() -> None:
+    made = Coordinator()
+    await made.announce([(job("a"), {}), (job("b"), {})])
+    await made.sync("pack-0", [], {}, 2)
+    await made.sync("pack-0", [evaluated("a", 10, done=True), Report("b", 3, 10, 0.6, error="diverged")], {}, 2)
+    for name in ("a", "b"):
+        await made.submit(job(name), {}, followed=True)
+    assert (await made.next_evaluation("a"))["done"]
+    assert await made.next_evaluation("b") == {"error": "diverged"}
+    assert (await made.sync("pack-0", [], {}, 2)).join == ()
+
+
+@asynchronous
+async def test_a_trial_of_another_configuration_than_was_announced_is_refused() -> None:
+    made = Coordinator()
+    await made.announce([(job("a"), {})])
+    other = replace(job("a"), training=TrainingSpec(learning_rate=0.5))
+    with pytest.raises(CapacityError):
+        await made.submit(other, {}, followed=True)
+    await made.stop("a")  # it never came: Tune has given its trial up
+    await made.submit(other, {}, followed=True)
+    orders = await made.sync("pack-0", [], {}, 1)
+    assert [joined.training.learning_rate for joined in orders.join] == [0.5]
+
+
+@asynchronous
+async def test_who_is_known_is_not_announced_and_who_is_halted_not_trained() -> None:
+    made = await started("a")
+    await made.halt(["b"])
+    await made.announce([(job("a"), {"lora.r": 4}), (job("b"), {})])
+    assert made.records["a"].config == {}
+    assert not made.records["a"].announced
+    assert (await made.sync("pack-0", [], {"a": 1}, 1)).join == ()
+    await made.submit(job("b"), {}, followed=True)
+    assert await made.next_evaluation("b") == {"halted": True}
+
+
+@asynchronous
+async def test_a_pack_waits_for_those_whose_trials_are_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DECIDE_S", 0.5)
+    made = Coordinator()
+    await made.announce([(job("a"), {}), (job("b"), {})])
+    await made.sync("pack-0", [], {}, 2)
+    reports = [evaluated("a", 5), evaluated("b", 5)]
+
+    async def next_step() -> Orders:
+        while (orders := await made.sync("pack-0", reports, {"a": 1, "b": 2}, 0)).hold == ("a", "b"):
+            reports.clear()
+        return orders
+
+    step = asyncio.create_task(next_step())
+
+    async def decide(name: str) -> None:
+        await made.submit(job(name), {}, followed=True)
+        for _ in range(2):
+            asked = asyncio.create_task(made.next_evaluation(name))
+            await asyncio.sleep(0.01)
+        assert not asked.done()
+
+    await decide("a")
+    await asyncio.sleep(0.7)
+    assert not step.done()  # else a would be a step ahead of b for good
+    await decide("b")
+    assert await step == Orders()
+
+
+@asynchronous
+async def test_who_waits_for_a_pack_hears_of_it_or_of_its_failure() -> None:
+    made = Coordinator()
+    ready = asyncio.create_task(made.ready())
+    await asyncio.sleep(0.01)
+    assert not ready.done()
+    await made.sync("pack-0", [], {}, 1)
+    await ready
+    failed = Coordinator()
+    await failed.fail("no memory")
+    await failed.ready()

@@ -16,8 +16,8 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import LoraSpec, Recipe
-from ray_lora.running.coordinator import Record
 from ray_lora.running.progress import Progress
+from ray_lora.running.records import Record
 from ray_lora.running.time_left import TimeLeft, foreseen_of, keep_foreseen, said_range, said_time, work
 from ray_lora.search.alarms import few_members, unreached
 from ray_lora.search.space import adds_default, configured, count_trials, default_of
