@@ -31,7 +31,7 @@ from benchmarks.machine import RESULTS, machine
 from pipelines.lines import HEADERS, cells, markdown
 
 PIPELINES = (
-    "sentiment", "entities", "questions", "digits", "pictures", "inspection", "detection", "segmentation",
+    "sentiment", "mails", "entities", "questions", "digits", "pictures", "inspection", "detection", "segmentation",
     "recommendation", "generation", "speech", "personal", "distill", "prune", "export", "explain",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
     python -m pipelines.sentiment            about five minutes on two cores
     python -m pipelines.sentiment --keep     the endpoint stays up
     python -m pipelines.sentiment --smoke    a minute: few rows, few configurations
-    python -m pipelines.sentiment --seeds 3  tweets and mails beside full training and the head alone, by seeds
+    python -m pipelines.sentiment --seeds 3  tweets beside full training and the head alone, by seeds
 
 Tweets are searched for the best rank and learning rate; at that rank movies, products, newspapers and "which domain is
 this text from" are trained together in packs. All five live on one base and answer in one batch.
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipelines import spam_mails
 from pipelines.rated_texts import prepare
 from pipelines.story import Asked, Line, asked, console, few, request, step, tell
 from ray_lora.adapters.adapter import Adapter
@@ -46,17 +45,6 @@ TEXTS = {
 }
 RECIPE = Path(__file__).parents[1] / "examples/tweets.yaml"
 TWEETS = "data/tweets/test.parquet"
-SPAM = "Dear friend, you have been selected for a low-rate mortgage. Click here now, no obligation!"
-MAILS = (
-    "task.labels=[ham, spam]",
-    "task.max_length=128",
-    # by the validation rows, of 2 to 5 epochs at 2e-4 to 1e-3 with either start; a fitted head parts the few training
-    # mails so well that little is left for the layers to learn
-    "training.head_start=random",
-    "training.num_train_epochs=4",
-    "training.learning_rate=5e-4",
-    "training.eval_steps=null",
-)
 SMOKE = [
     "training.max_steps=6",
     "training.eval_steps=3",
@@ -69,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = asked(__doc__, argv)
     if given.seeds or given.json:
         prepare("data")
-        spam_mails.prepare("data")
         tell("sentiment", lines(given), given)
     else:
         demo(given)
@@ -87,24 +74,8 @@ def lines(given: Asked) -> list[Line]:
         source = recipe("movies", *overrides)
         return Line(name, recipe("tweets", *overrides), TWEETS, TEXTS["tweets"], "movies", source, "f1_macro")
 
-    def mails(name: str) -> Recipe:
-        told = [f"data.{split}=data/{name}/{split}.parquet" for split in ("train", "validation")]
-        return given.recipe(RECIPE, [*told, *MAILS])
-
     other = [] if given.smoke else [tweets("tweets-roberta", "base.model=minilm-roberta")]
-    return [
-        tweets("tweets"),
-        *other,
-        Line(
-            "spam",
-            mails("spam-hard"),
-            "data/spam-hard/test.parquet",
-            SPAM,
-            "easy mails",
-            mails("spam-easy"),
-            "f1_macro",
-        ),
-    ]
+    return [tweets("tweets"), *other]
 
 
 def demo(asked: Asked) -> None:
