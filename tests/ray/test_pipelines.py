@@ -29,10 +29,10 @@ SHAPES: dict[str, tuple[type, set[str]]] = {
 }
 
 
-# Photographs, speech, a language model and people take minutes even of few steps: `make demo-all` runs
+# Photographs, speech, mails, a language model and people take minutes even of few steps: `make demo-all` runs
 # them. What `sentiment` does beside is the demo (tests/programs/). What is done with finished adapters has tests of its
 # own; exporting and explaining trains one as other pipelines do, and `make demo-all` runs them.
-SLOW = ("sentiment", "pictures", "inspection", "detection", "segmentation", "generation", "speech", "personal")
+SLOW = ("sentiment", "mails", "pictures", "inspection", "detection", "segmentation", "generation", "speech", "personal")
 OWN = ("distill", "prune", "export", "explain")
 QUICK = [name for name in PIPELINES if name not in (*SLOW, *OWN)]
 
