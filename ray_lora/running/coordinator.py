@@ -96,6 +96,10 @@ class Coordinator:
             return {"halted": True}
         return {"error": record.error or self._error or f"job {name!r} was {record.status}"}
 
+    async def is_announced(self, name: str) -> bool:
+        """Whether a job was announced whose trial has not come yet."""
+        return name in self.records and self.records[name].announced
+
     async def ready(self) -> None:
         """Wait until a pack takes jobs, or none ever will."""
         await self._until(lambda: bool(self._packs) or self._error is not None)

@@ -133,8 +133,12 @@ class PackTrial(Trainable):
         self._join(config)
 
     def _begin(self) -> None:
-        """See what a killed run has still to tell: its scheduler decides on each of these evaluations as it did."""
-        self._recalled = deque(recalled(self._common.folder(self.trial_id))) if self._common.rungs else deque()
+        """See what a killed run has still to tell: its scheduler decides on each of these evaluations as it did. What
+        an announced job reports before its trial comes is the coordinator's to tell."""
+        told = recalled(self._common.folder(self.trial_id)) if self._common.rungs else []
+        if told and ray.get(self._coordinator.is_announced.remote(self.trial_id)):
+            told = []
+        self._recalled = deque(told)
 
     def _join(self, config: Mapping[str, Any]) -> None:
         job = self._common.job(self.trial_id, config)

@@ -268,9 +268,10 @@ async def test_an_announced_job_is_trained_before_its_trial_comes() -> None:
     orders = await made.sync("pack-0", [], {}, 2)
     assert [joined.name for joined in orders.join] == ["a", "b"]
     assert (await made.sync("pack-0", [evaluated("a", 5), evaluated("b", 5)], {"a": 1, "b": 2}, 0)).hold == ("a", "b")
+    assert await made.is_announced("a")
     await made.submit(job("a"), {"lora.r": 8}, followed=True)
     assert made.records["a"].config == {"lora.r": 8}
-    assert not made.records["a"].announced
+    assert not await made.is_announced("a")
     assert (await made.next_evaluation("a"))["step"] == 5  # what it reported meanwhile was kept
     with pytest.raises(CapacityError, match="already in this search"):  # the same trial twice
         await made.submit(job("a"), {}, followed=True)
