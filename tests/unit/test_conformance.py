@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, ViTImageProcessor
 
 from ray_lora.adapters.adapter import Card
 from ray_lora.bases.efficientnet import save_folder
+from ray_lora.bases.segmenters import CraftConfig
 from ray_lora.errors import RayLoraError
 from ray_lora.recipe import LoraSpec
 from ray_lora.store.mlflow_client import write_mlmodel
@@ -60,6 +61,7 @@ VARIANTS = (
     "objects by queries",
     "letters of sounds",
     "letters of sounds of one length",
+    "masks by CRAFT",
 )
 CHAT = (
     "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
@@ -98,6 +100,10 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "image-classification": image_case(resnet),
         "object-detection": detection_case(detection.tiny(tmp_path_factory.mktemp("bases") / "yolox")),
         "image-segmentation": segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "unet")),
+        "masks by CRAFT": segmentation_case(
+            segmentation.tiny(tmp_path_factory.mktemp("bases") / "craft", network=CraftConfig(width=16)),
+            targets=("conv.0", "conv.3", "slice1.3", "slice4.34"),
+        ),
         "masks by SegFormer": segformer_case(segmentation.segformer(tmp_path_factory.mktemp("bases") / "segformer")),
         "sequential-recommendation": recommendation_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
         "automatic-speech-recognition": speech_case(speech.save_whisper(tmp_path_factory.mktemp("bases") / "whisper")),

@@ -17,6 +17,7 @@ from ray_lora import BaseSpec, load_base
 from ray_lora.bases.load import describe_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.segmenters import (
+    CraftConfig,
     ErfnetConfig,
     Frame,
     MonaiBasicUnetConfig,
@@ -39,6 +40,7 @@ from tests.unit.test_yolox_exported import field, tensor
 NETWORKS: dict[str, Any] = {
     "unet": UnetConfig(channels=(4, 8)),
     "erfnet": ErfnetConfig(),
+    "craft": CraftConfig(width=8),
     "monai-unet": MonaiUnetConfig(channels=(4, 8), strides=(2,), num_res_units=0),
     "monai-unet-residual": MonaiUnetConfig(channels=(4, 8), strides=(2,), num_res_units=1, norm="BATCH"),
     "monai-basic-unet": MonaiBasicUnetConfig(features=(4, 4, 4, 4, 4, 4)),
@@ -51,12 +53,12 @@ def config_of(kind: str, **options: Any) -> SegmenterConfig:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_checkpoint_under_the_networks_own_names_answers_as_the_network(kind: str, tmp_path: Path) -> None:
-    """The class alone, and the folder's base with its classifier behind it."""
+    """The class alone, and the folder's base with its classifier behind it; saved within a DataParallel."""
     config = config_of(kind)
     tensors = tensors_of(config)
     theirs = network(config.network, 3)
     theirs.load_state_dict(tensors, strict=False)
-    torch.save({"state_dict": tensors}, tmp_path / "net.pt")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, tmp_path / "net.pt")
     save_checkpoint(tmp_path / "net.pt", tmp_path / "base", config)
     base = load_base(BaseSpec(model=str(tmp_path / "base"), dtype="float32"))
     head = base.fresh(HeadSpec("AutoModelForSemanticSegmentation", 3))
@@ -72,7 +74,7 @@ def test_a_checkpoint_under_the_networks_own_names_answers_as_the_network(kind: 
     assert base.config.num_hidden_layers > 0
 
 
-@pytest.mark.parametrize("kind", ["erfnet", "monai-unet-residual", "monai-basic-unet"])
+@pytest.mark.parametrize("kind", ["erfnet", "craft", "monai-unet-residual", "monai-basic-unet"])
 def test_adapters_sit_on_every_convolution(kind: str, tmp_path: Path) -> None:
     """Transposed and dilated ones too."""
     save_untrained(config_of(kind), tmp_path / "base")
@@ -175,3 +177,32 @@ def test_a_picture_is_framed_in_the_upper_left_corner(size: tuple[int, int]) -> 
     assert (pixels[:, :high, :wide].permute(1, 2, 0).numpy() == np.array([200, 100, 50])).all()
     outside = torch.cat([pixels[:, high:].flatten(1), pixels[:, :, wide:].flatten(1)], 1)
     assert (outside == torch.tensor([9, 8, 7])[:, None]).all()
+
+
+def test_craft_reads_what_its_authors_vgg_gives() -> None:
+    """The authors' class on a VGG as torchvision lays it out, whose ReLUs change in place the maps that were kept."""
+    width, layers, channels = 8, [], 3
+    for number, at in enumerate((1, 1, 0, 2, 2, 0, 4, 4, 4, 0, 8, 8, 8, 0, 8, 8, 8)):
+        if at == 0:
+            layers.append(nn.MaxPool2d(2))
+        else:
+            torch.manual_seed(number)
+            layers += [nn.Conv2d(channels, at * width, 3, padding=1), nn.BatchNorm2d(at * width), nn.ReLU(inplace=True)]
+            channels = at * width
+    theirs = nn.Sequential(*layers).eval()
+    ours = network(CraftConfig(width=width), 2).get_submodule("basenet").eval()
+    slices = {f"slice{number}": range(*ends) for number, ends in enumerate(((0, 12), (12, 19), (19, 29), (29, 39)), 1)}
+    for name, places in slices.items():
+        named = {f"{at}.{key}": value for at in places for key, value in theirs[at].state_dict().items()}
+        ours.get_submodule(name).load_state_dict(named)
+    pixels, kept = torch.randn(1, 3, 64, 96), []
+    with torch.no_grad():
+        x = pixels.clone()
+        for places in slices.values():
+            for at in places:
+                x = theirs[at](x)
+            kept.append(x)
+        found = ours(pixels)
+    assert [tuple(one.shape[2:]) for one in found] == [(32, 48), (16, 24), (8, 12), (4, 6), (4, 6)]
+    for one, other in zip(found, kept, strict=False):
+        torch.testing.assert_close(one, other)

@@ -1,4 +1,4 @@
-"""Networks of convolutions that say of every pixel what it shows: a U-Net and ERFNet of ours, and MONAI's U-Nets.
+"""Networks of convolutions that say of every pixel what it shows: a U-Net of ours, ERFNet, CRAFT, and MONAI's U-Nets.
 
     save_checkpoint(Path("unet.pt"), Path("bases/unet"), config)     # a user's checkpoint as a base's folder
     load_base(BaseSpec(model="bases/unet"))
@@ -7,6 +7,7 @@ A folder is a `SegmenterConfig` and tensors under the network's own names. It kn
 """
 
 from ray_lora.bases.segmenters.config import (
+    CraftConfig,
     ErfnetConfig,
     MonaiBasicUnetConfig,
     MonaiUnetConfig,
@@ -18,6 +19,7 @@ from ray_lora.bases.segmenters.frame import Frame
 from ray_lora.bases.segmenters.network import Segmenter, SegmenterForSemanticSegmentation, network, plain_model
 
 __all__ = [
+    "CraftConfig",
     "ErfnetConfig",
     "Frame",
     "MonaiBasicUnetConfig",

@@ -63,6 +63,29 @@ class ErfnetConfig(Spec):
         return 16
 
 
+class CraftConfig(Spec):
+    """CRAFT (Baek et al. 2019, arXiv 1904.01941): VGG with batch norms, and a U-Net's way up.
+
+    Attributes:
+        width: channels of the first convolution, a multiple of 4; all others follow from it. 64 is the authors'.
+    """
+
+    kind: Literal["craft"] = "craft"
+    width: int = Field(default=64, ge=4, multiple_of=4)
+
+    @property
+    def cell(self) -> int:
+        return 16
+
+    @property
+    def layers(self) -> int:
+        return 26
+
+    @property
+    def widest(self) -> int:
+        return self.width
+
+
 class MonaiUnetConfig(Spec):
     """MONAI's `UNet` of two dimensions; the names are those of its arguments."""
 
@@ -120,7 +143,9 @@ class MonaiBasicUnetConfig(Spec):
         return max(self.features[0], self.features[5])
 
 
-Network = Annotated[UnetConfig | ErfnetConfig | MonaiUnetConfig | MonaiBasicUnetConfig, Field(discriminator="kind")]
+Network = Annotated[
+    UnetConfig | ErfnetConfig | CraftConfig | MonaiUnetConfig | MonaiBasicUnetConfig, Field(discriminator="kind")
+]
 
 
 class SegmenterConfig(Spec):

@@ -17,19 +17,27 @@ from typing import Any
 from torch import Tensor, nn
 
 from ray_lora.bases.segmenters.config import (
+    CraftConfig,
     ErfnetConfig,
     MonaiUnetConfig,
     Network,
     SegmenterConfig,
     UnetConfig,
 )
+from ray_lora.bases.segmenters.craft import Craft
 from ray_lora.bases.segmenters.erfnet import Erfnet
 from ray_lora.bases.segmenters.unet import Unet
 from ray_lora.errors import BaseModelError
 
 # of each network, by its kind, what gives the labels: the name of the module that makes them
 LAST: Mapping[str, str] = MappingProxyType(
-    {"unet": "final", "erfnet": "decode_head.conv_seg", "monai-unet": "model.2", "monai-basic-unet": "final_conv"}
+    {
+        "unet": "final",
+        "erfnet": "decode_head.conv_seg",
+        "craft": "conv_cls.8",
+        "monai-unet": "model.2",
+        "monai-basic-unet": "final_conv",
+    }
 )
 
 
@@ -87,6 +95,8 @@ def network(config: Network, labels: int) -> nn.Module:
         return Unet(config.channels, labels)
     if isinstance(config, ErfnetConfig):
         return Erfnet(labels, config.fused)
+    if isinstance(config, CraftConfig):
+        return Craft(labels, config.width)
     sizes: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": labels}
     sizes |= config.model_dump(exclude={"kind"})
     return _monai("UNet" if isinstance(config, MonaiUnetConfig) else "BasicUNet")(**sizes)
