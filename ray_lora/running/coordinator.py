@@ -100,9 +100,14 @@ class Coordinator:
         """Whether a job was announced whose trial has not come yet."""
         return name in self.records and self.records[name].announced
 
-    async def ready(self) -> None:
-        """Wait until a pack takes jobs, or none ever will."""
-        await self._until(lambda: bool(self._packs) or self._error is not None)
+    async def ready(self) -> bool:
+        """Wait until a pack takes jobs, or none ever will; whether there is anything to do for another one."""
+
+        def over() -> bool:
+            return self._error is not None or (self._closing and not self._active)
+
+        await self._until(lambda: bool(self._packs) or over())
+        return not over()
 
     async def heard(self, name: str) -> None:
         """A search's scheduler has decided on this job's last evaluation: the next one may be told."""

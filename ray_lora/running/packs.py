@@ -188,11 +188,16 @@ class PackRun:
             thread.start()
         self._watch.start()
 
-    def ready(self) -> None:
-        """On few cores, wait until a pack takes jobs or none will: its way there is the longest of all processes'."""
-        if self._few_cores:
-            with contextlib.suppress(RayActorError):  # `finish` says so
-                ray.get(self.coordinator.ready.remote())
+    def ready(self) -> bool:
+        """On few cores, wait until a pack takes jobs or none will: its way there is the longest of all processes'.
+        Whether there is anything to do for what begins after it."""
+        if not self._few_cores:
+            return True
+        try:
+            told: bool = ray.get(self.coordinator.ready.remote())
+        except RayActorError:  # `finish` says so
+            return False
+        return told
 
     @property
     def _few_cores(self) -> bool:
@@ -242,9 +247,7 @@ class PackRun:
         return records
 
     def _run(self, number: int) -> None:
-        if number > 0:  # several that begin at once come late, all of them
-            self.ready()
-        if self.error is not None:
+        if number > 0 and not self.ready():  # several that begin at once come late, all of them
             return
         plan = self.prepared.plan
         told = PackConfig(

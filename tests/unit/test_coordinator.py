@@ -345,13 +345,23 @@ async def test_a_pack_waits_for_those_whose_trials_are_still_to_come(monkeypatch
 
 
 @asynchronous
-async def test_who_waits_for_a_pack_hears_of_it_or_of_its_failure() -> None:
+async def test_who_waits_for_a_pack_hears_of_it_or_that_there_is_nothing_to_do() -> None:
     made = Coordinator()
     ready = asyncio.create_task(made.ready())
     await asyncio.sleep(0.01)
     assert not ready.done()
     await made.sync("pack-0", [], {}, 1)
-    await ready
+    assert await ready
     failed = Coordinator()
     await failed.fail("no memory")
-    await failed.ready()
+    assert not await failed.ready()
+    ended = Coordinator()  # a search that is given up before its first pack is there
+    await ended.announce([(job("a"), {})])
+    ready = asyncio.create_task(ended.ready())
+    await ended.close()
+    assert not await ready
+    closed = Coordinator()  # no more jobs will come, and one waits
+    await closed.submit(job("a"), {})
+    await closed.close()
+    await closed.sync("pack-0", [], {}, 1)
+    assert await closed.ready()
