@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 
 from ray_lora.errors import RayLoraError, RecipeError, did_you_mean
@@ -101,7 +102,8 @@ class Desk:
                 with contextlib.suppress(RayLoraError):  # its process will say so
                     jobs.append((self._common.job(trial.trial_id, trial.config), flat(trial.config)))
         if jobs:
-            ray.get(self._run.coordinator.announce.remote(jobs))
+            with contextlib.suppress(RayActorError):  # nor do its trials find it, and they say so
+                ray.get(self._run.coordinator.announce.remote(jobs))
 
     def _excuse(self) -> None:
         """Of a trial that ends without an evaluation Tune asks for the metric, unless its end is all that is known."""
@@ -117,7 +119,8 @@ class Desk:
             self.ledger.resumed.remove(name)
             self.ledger.write()
         if failed:  # its process may never have come
-            ray.get(self._run.coordinator.stop.remote(name))
+            with contextlib.suppress(RayActorError):  # it may have failed because the coordinator has
+                ray.get(self._run.coordinator.stop.remote(name))
         if failed and self.ledger.clones.pop(name, None) is not None:
             self.ledger.write()
 
