@@ -118,10 +118,11 @@ class Desk:
         if name in self.ledger.resumed:
             self.ledger.resumed.remove(name)
             self.ledger.write()
-        if failed:  # its process may never have come
-            with contextlib.suppress(RayActorError):  # it may have failed because the coordinator has
-                ray.get(self._run.coordinator.stop.remote(name))
-        if failed and self.ledger.clones.pop(name, None) is not None:
+        if not failed:
+            return
+        with contextlib.suppress(RayActorError):  # it may have failed because the coordinator has
+            ray.get(self._run.coordinator.stop.remote(name))  # its process may never have come
+        if self.ledger.clones.pop(name, None) is not None:
             self.ledger.write()
 
     def drop(self) -> None:
