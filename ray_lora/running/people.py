@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ray_lora.tasks import task_of
 from ray_lora.tracking import Tracker
 from ray_lora.training.people import Share
 
-_BLOCK = 128  # people whose results are kept together
+_BLOCK = 128  # people whose results are kept together, at most
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class _Run:
         known, first = {line["name"] for line in lines}, 1 + max((_number(file) for file in kept), default=-1)
         left = [share for share in shares if share.name not in known]
         ordered = sorted(left, key=lambda share: (-len(share.rows), share.name))  # of like length, together
-        blocks = [ordered[at : at + _BLOCK] for at in range(0, len(ordered), _BLOCK)]
+        blocks = parted(ordered, pool.workers)
         before = sum(line["rows"] for line in lines)
         total = before + sum(len(share.rows) for share in ordered)
         progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet)
@@ -250,6 +251,14 @@ def share_of(key: str, rows: Sequence[int], held_out: float, begin: str | None =
     later = max(1, round(len(rows) * held_out)) if len(rows) > 1 else 0
     first = len(rows) - later
     return Share(key, tuple(rows[:first]), tuple(rows[first:]), begin)
+
+
+def parted(shares: Sequence[Share], workers: int) -> list[Sequence[Share]]:
+    """Blocks of shares whose results are kept together, of one size or nearly; where there are as many shares as
+    workers, each worker has a block."""
+    count = min(len(shares), max(workers, -(-len(shares) // _BLOCK)))
+    bounds = [number * len(shares) // count for number in range(count + 1)] if count else [0]
+    return [shares[first:last] for first, last in pairwise(bounds)]
 
 
 def summarise(table: Sequence[Mapping[str, Json]], metric: str) -> dict[str, Json]:

@@ -36,6 +36,9 @@ class PeoplePool:
         prepared: one recipe's.
         people: how many there are, about.
 
+    Attributes:
+        workers: how many there are.
+
     Raises:
         RecipeError: there are fewer devices than `scaling` asks for.
     """
@@ -57,6 +60,7 @@ class PeoplePool:
             runtime_env={"env_vars": {**WORKER_ENV, **environment()}},
         )  # fmt: skip
         self._pool = ActorPool([remote.remote() for _ in range(count)])
+        self.workers = count
 
     def train(
         self,
