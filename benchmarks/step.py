@@ -107,7 +107,7 @@ def pack_step(dtype: str, batch: int, k: int, device: str) -> tuple[Step, Callab
         pack.join(Job(str(seed), "data", SPEC, LoraSpec(r=8), TrainingSpec.model_validate({**training, "seed": seed})))
 
     def step() -> int:
-        chosen = [member.next_rows() for member in pack.members.values()]
+        chosen = [member.rows_of(member.step) for member in pack.members.values()]
         pack.step()
         return sum(len(rows[row]["input_ids"]) for rows_ in chosen for row in rows_)
 

@@ -64,6 +64,14 @@ class OneCluster(LoadScopeScheduling):
         return "cluster" if file.startswith("tests/ray/") and file not in _BESIDE else file
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no GPU here")
+
+
 class Failures:
     """Says what failed when it fails: a run that is ended from outside never comes to its summary."""
 
