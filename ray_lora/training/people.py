@@ -15,10 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.finite import NotFiniteError
-from ray_lora.inference.predict import predict
+from ray_lora.inference.predict import forward, passes, predict
+from ray_lora.inference.written import Writing
 from ray_lora.recipe import Json
 from ray_lora.tasks import Features, Task, scoring_of
 from ray_lora.training.job import Job
@@ -168,8 +171,12 @@ def _judged(pack: Pack, courses: Sequence[_Course]) -> list[tuple[_Course, tuple
     tasks = {course.member.slot: course.member.task for course in courses}
     losses = _MeanLoss()
     options = [scoring_of(tasks[slot]) for slot in slots]
+    writes = any(isinstance(task, Writing) for task in tasks.values())  # what is written by itself shows no loss
+    watch = None if writes else losses.watch
     try:
-        answers: list[Json] = predict(pack.engine, tasks, features, slots, options, pack.max_rows, watch=losses.watch)
+        if writes:
+            losses.of_texts(pack, tasks, features, slots)
+        answers: list[Json] = predict(pack.engine, tasks, features, slots, options, pack.max_rows, watch=watch)
     except NotFiniteError as error:
         lost = [course for course in courses if course.member.slot in error.slots]
         well = [course for course in courses if course.member.slot not in error.slots]
@@ -195,6 +202,15 @@ class _MeanLoss:
         for slot, loss, term in zip(slots, losses.double().tolist(), terms.double().tolist(), strict=True):
             self._sums[slot] = self._sums.get(slot, 0.0) + loss
             self._terms[slot] = self._terms.get(slot, 0.0) + term
+
+    def of_texts(
+        self, pack: Pack, tasks: Mapping[int, Task], features: Sequence[Features], slots: Sequence[int]
+    ) -> None:
+        """Those of the rows' own texts, as in training."""
+        with torch.inference_mode():
+            for chunk in passes(pack.engine, tasks, features, slots, pack.max_rows):
+                for task, rows, outputs in forward(pack.engine, tasks, features, slots, chunk):
+                    self.watch(task, [slots[row] for row in rows], [features[row] for row in rows], outputs)
 
     def of(self, slot: int) -> float:
         return self._sums[slot] / self._terms[slot]

@@ -16,6 +16,7 @@ from tests.conformance.answers import check_mixed, check_peft_in, check_peft_out
 from tests.conformance.case import Case
 from tests.conformance.files import check_rows_in_files, check_wrong_rows
 from tests.conformance.packs import check_packed, check_resumed
+from tests.conformance.people import check_people
 from tests.conformance.rules import check_task
 
 
@@ -29,6 +30,7 @@ def check_rules(case: Case, tmp_path: Path) -> None:
 CHECKS: tuple[Callable[[Case, Path], None], ...] = (
     check_rules,
     check_packed,
+    check_people,
     check_mixed,
     check_peft_in,
     check_peft_out,
