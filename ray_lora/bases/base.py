@@ -92,6 +92,10 @@ class Base:
             return self.built.own_heads.get(architecture)
         return transformers_base.own_outputs(self.config, architecture)
 
+    def outputs(self, architecture: str) -> int | None:
+        """How many outputs an adapter's head of this class has on this base; None where that is the adapter's."""
+        return None if self.built is None else self.built.outputs.get(architecture)
+
     def trained(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Tensors of a head that the base's own files hold, of those asked for by the plain class's names: the ones
         that `from_pretrained` would give the class, so those of equal shape."""

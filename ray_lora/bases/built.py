@@ -50,6 +50,8 @@ class Built:
         config: facts about the model under transformers' names (`hidden_size`, `num_hidden_layers`, `image_size`).
         own_heads: the plain classes whose head is the base's own, and how many outputs it has. No adapter has a copy
             of such a head; what it does not share with the backbone has its values where `plain` is called on `cpu`.
+        outputs: the plain classes of which each adapter has a head, all of one number of outputs: what those stand for
+            is the base's to say.
     """
 
     backbone: nn.Module
@@ -59,6 +61,7 @@ class Built:
     processor: Any = None
     config: Any = field(default_factory=SimpleNamespace)
     own_heads: Mapping[str, int] = field(default_factory=dict)
+    outputs: Mapping[str, int] = field(default_factory=dict)
 
 
 def plain_of(built: Built, spec: HeadSpec, device: Literal["meta", "cpu"]) -> nn.Module:

@@ -270,6 +270,9 @@ def _check_head(adapter: Adapter, head: Head, spec: HeadSpec, base: Base) -> Non
         raise AdapterError(
             f"the adapter's head {given} does not fit {spec.architecture} on {base.id!r}, which has {needed}"
         )
+    outputs = base.outputs(spec.architecture)
+    if outputs not in (None, spec.num_labels):
+        raise AdapterError(f"the adapter's head has {spec.num_labels} outputs, and base {base.id!r} knows {outputs}")
     _check_labels(adapter, spec)
 
 

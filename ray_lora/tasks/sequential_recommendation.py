@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-_PLAIN = "AutoModelForNextItem"  # SasRecForNextItem, as a SASRec's folder names it
+_PLAIN = {  # a SASRec's plain classes, as its folder names them, by whose output layer it is
+    "base": "AutoModelForNextItem",
+    "adapter": "AutoModelForNextItemUntied",
+}
 
 
 class SequentialRecommendationSpec(TaskSpec):
@@ -38,18 +41,21 @@ class SequentialRecommendationSpec(TaskSpec):
     Attributes:
         max_length: items of a history that are read, the latest; None: as many as the base takes.
         exclude_seen: whether answers, and the lists that are scored, leave out the items of their history.
+        output_layer: whose scores the items have: the base's own, frozen, which are its item embeddings; or the
+            adapter's, which begin as those and are trained, vocabulary times hidden size numbers an adapter.
     """
 
     type: Literal["sequential-recommendation"] = "sequential-recommendation"
     max_length: int | None = Field(default=None, ge=1)
     exclude_seen: bool = True
+    output_layer: Literal["base", "adapter"] = Field(default="base", exclude_if=lambda told: told == "base")
 
     def describe(self) -> dict[str, Json]:
         return {"exclude_seen": self.exclude_seen}
 
 
 class SequentialRecommendation:
-    """Items with scores, from the plain class AutoModelForNextItem."""
+    """Items with scores, from the plain class AutoModelForNextItem or AutoModelForNextItemUntied."""
 
     spec_type: ClassVar[type[TaskSpec]] = SequentialRecommendationSpec
     columns: ClassVar[Mapping[str, Column]] = {
@@ -59,7 +65,7 @@ class SequentialRecommendation:
     input: ClassVar[str] = "items"
     pipeline: ClassVar[str] = "sequential-recommendation"
     full: ClassVar[Mapping[str, Json]] = FULL
-    fits_head: ClassVar[bool] = False  # the output layer is the base's own
+    fits_head: ClassVar[bool] = False  # the output layer is the base's own, or begins as that
     metric: ClassVar[str] = "ndcg_10"
     metrics: ClassVar[Mapping[str, Literal["max", "min"]]] = {"ndcg_10": "max", "hit_rate_10": "max"}
     peft_type: ClassVar[str | None] = None
@@ -76,7 +82,7 @@ class SequentialRecommendation:
                 f"task.max_length {options.max_length} exceeds the {processor.positions} items that this base reads"
             )
         self.spec = spec
-        self.head = HeadSpec(_PLAIN, len(processor.ids))
+        self.head = HeadSpec(_PLAIN[options.output_layer], len(processor.ids))
         self.longest: int = options.max_length or processor.positions
         self._items, self._exclude = processor, options.exclude_seen
 
@@ -101,7 +107,8 @@ class SequentialRecommendation:
 
     @classmethod
     def plain(cls, head: HeadSpec) -> TaskSpec | None:
-        return SequentialRecommendationSpec() if head.architecture == _PLAIN else None
+        whose = {name: whose for whose, name in _PLAIN.items()}.get(head.architecture)
+        return None if whose is None else SequentialRecommendationSpec.model_validate({"output_layer": whose})
 
     def unknown(self, block: pa.Table) -> Iterator[tuple[int, str]]:
         """The rows that hold items which the base does not know."""

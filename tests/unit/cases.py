@@ -187,6 +187,16 @@ def recommendation_case(folder: Path) -> Case:
     )
 
 
+def own_scores_case(folder: Path) -> Case:
+    """The same where each adapter has an output layer of its own."""
+    return replace(
+        recommendation_case(folder),
+        spec=SequentialRecommendationSpec(output_layer="adapter"),
+        plain=lambda: histories.untied(folder),
+        head=("scores",),
+    )
+
+
 def speech_case(folder: Path) -> Case:
     """On a folder of Whisper's, whose output layer no adapter has a copy of."""
     rows = speech.rows(6)

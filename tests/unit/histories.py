@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ray_lora.bases.sasrec import SasRec, SasRecConfig, SasRecForNextItem, save_folder
+from ray_lora.bases.sasrec import SasRec, SasRecConfig, SasRecForNextItem, SasRecForNextItemUntied, save_folder
 from ray_lora.bases.sasrec.folder import fresh, read_config
 
 WORDS = tuple(f"item-{number:02d}" for number in range(23))
@@ -33,12 +33,18 @@ def tensors_of(config: SasRecConfig, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def plain(folder: Path) -> SasRecForNextItem:
+def plain(folder: Path, kind: type[Any] = SasRecForNextItem) -> Any:
     """The untouched class with the folder's weights."""
     config = read_config(folder)
     sasrec = SasRec(config)
     sasrec.load_state_dict(load_file(folder / "model.safetensors"))
-    return SasRecForNextItem(config, sasrec).eval()
+    return kind(config, sasrec).eval()
+
+
+def untied(folder: Path) -> SasRecForNextItemUntied:
+    """The one whose output layer is an adapter's."""
+    model: SasRecForNextItemUntied = plain(folder, SasRecForNextItemUntied)
+    return model
 
 
 def rows(count: int, items: Any = NUMBERS, seed: int = 0) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from tests.unit.cases import (
     letters_case,
     lite_case,
     multi_label_case,
+    own_scores_case,
     paired_case,
     prompt_case,
     question_case,
@@ -62,6 +63,7 @@ VARIANTS = (
     "letters of sounds",
     "letters of sounds of one length",
     "masks by CRAFT",
+    "items scored by the adapter",
 )
 CHAT = (
     "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
@@ -111,6 +113,7 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         "letters of sounds of one length": letters_case(
             speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "grouped", norm="group")
         ),
+        "items scored by the adapter": own_scores_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 

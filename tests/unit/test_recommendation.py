@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from ray_lora import BaseSpec, Recipe, load_base
+from ray_lora import AdapterEngine, BaseSpec, Recipe, load_base
 from ray_lora.bases.sasrec import Items, SasRecConfig, save_untrained
 from ray_lora.data.check import check_table, on_base, wrong_rows
-from ray_lora.errors import BaseModelError, DataError, RecipeError
+from ray_lora.errors import AdapterError, BaseModelError, DataError, RecipeError
+from ray_lora.inference.predict import predict
+from ray_lora.recipe import LoraSpec
 from ray_lora.running.plan import plan_recipe
 from ray_lora.tasks import build_task
 from ray_lora.tasks.recommendation.measures import measures, popular
@@ -195,6 +198,28 @@ def test_padding_on_either_side_and_later_items_change_nothing(tmp_path: Path) -
     torch.testing.assert_close(later[:, :3], alone[:, :3])
     assert not torch.allclose(later[:, 3], alone[:, 3])
     assert alone.shape == (1, 4, 23)
+
+
+def test_an_output_layer_of_its_own_begins_as_the_bases_and_is_of_its_items(tmp_path: Path) -> None:
+    base = load_base(BaseSpec(model=str(histories.tiny(tmp_path / "base")), dtype="float32"))
+    engine, lora = AdapterEngine(base, slots=2, max_rank=2, train=True), LoraSpec(r=2)
+    own = build_task(SequentialRecommendationSpec(output_layer="adapter"), base.processor)
+    shared = build_task(SPEC, base.processor)
+    slots = [engine.init(lora, task.head, seed=0) for task in (shared, own)]
+    rows = shared.encode(histories.rows(6))
+    tasks = dict(zip(slots, (shared, own), strict=True))
+    answers = [predict(engine, tasks, rows, [slot] * len(rows)) for slot in slots]
+    for tied, untied in zip(*answers, strict=True):
+        assert [one["item"] for one in tied] == [one["item"] for one in untied]
+        assert [one["score"] for one in tied] == pytest.approx([one["score"] for one in untied], abs=1e-6)
+    adapter = engine.export(slots[1])
+    assert {name: tuple(value.shape) for name, value in adapter.head.items()} == {"scores.weight": (23, 16)}
+    assert SequentialRecommendation.plain(own.head) == own.spec
+    engine.evict(slots[1])
+    fewer = replace(adapter, head={"scores.weight": adapter.head["scores.weight"][:22]})
+    with pytest.raises(AdapterError, match="the adapter's head has 22 outputs, and base .* knows 23"):
+        engine.load(fewer)
+    engine.close()
 
 
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ The vocabulary, which items there are, is a part of the folder. It knows no adap
 """
 
 from ray_lora.bases.sasrec.config import SasRecConfig
-from ray_lora.bases.sasrec.folder import ARCHITECTURE, open_folder, save_folder, save_untrained
+from ray_lora.bases.sasrec.folder import ARCHITECTURE, UNTIED, open_folder, save_folder, save_untrained
 from ray_lora.bases.sasrec.items import Items
-from ray_lora.bases.sasrec.network import SasRec, SasRecForNextItem
+from ray_lora.bases.sasrec.network import SasRec, SasRecForNextItem, SasRecForNextItemUntied
 
 __all__ = [
     "ARCHITECTURE",
+    "UNTIED",
     "Items",
     "SasRec",
     "SasRecConfig",
     "SasRecForNextItem",
+    "SasRecForNextItemUntied",
     "open_folder",
     "save_folder",
     "save_untrained",

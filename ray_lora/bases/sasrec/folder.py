@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,10 +20,11 @@ from ray_lora.bases.own_files import WEIGHTS, shapes_in
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.sasrec.config import SasRecConfig
 from ray_lora.bases.sasrec.items import Items
-from ray_lora.bases.sasrec.network import SasRec, SasRecForNextItem
+from ray_lora.bases.sasrec.network import SasRec, SasRecForNextItem, SasRecForNextItemUntied
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForNextItem"
+UNTIED = "AutoModelForNextItemUntied"  # each adapter has an output layer of its own
 _MOST_NAMED = 3
 
 
@@ -40,13 +42,19 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
         sasrec.load_state_dict(load_file(folder / WEIGHTS), assign=True)
 
     def plain(spec: HeadSpec) -> nn.Module:
-        if spec.architecture != ARCHITECTURE:
-            raise AdapterError(f"a SASRec has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
-        return SasRecForNextItem(config, sasrec)
+        if spec.architecture == ARCHITECTURE:
+            return SasRecForNextItem(config, sasrec)
+        if spec.architecture != UNTIED:
+            raise AdapterError(f"a SASRec has a head of {ARCHITECTURE} or {UNTIED}, {spec.architecture} was asked for")
+        model = SasRecForNextItemUntied(config, sasrec, spec.num_labels)
+        if not model.scores.weight.is_meta and spec.num_labels == config.num_labels:
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                model.begin(file.get_tensor("items.weight"))
+        return model
 
     items = Items(config.items, config.max_position_embeddings)
-    own = {ARCHITECTURE: config.num_labels}
-    return Built(sasrec, "sasrec", plain, examples_of(config), items, config, own)
+    own, theirs = {ARCHITECTURE: config.num_labels}, {UNTIED: config.num_labels}
+    return Built(sasrec, "sasrec", plain, examples_of(config), items, config, own, theirs)
 
 
 def examples_of(config: SasRecConfig) -> Callable[[Sequence[int], int], list[dict[str, Tensor]]]:

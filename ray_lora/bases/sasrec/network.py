@@ -2,6 +2,7 @@
 
     states = SasRec(config)(input_ids).last_hidden_state               # [rows, items, hidden]
     SasRecForNextItem(config, sasrec)(input_ids)["logits"]             # [rows, items, vocabulary]: what comes after
+    SasRecForNextItemUntied(config, sasrec)                            # the same with an output layer of its own
 
 Blocks normalise before attention and before the feed-forward layer, as later transformers do; the paper's own are
 wired otherwise. It knows tensors: no files, ids or users.
@@ -70,6 +71,30 @@ class SasRecForNextItem(nn.Module):
         """`logits` [rows, items, vocabulary]: of each place, what comes after it."""
         states = self.sasrec(input_ids, attention_mask).last_hidden_state
         return {"logits": self.scores(states)[..., 1:]}  # the first is padding's
+
+
+class SasRecForNextItemUntied(nn.Module):
+    """The plain class with an output layer of its own, which begins as the item embeddings.
+
+    Args:
+        outputs: how many items it scores; None: all of the vocabulary, which alone can begin as the embeddings.
+    """
+
+    def __init__(self, config: SasRecConfig, sasrec: SasRec, outputs: int | None = None) -> None:
+        super().__init__()
+        self.sasrec = sasrec
+        self.scores = nn.Linear(config.hidden_size, outputs or config.num_labels, bias=False)
+        if self.scores.weight.device == sasrec.items.weight.device and len(self.scores.weight) == config.num_labels:
+            self.begin(sasrec.items.weight)
+
+    def begin(self, embeddings: Tensor) -> None:
+        """Score as the tied class does; `embeddings` [vocabulary + 1, hidden], the first of which is padding's."""
+        with torch.no_grad():
+            self.scores.weight.copy_(embeddings[1:])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """`logits` [rows, items, vocabulary], as the tied class."""
+        return {"logits": self.scores(self.sasrec(input_ids, attention_mask).last_hidden_state)}
 
 
 class _Block(nn.Module):
