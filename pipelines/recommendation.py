@@ -5,8 +5,8 @@
 The base is a SASRec pretrained by `pipelines.recommender_base` on the source group's histories alone; each adapter
 learns another group's. The interactions are generated, and said to be (`pipelines.interactions`); `--movielens` takes
 MovieLens-100K in their place, whose terms are said first (`pipelines.movielens`). Before stands the bare base, and
-beside it, in words, a list of what is most popular in the group's training rows. No adapter has a head of its own, so
-what stands as head only is the output layer trained alone.
+beside it, in words, a list of what is most popular in the group's training rows. Each adapter has an output layer of
+its own, which begins as the base's; what stands as head only is that layer trained alone.
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ def test_a_head_that_nobody_trains_is_not_fitted(tmp_path: Path) -> None:
     folder = histories.tiny(tmp_path / "base")
     pq.write_table(pa.Table.from_pylist(histories.rows(5)), tmp_path / "train.parquet")
     told = [f"base.model={folder}", f"data={{train: {tmp_path}/train.parquet}}", "training.head_start=fitted"]
+    told += ["task.output_layer=base"]
     with pytest.raises(RecipeError, match=r"head_start: fitted has nothing to fit: the head of sequential-rec"):
         plan_recipe(Recipe.load("examples/recommendation.yaml", told))
 
@@ -217,7 +218,7 @@ def test_an_output_layer_of_its_own_begins_as_the_bases_and_is_of_its_items(tmp_
     assert SequentialRecommendation.plain(own.head) == own.spec
     engine.evict(slots[1])
     fewer = replace(adapter, head={"scores.weight": adapter.head["scores.weight"][:22]})
-    with pytest.raises(AdapterError, match="the adapter's head has 22 outputs, and base .* knows 23"):
+    with pytest.raises(AdapterError, match=r"the adapter's head has 22 outputs, and base .* knows 23"):
         engine.load(fewer)
     engine.close()
 
