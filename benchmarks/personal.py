@@ -3,8 +3,9 @@
     python -m benchmarks.personal [--people 1024] [--rows 64] [--sample 32] [--only ours tasks loop resident]
 
 People are shops (`pipelines.shops`), the base MiniLM in float32, rank 4, all on this machine's cores. Everyone begins
-as the city's adapter, which `ours` trains too and the others are given; three quarters of the rows teach, for four
-epochs at most, the rest chooses the epoch and ends it after two without a gain.
+as the city's adapter, which `ours` trains too (on half of its people's rows: 6,144, which is what 128 people's two
+epochs would be) and the others are given; three quarters of the rows teach, for four epochs at most, the rest chooses
+the epoch and ends it after two without a gain.
 
     ours      `ray-lora personal` as a program: seconds of all of it, groups, start and tables included
     tasks     a Ray task a person, one CPU each, with transformers' Trainer over PEFT as its users write it: each loads
@@ -37,6 +38,7 @@ from pipelines import shops
 ROOT = Path(__file__).parents[1]
 PARTS = ("ours", "tasks", "loop", "resident")
 EPOCHS, RATE, BATCH, HELD_OUT, PATIENCE = 4, 1e-3, 8, 0.25, 2
+CITY_EPOCHS = 0.5
 FEW = 32  # residents that many are compared with
 STEPS = 12  # of each size, after two that are not counted
 
@@ -90,6 +92,7 @@ def settings(rows: Path, folder: Path) -> list[str]:
     return [
         str(ROOT / "examples/personal.yaml"), f"data.train={rows}", "tracking.uri=null", "base.dtype=float32",
         f"store={folder / 'store'}", f"output_dir={folder / 'runs'}", f"personal.num_train_epochs={EPOCHS}",
+        f"training.num_train_epochs={CITY_EPOCHS}",
         f"personal.held_out={HELD_OUT}", f"personal.learning_rate={RATE}",
     ]  # fmt: skip
 
