@@ -3,9 +3,9 @@
     python -m benchmarks.personal [--people 1024] [--rows 64] [--sample 32] [--only ours tasks loop resident]
 
 People are shops (`pipelines.shops`), the base MiniLM in float32, rank 4, all on this machine's cores. Everyone begins
-as the city's adapter, which `ours` trains too (on half of its people's rows: 6,144, which is what 128 people's two
-epochs would be) and the others are given; three quarters of the rows teach, for four epochs at most, the rest chooses
-the epoch and ends it after two without a gain.
+as the city's adapter, which `ours` trains too (on half of its people's rows, 6,144: as many as the pipeline's 64 shops
+a city give in two epochs) and the others are given; three quarters of the rows teach, for four epochs at most, the rest
+chooses the epoch and ends it after two without a gain.
 
     ours      `ray-lora personal` as a program: seconds of all of it, groups, start and tables included
     tasks     a Ray task a person, one CPU each, with transformers' Trainer over PEFT as its users write it: each loads
