@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,9 @@ def tasks(rows: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
 def loop(rows: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """One process, one base."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         start = city(Path(folder))
         people = of_people(rows)
