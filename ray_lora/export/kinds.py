@@ -14,6 +14,7 @@ from typing import Any
 from ray_lora.bases.base import Base
 from ray_lora.bases.segments import tells_apart
 from ray_lora.errors import RecipeError
+from ray_lora.export.items import drawn_histories, of_items, ranks
 from ray_lora.export.pictures import boxed, drawn_pictures, framed, of_boxes, of_masks, of_processor, sees
 from ray_lora.export.prompts import drawn_prompts, goes_on, of_language_model, save_prompts
 from ray_lora.export.sounds import drawn_sounds, of_letters, of_whisper, save_whisper, says_letters, writes_text
@@ -29,6 +30,7 @@ SEGMENTERS = ("segmenter", "segformer")
 LETTERS = ("wav2vec2",)
 SPEECH = ("whisper",)
 WRITERS = ("llama", "gpt2", "qwen2")
+RECOMMENDERS = ("sasrec",)
 _FEW = 64  # rows whose outputs are a map of a picture each, or that take long
 _WRITTEN = 32  # rows whose texts are written
 _SIZES = (3, 4, 7, 12, 20, 33)  # tokens of texts that are drawn
@@ -159,7 +161,7 @@ def _drawn_texts(base: Base, task: Any) -> list[str]:
 
 
 def _no_file(base: Base, folder: Path) -> None:
-    """What reads pictures, or says letters, needs no file beside the card."""
+    """What reads pictures or items, or says letters, needs no file beside the card."""
 
 
 KINDS: Mapping[str, tuple[Kind, ...]] = {
@@ -176,6 +178,17 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     ),
     "image-segmentation": (
         Kind("image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, eight_bits=False, most=_FEW),
+    ),
+    "sequential-recommendation": (
+        Kind(
+            "sequential_recommendation",
+            RECOMMENDERS,
+            of_items,
+            ranks,
+            _no_file,
+            drawn_histories,
+            eight_bits=False,
+        ),
     ),
     "automatic-speech-recognition": (
         Kind(

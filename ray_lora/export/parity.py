@@ -131,6 +131,8 @@ def difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
 
 def _own(values: NDArray[np.float32], features: Features, task: Any) -> NDArray[np.float32]:
     """Outputs of a row's own tokens, or frames, where they are of such."""
+    if task.spec.type == "sequential-recommendation":
+        return values[: len(features["ids"])]
     if task.spec.type in ("token-classification", "question-answering"):
         return values[: len(features["input_ids"])]
     return values[: task.frames(features)] if isinstance(task, LetterRecognition) else values
@@ -139,6 +141,7 @@ def _own(values: NDArray[np.float32], features: Features, task: Any) -> NDArray[
 def _check_encoded(feed: Mapping[str, Any], features: Features) -> None:
     """AdapterError unless the runner reads a row as the task does."""
     told = features["windows"][0] if "windows" in features else features
+    told = {"input_ids": told["ids"]} if "ids" in told else told  # items'
     for name in ("input_ids", "token_type_ids", "pixel_values", "input_values"):
         if name in feed and name in told:
             given = np.asarray(told[name])
