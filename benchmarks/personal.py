@@ -2,7 +2,8 @@
 
     python -m benchmarks.personal [--people 1024] [--rows 64] [--sample 32] [--only ours tasks loop resident]
 
-People are shops (`pipelines.shops`), the base MiniLM in float32, rank 4, all on this machine's cores. Everyone begins
+People are shops (`pipelines.shops`), the base MiniLM, rank 4, all on this machine's cores; where the processor multiplies
+bfloat16 natively, ours holds the base in it and the others have autocast (Trainer's `bf16`). Everyone begins
 as the city's adapter, which `ours` trains too (on half of its people's rows, 6,144: as many as the pipeline's 64 shops
 a city give in two epochs) and the others are given; three quarters of the rows teach, for four epochs at most, the rest
 chooses the epoch and ends it after two without a gain.
@@ -91,7 +92,7 @@ def ours(rows: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
 def settings(rows: Path, folder: Path) -> list[str]:
     return [
-        str(ROOT / "examples/personal.yaml"), f"data.train={rows}", "tracking.uri=null", "base.dtype=float32",
+        str(ROOT / "examples/personal.yaml"), f"data.train={rows}", "tracking.uri=null",
         f"store={folder / 'store'}", f"output_dir={folder / 'runs'}", f"personal.num_train_epochs={EPOCHS}",
         f"training.num_train_epochs={CITY_EPOCHS}",
         f"personal.held_out={HELD_OUT}", f"personal.learning_rate={RATE}",
@@ -176,8 +177,11 @@ def city(folder: Path) -> Path:
 
 def fitted(base: Any, rows: list[dict[str, Any]], start: Path) -> float:
     """A person's training by Trainer over PEFT, the best epoch kept; the loss on the later rows."""
+    import torch
     from peft import PeftModel
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
+
+    from ray_lora.bases.load import pick_dtype
 
     model, tokenizer = base
     encoded = [
@@ -191,6 +195,7 @@ def fitted(base: Any, rows: list[dict[str, Any]], start: Path) -> float:
             output_dir=folder, num_train_epochs=EPOCHS, learning_rate=RATE, per_device_train_batch_size=BATCH,
             eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
             metric_for_best_model="loss", report_to=[], disable_tqdm=True, use_cpu=True, logging_strategy="no",
+            bf16=pick_dtype("auto", torch.device("cpu")) == torch.bfloat16,
         )  # fmt: skip
         trainer = Trainer(
             peft, given, train_dataset=encoded[:first], eval_dataset=encoded[first:],
@@ -235,7 +240,7 @@ def held(count: int, rows: str) -> None:
     from ray_lora.training.pack import Pack
     from ray_lora.training.shards import Split, Splits
 
-    base = load_base(BaseSpec(model="minilm", dtype="float32"))
+    base = load_base(BaseSpec(model="minilm"))
     spec = TextClassificationSpec(labels=("negative", "positive"), max_length=64)
     task = build_task(spec, base.processor)
     engine = AdapterEngine(base, slots=count, max_rank=4, train=True)
