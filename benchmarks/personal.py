@@ -2,8 +2,8 @@
 
     python -m benchmarks.personal [--people 1024] [--rows 64] [--sample 32] [--only ours tasks loop resident]
 
-People are shops (`pipelines.shops`), the base MiniLM, rank 4, all on this machine's cores; where the processor multiplies
-bfloat16 natively, ours holds the base in it and the others have autocast (Trainer's `bf16`). Everyone begins
+People are shops (`pipelines.shops`), the base MiniLM, rank 4, all on this machine's cores; where the processor
+multiplies bfloat16 natively, ours holds the base in it and the others have autocast (Trainer's `bf16`). Everyone begins
 as the city's adapter, which `ours` trains too (on half of its people's rows, 6,144: as many as the pipeline's 64 shops
 a city give in two epochs) and the others are given; three quarters of the rows teach, for four epochs at most, the rest
 chooses the epoch and ends it after two without a gain.
