@@ -190,8 +190,9 @@ class _Run:
         blocks = parted(ordered, pool.workers)
         before = sum(line["rows"] for line in lines)
         total = before + sum(len(share.rows) for share in ordered)
-        progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet)
+        progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet, parts=True)
         done = before
+        progress.show(done)
         for number, found in pool.train(blocks, names, training):
             file = self.output / f"{stage}-{first + number:06}.jsonl"
             fresh = file.with_suffix(".tmp")

@@ -19,13 +19,17 @@ class RowsProgress:
     Args:
         title: what goes on. rows: of all; None where that is not known. done: rows of an earlier run.
         quiet: say nothing.
+        parts: rows are done in large parts, so that the time until the first one is theirs too, and no start.
     """
 
-    def __init__(self, title: str, rows: int | None = None, done: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self, title: str, rows: int | None = None, done: int = 0, quiet: bool = False, parts: bool = False
+    ) -> None:
         self.title, self.rows, self.before = title, rows, done
         self._started = time.monotonic()
         self._said = -_EVERY_S
-        self._first: tuple[float, int] | None = None  # when rows began to be done, and how many were
+        # when rows began to be done, and how many were
+        self._first: tuple[float, int] | None = (0.0, done) if parts else None
         self._redraws, self._quiet = sys.stderr.isatty(), quiet
 
     def say(self, text: str) -> None:
@@ -47,13 +51,14 @@ class RowsProgress:
         sys.stderr.flush()
 
     def text(self, done: int, errors: int, seconds: float) -> str:
-        """What is said of so many rows after so many seconds. The rate is of the time since rows began to be done."""
+        """What is said of so many rows after so many seconds. The rate is of the time since rows began to be done, or
+        since the start where they are done in parts."""
         told = f"{done:,} of {self.rows:,} rows" if self.rows is not None else f"{done:,} rows"
         self._begun(done, seconds)
-        if self._first is not None and seconds > self._first[0]:
+        if self._first is not None and seconds > self._first[0] and done > self._first[1]:
             rate = (done - self._first[1]) / (seconds - self._first[0])
             told += f", {rate:,.0f} rows/s"
-            if self.rows is not None and rate > 0:
+            if self.rows is not None:
                 told += f", {duration((self.rows - done) / rate)} left"
         return told + (f", {errors:,} errors" if errors else "")
 

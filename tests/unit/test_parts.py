@@ -98,6 +98,10 @@ def test_progress_says_how_fast_and_how_long(capsys: pytest.CaptureFixture[str])
     assert progress.text(1_000, 2, 10.0) == "1,000 of 10,000 rows, 2 errors"
     assert progress.text(3_000, 0, 12.0) == "3,000 of 10,000 rows, 1,000 rows/s, 7 s left"
     assert RowsProgress("predict").text(7, 0, 1.0) == "7 rows"
+    parts = RowsProgress("people", rows=10_000, done=1_000, parts=True)  # two parts end within a moment
+    assert parts.text(1_000, 0, 0.5) == "1,000 of 10,000 rows"
+    assert parts.text(3_000, 0, 99.0) == "3,000 of 10,000 rows, 20 rows/s, 6 min left"
+    assert parts.text(5_000, 0, 100.0) == "5,000 of 10,000 rows, 40 rows/s, 2 min left"
     progress.show(3_000)
     progress.show(3_001)  # said a moment ago
     RowsProgress("predict", quiet=True).show(1)
