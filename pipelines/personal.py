@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         rows, few = shops.write_rows("data"), []
     start_ray()
-    recipe = given.recipe(RECIPE, [f"data.train={rows}/train.parquet", "base.dtype=float32", *few])
+    recipe = given.recipe(RECIPE, [f"data.train={rows}/train.parquet", *few])
     found = [one_seed(recipe, rows / "test.parquet", seed) for seed in range(max(1, given.seeds))]
     report(recipe, rows / "test.parquet", found, given)
 
