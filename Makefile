@@ -34,7 +34,7 @@ demo-all: .venv/installed-gguf
 test: style
 	@echo "== mypy and pytest"
 	@($(BIN)/mypy 2>&1 | sed -u 's/^/mypy: /') & types=$$!; failed=0; \
-		$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations=20 || failed=$$?; \
+		$(BIN)/python -m pytest -n 2 --durations=20 || failed=$$?; \
 		wait $$types || { echo "mypy found errors: see above"; failed=1; }; exit $$failed
 
 lint: style

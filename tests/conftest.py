@@ -42,10 +42,7 @@ fun slow fast bright dark old new big small
 """.split()
 
 
-# tests on Ray that begin a cluster of their own in another process than the shared one's, which has the longest way
-_BESIDE = tuple(
-    f"tests/ray/test_{name}.py" for name in ("steering", "answers", "people", "train", "large", "learning_curve")
-)
+_BESIDE = ("tests/ray/test_people.py",)
 
 # the same examples each time, unless a number of them is asked for; how long one takes says how busy the machine is
 settings.register_profile(
@@ -59,28 +56,12 @@ settings.load_profile("tests")
 
 
 class OneCluster(LoadScopeScheduling):
-    """With `-n` tests on the shared cluster run in one process and all others, file by file, beside them. Two cores
-    have three processes: much of these tests' time is waiting for programs that start."""
+    """With `-n 2` tests on the shared cluster run in one process and all others, file by file, beside them; `_BESIDE`
+    too, on a cluster of their own, so that both processes end at about the same time."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "cluster" if _shares(nodeid) else nodeid.partition("::")[0]
-
-
-def _shares(nodeid: str) -> bool:
-    file = nodeid.partition("::")[0]
-    return file.startswith("tests/ray/") and file not in _BESIDE
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that all processes end at about the same time."""
-    order = ("tests/programs/", "tests/ray/", "tests/boxes/")
-
-    def place(item: pytest.Item) -> int:
-        if _shares(item.nodeid):
-            return -1
-        return next((at for at, folder in enumerate(order) if item.nodeid.startswith(folder)), len(order))
-
-    items.sort(key=place)
+        file = nodeid.partition("::")[0]
+        return "cluster" if file.startswith("tests/ray/") and file not in _BESIDE else file
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
