@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +186,12 @@ class _Run:
         known, first = {line["name"] for line in lines}, 1 + max((_number(file) for file in kept), default=-1)
         left = [share for share in shares if share.name not in known]
         ordered = sorted(left, key=lambda share: (-len(share.rows), share.name))  # of like length, together
-        blocks = parted(ordered, pool.workers)
         before = sum(line["rows"] for line in lines)
         total = before + sum(len(share.rows) for share in ordered)
         progress = RowsProgress(f"{self.recipe.name}: {stage}", rows=total, done=before, quiet=self.quiet, parts=True)
         done = before
         progress.show(done)
-        for number, found in pool.train(blocks, names, training):
+        for number, found in pool.train(ordered, names, training, _BLOCK):
             file = self.output / f"{stage}-{first + number:06}.jsonl"
             fresh = file.with_suffix(".tmp")
             fresh.write_text("".join(json.dumps(line) + "\n" for line in found))
@@ -252,14 +250,6 @@ def share_of(key: str, rows: Sequence[int], held_out: float, begin: str | None =
     later = max(1, round(len(rows) * held_out)) if len(rows) > 1 else 0
     first = len(rows) - later
     return Share(key, tuple(rows[:first]), tuple(rows[first:]), begin)
-
-
-def parted(shares: Sequence[Share], workers: int) -> list[Sequence[Share]]:
-    """Blocks of shares whose results are kept together, of one size or nearly; where there are as many shares as
-    workers, each worker has a block."""
-    count = min(len(shares), max(workers, -(-len(shares) // _BLOCK)))
-    bounds = [number * len(shares) // count for number in range(count + 1)] if count else [0]
-    return [shares[first:last] for first, last in pairwise(bounds)]
 
 
 def summarise(table: Sequence[Mapping[str, Json]], metric: str) -> dict[str, Json]:

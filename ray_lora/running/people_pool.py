@@ -1,7 +1,7 @@
 """Workers that train people: as many as the cluster has processors, each with the base and as many slots as fit.
 
     pool = PeoplePool(prepared, people=1024)
-    for number, lines in pool.train(blocks, names, training): ...        # as they end
+    for number, lines in pool.train(shares, names, training): ...        # as blocks of them end
 
 It knows nothing of groups, tables or how people are chosen.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -36,9 +37,6 @@ class PeoplePool:
         prepared: one recipe's.
         people: how many there are, about.
 
-    Attributes:
-        workers: how many there are.
-
     Raises:
         RecipeError: there are fewer devices than `scaling` asks for.
     """
@@ -60,19 +58,21 @@ class PeoplePool:
             runtime_env={"env_vars": {**WORKER_ENV, **environment()}},
         )  # fmt: skip
         self._pool = ActorPool([remote.remote() for _ in range(count)])
-        self.workers = count
+        self._workers = count
 
     def train(
         self,
-        blocks: Sequence[Sequence[Share]],
+        shares: Sequence[Share],
         names: Mapping[str, str],
         training: TrainingSpec,
+        most: int = SLOTS,
         table: pa.Table | None = None,
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Train blocks of people: each one's number and a line for each of its people, as they end.
+        """Train people in blocks: each one's number and a line for each of its people, as they end.
 
         Args:
             names: of the store, by share.
+            most: people of one block.
             table: the rows that shares number; None: the source's.
         """
         given = ray.put(table)
@@ -82,4 +82,12 @@ class PeoplePool:
             mine = {share.name: names[share.name] for share in block}
             return worker.train.remote(self._told, number, list(block), mine, training, given)
 
-        yield from self._pool.map_unordered(begin, list(enumerate(blocks)))
+        yield from self._pool.map_unordered(begin, list(enumerate(parted(shares, self._workers, most))))
+
+
+def parted(shares: Sequence[Share], workers: int, most: int) -> list[Sequence[Share]]:
+    """Blocks of at most so many shares, of one size or nearly; where there are as many shares as workers, each worker
+    has a block."""
+    count = min(len(shares), max(workers, -(-len(shares) // most)))
+    bounds = [number * len(shares) // count for number in range(count + 1)] if count else [0]
+    return [shares[first:last] for first, last in pairwise(bounds)]

@@ -159,8 +159,7 @@ class PersonalUpdates:
         if shares:
             self._pool = self._pool or PeoplePool(self._prepared, len(shares))
             names = {person: person_name(recipe.name, person) for person in asked}
-            blocks = [shares[at : at + SLOTS] for at in range(0, len(shares), SLOTS)]
-            for _, lines in self._pool.train(blocks, names, personal_training(recipe), table):
+            for _, lines in self._pool.train(shares, names, personal_training(recipe), table=table):
                 found |= {line["name"]: line for line in lines}
                 keep_newest(self.store, recipe, lines)
         return [

@@ -17,7 +17,7 @@ from ray_lora.data.people import find_people
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterNotFoundError, DataError, RecipeError
 from ray_lora.recipe import LoraSpec, PersonalSpec, TrainingSpec
-from ray_lora.running.people import parted
+from ray_lora.running.people_pool import parted
 from ray_lora.store import open_store
 from ray_lora.store.people import check_parent, group_name, person_name
 from ray_lora.store.refs import is_name
@@ -34,7 +34,7 @@ from tests.unit.serving_world import make_adapter
 @pytest.mark.parametrize(("shares", "workers"), [(4, 2), (1, 2), (5, 4), (1024, 2), (256, 2), (0, 2), (129, 1)])
 def test_every_worker_has_a_block_of_one_size(shares: int, workers: int) -> None:
     all_of_them = [Share(str(number), (0,), ()) for number in range(shares)]
-    blocks = parted(all_of_them, workers)
+    blocks = parted(all_of_them, workers, most=128)
     assert [share for block in blocks for share in block] == all_of_them
     sizes = [len(block) for block in blocks]
     assert len(blocks) >= min(shares, workers)
