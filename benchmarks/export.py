@@ -1,159 +1,148 @@
-"""A sentiment adapter of MiniLM on the edge: one graph with it as inputs, merged, and in 8 bits, beside PyTorch.
+"""Trained adapters on the edge, task by task: a graph with them as inputs, merged, and in 8 bits, beside PyTorch.
 
-    python -m benchmarks.export [--steps 60] [--rows 200]
+    python -m benchmarks.export [--rows 200] [--only tweets prompts ...]
 
-An adapter of rank 8 on all linear layers is trained with PEFT on rated tweets, put into a store and exported three
-times. Each export compares rows of the test split with the engine in float32 and times one row, ONNX Runtime and the
-same merged adapter in PyTorch with one thread each, in one process.
+One adapter a task is trained on its real base (`benchmarks.lines`), put into a store and exported three times, in 8
+bits where the task has it. Each export compares held-out rows with the engine in float32 and times one of them, ONNX
+Runtime and the same merged adapter in PyTorch with one thread each, in one process. What is known is not measured
+again.
 
-    bytes           of the graph, of the adapter's arrays beside it, and both as a share of the float graph's
-    largest         difference of outputs; same: share of rows that are answered like PyTorch
-    accuracy        of the runner's answers on the rows, and PyTorch's
-    onnx_ms         of one row; pytorch_ms beside it; swap_ms: from an adapter's file to arrays that the graph takes
+    bytes           of the graphs, of the adapter's arrays beside them, and both as a share of the merged float graphs'
+    largest         difference of outputs; same: share of rows that are answered like PyTorch, of texts whole ones
+    score           of the runner's answers on the rows, and PyTorch's; where an answer alone can be scored
+    onnx_ms         of one row, of a text with all its `tokens`; pytorch_ms beside it; swap_ms: from an adapter's file
+                    to arrays that the graph takes
     peak_mb         the largest memory of a process of its own that answers one row: the runner's, and `predict_ref`'s
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pyarrow.parquet as pq
 import torch
-import transformers
-from peft import LoraConfig, get_peft_model
+from transformers.utils import logging
 
-from benchmarks.machine import write
-from pipelines.rated_texts import prepare
-from ray_lora.adapters.adapter import Adapter, Card
-from ray_lora.bases.packaged import fetch
-from ray_lora.export.edge.runner import Bundle
+from benchmarks.lines import KEPT, LINES, scores, trained
+from benchmarks.machine import RESULTS, machine, write
+from pipelines.baselines import Data
+from ray_lora.errors import RecipeError
 from ray_lora.export.exporting import export_refs
-from ray_lora.inference.stored import alone
 from ray_lora.store import open_store
-from ray_lora.tasks.text_classification import TextClassificationSpec
+from ray_lora.tasks.rows import answering, may_have
 
-LABELS = ("negative", "positive")
-KINDS = {"inputs": {}, "merged": {"merge": True}, "int8": {"int8": True}}
+TOLD = ("tweets", "pictures", "boxes", "masks", "evening", "prompts", "entries")
+KINDS: Mapping[str, dict[str, bool]] = {"merged": {"merge": True}, "inputs": {}, "int8": {"int8": True}}
+LABELLED = ("tweets", "pictures")  # whose answers are compared with a label
 HIGHEST = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"  # kB
 EDGE = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from runner import Bundle; "
-    "Bundle(sys.argv[1]).answer(['so happy with my new phone'], ['tweets']); "
+    "import json, sys; sys.path.insert(0, sys.argv[1]); from runner import Bundle; "
+    "Bundle(sys.argv[1]).answer([json.loads(sys.argv[3])], [sys.argv[2]]); "
 )
 PYTORCH = (
-    "import sys; from ray_lora.inference.stored import predict_ref; "
-    "predict_ref('tweets', ['so happy with my new phone'], sys.argv[1]); "
+    "import json, sys, torch; torch.set_num_threads(1); from ray_lora.inference.stored import predict_ref; "
+    "predict_ref(sys.argv[2], [json.loads(sys.argv[3])], sys.argv[1]); "
 )
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--steps", type=int, default=60)
     options.add_argument("--rows", type=int, default=200)
+    options.add_argument("--only", nargs="*", default=TOLD, choices=TOLD)
     asked = options.parse_args()
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    path = RESULTS / "export.json"
+    lines: dict[str, Any] = json.loads(path.read_text())["lines"] if path.exists() else {}
+    for name in asked.only:
+        if name not in lines:
+            lines[name] = measured(name, asked.rows)
+            path = write("export", {"what": __doc__, "lines": lines})
+    print(path)
+
+
+def measured(name: str, most: int) -> dict[str, Any]:
+    """A line in each of the three ways."""
+    line = LINES[name]
+    whole = line.ready("float32")
+    [adapter] = trained(whole, KEPT / name / "float32", [0])
+    data = Data(whole.recipe, line.test, most)
+    rows = pq.read_table(line.test).slice(0, most).to_pylist()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        prepare(folder / "data")
-        rows = _rows(folder, "test", asked.rows)
-        pq.write_table(pq.read_table(folder / "data/tweets/test.parquet").slice(0, asked.rows), folder / "rows.parquet")
-        adapter = train(folder, asked.steps)
-        open_store(str(folder / "store")).put(adapter, "tweets")
-        plain = accuracy(in_pytorch(adapter, [row["text"] for row in rows]), rows)
-        found = {kind: measured(folder, kind, rows) for kind in KINDS}
-        largest = peak(PYTORCH, folder / "store")
-    whole = found["inputs"]["bytes"]
-    for part in found.values():
-        part["share"] = round((part["bytes"] + part["adapter_bytes"]) / whole, 3)
-        print(part)
-    print(
-        write(
-            "export", {"what": __doc__, "rows": len(rows), "pytorch": {"accuracy": plain, "peak_mb": largest}, **found}
-        )
-    )
-
-
-def _rows(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(folder / f"data/tweets/{split}.parquet").slice(0, count).to_pylist()
-    return rows
-
-
-def train(folder: Path, steps: int) -> Adapter:
-    """PEFT's adapter after so many steps of 16 rows, with what this library keeps of it."""
-    base = fetch("minilm")
-    rows = _rows(folder, "train-1024", 1024)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="SEQ_CLS"))
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    order = torch.randperm(len(rows)).repeat(1 + 16 * steps // len(rows))
-    for step in range(steps):
-        mine = [rows[number] for number in order[16 * step : 16 * step + 16].tolist()]
-        batch = tokenizer(
-            [row["text"] for row in mine], padding=True, truncation=True, max_length=64, return_tensors="pt"
-        )
-        truth = torch.tensor([LABELS.index(row["label"]) for row in mine])
-        model(**batch, labels=truth).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder / "peft")
-    spec = TextClassificationSpec(labels=LABELS, max_length=64)
-    adapter = Adapter.load(folder / "peft")
-    return Adapter(
-        adapter.config,
-        adapter.layers,
-        adapter.head,
-        Card(task=spec, base="minilm"),
-        adapter.peft_type,
-        adapter.head_modules,
-    )
-
-
-def in_pytorch(adapter: Adapter, texts: Sequence[str]) -> list[Any]:
-    """The engine's answers, in float32."""
-    from ray_lora.inference.predict import predict
-
-    engine, slot, task = alone(adapter, "tweets", dtype="float32")
-    features = task.encode([{"text": text} for text in texts])
-    found = predict(engine, {slot: task}, features, [slot] * len(texts))
-    engine.close()
+        open_store(str(folder / "store")).put(adapter, name)
+        pq.write_table(pq.read_table(line.test).slice(0, most), folder / "rows.parquet")
+        first = first_row(data, rows[0], folder)
+        found: dict[str, Any] = {"processor": machine()["processor"], "rows": len(rows)}
+        found["pytorch"] = {
+            "score": round(scores(data, [adapter], line.metric)[0], 4),
+            "metric": line.metric,
+            "peak_mb": peak(PYTORCH, folder / "store", name, first),
+        }
+        for kind in KINDS:
+            try:
+                found[kind] = exported(folder, name, kind, data, rows, first)
+            except RecipeError as error:  # 8 bits, of a task that has none
+                found[kind] = {"refused": str(error)}
+                continue
+            mine, largest = found[kind], found["merged"]
+            mine["share"] = round((mine["bytes"] + mine["adapter_bytes"]) / largest["bytes"], 3)
+            print(name, kind, mine, flush=True)
     return found
 
 
-def accuracy(answers: Sequence[Any], rows: Sequence[dict[str, Any]]) -> float:
-    right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
-    return round(right / len(rows), 4)
+def first_row(data: Data, row: dict[str, Any], folder: Path) -> str:
+    """What a runner is given of a row, as JSON: a file's name of a picture or a sound."""
+    [column] = answering(data.task)
+    value = row[column]
+    if isinstance(value, bytes):
+        (folder / "first").write_bytes(value)
+        value = str(folder / "first")
+    return json.dumps(value)
 
 
-def measured(folder: Path, kind: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One export and what its card says."""
+def exported(
+    folder: Path, name: str, kind: str, data: Data, rows: Sequence[dict[str, Any]], first: str
+) -> dict[str, Any]:
+    """One export, what its card says, and what its runner's answers score."""
     place = folder / kind
-    given = {"data": str(folder / "rows.parquet"), "store": str(folder / "store"), **KINDS[kind]}
-    figures = export_refs(["tweets"], place, **given)["figures"]
-    mine = figures["int8" if kind == "int8" else "float"]
-    answers = Bundle(place).answer([row["text"] for row in rows], ["tweets"] * len(rows))
-    return {
-        "kind": kind,
-        **mine,
-        "adapter_bytes": figures["adapter_bytes"]["tweets"],
-        "accuracy": accuracy(answers, rows),
-        "peak_mb": peak(EDGE, place),
-    }
+    rows_file, store = str(folder / "rows.parquet"), str(folder / "store")
+    figures = export_refs([name], place, data=rows_file, store=store, **KINDS[kind])["figures"]
+    told = {**figures["int8" if kind == "int8" else "float"], "adapter_bytes": figures["adapter_bytes"][name]}
+    score = answered(place, name, data, rows)
+    return told | ({} if score is None else {"score": round(score, 4)}) | {"peak_mb": peak(EDGE, place, name, first)}
 
 
-def peak(program: str, place: Path) -> float:
+def answered(place: Path, name: str, data: Data, rows: Sequence[dict[str, Any]]) -> float | None:
+    """The score of the runner's answers; None where those are no labels and no text of their own."""
+    if name not in (*LABELLED, "prompts"):
+        return None
+    from ray_lora.export.edge.runner import Bundle
+    from ray_lora.export.edge.writer import Bundle as Writer
+
+    asked = {*answering(data.task), *may_have(data.task)}
+    given = [{key: row[key] for key in row if key in asked} for row in rows]
+    answers = (Writer if name == "prompts" else Bundle)(place).answer(given, [name] * len(rows))
+    if name == "prompts":
+        return data.task.score(answers, data.rows("test"))["wer"]
+    labels = [(answer[0] if isinstance(answer, list) else answer)["label"] for answer in answers]
+    return sum(label == row["label"] for label, row in zip(labels, rows, strict=True)) / len(rows)
+
+
+def peak(program: str, place: Path, name: str, value: str) -> float:
     """Megabytes of a process of its own at its largest."""
-    done = subprocess.run([sys.executable, "-c", program + HIGHEST, place], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program + HIGHEST, str(place), name, value]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return round(int(done.stdout.split()[-1]) / 1000, 1)
 
 

@@ -25,7 +25,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.export.arrays import arrays_of, filled, stacked, write_arrays
 from ray_lora.export.figures import latency, swap
 from ray_lora.export.graph import Graph, merged, with_inputs
-from ray_lora.export.int8 import quantise
+from ray_lora.export.int8 import quantise_file
 from ray_lora.export.kinds import Kind
 from ray_lora.export.onnx_file import write_onnx
 from ray_lora.export.parity import LEAST, MOST, Wanted, compare
@@ -61,21 +61,18 @@ def write_bundle(
     """The bundle's files; returns its card."""
     card = card_of(held, base, kind, merge, int8)
     plain = merged(base, held[0].spec, held[0].adapter)
-    arrays = [] if merge else filled([arrays_of(one.adapter) for one in held])
-    for at, one in enumerate(held):
-        write_arrays(folder, one.name, {} if merge else arrays[at], card["adapters"][one.name])
+    write_adapters(folder, held, card, merge)
     copy_runner("runner", kind, folder)
     kind.save(base, folder)
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
-    graph, stacks = (plain, None) if merge else _with_inputs(base, held, arrays)
+    graph, stacks = (plain, None) if merge else with_stacks(base, held)
     whole = _traced(folder, inputs, held)
     card["outputs"] = write_onnx(graph, whole, folder / GRAPH, stacks)
     (folder / CARD).write_text(json.dumps(card))
     card["figures"] = {"float": _figures(folder, inputs, held, plain)}
     if int8:
         card["figures"]["int8"] = _made_int8(folder, inputs, held, plain)
-    adapters = sorted((folder / "adapters").iterdir())
-    card["figures"]["adapter_bytes"] = {path.stem: path.stat().st_size for path in adapters}
+    card["figures"]["adapter_bytes"] = adapter_bytes(folder)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
 
@@ -85,7 +82,7 @@ def copy_runner(name: str, kind: Kind, folder: Path) -> None:
     edge = Path(__file__).parent / "edge"
     shutil.copy(edge / f"{name}.py", folder / RUNNER)
     shutil.copy(edge / f"{kind.rows}.py", folder / ROWS)
-    for beside in kind.beside:
+    for beside in ("arrays", *kind.beside):
         shutil.copy(edge / f"{beside}.py", folder / f"{beside}.py")
 
 
@@ -111,16 +108,30 @@ def card_of(held: Sequence[Held], base: Base, kind: Kind, merge: bool, int8: boo
     }
 
 
-def _with_inputs(base: Base, held: Sequence[Held], arrays: Sequence[Mapping[str, Any]]) -> tuple[Graph, Any]:
+def write_adapters(folder: Path, held: Sequence[Held], card: Mapping[str, Any], merge: bool) -> None:
+    """Each adapter's file beside the graphs: what a runner must know of it, and its arrays unless it is merged."""
+    for one, arrays in zip(held, [{} for _ in held] if merge else _arrays(held), strict=True):
+        write_arrays(folder, one.name, arrays, card["adapters"][one.name])
+
+
+def adapter_bytes(folder: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_size for path in sorted((folder / "adapters").iterdir())}
+
+
+def with_stacks(base: Base, held: Sequence[Held]) -> tuple[Graph, dict[str, Tensor]]:
     """The graph, and stacks to trace it with: two slots or more, so that one is not taken for a constant."""
-    layers = list(dict.fromkeys(name for one in held for name in one.adapter.layers))
+    layers, arrays = list(dict.fromkeys(name for one in held for name in one.adapter.layers)), _arrays(held)
     graph = with_inputs(base, held[0].spec, layers, held[0].adapter.head)
     return graph, stacked([*arrays, *arrays] if len(arrays) == 1 else arrays)
 
 
+def _arrays(held: Sequence[Held]) -> list[dict[str, Tensor]]:
+    return filled([arrays_of(one.adapter) for one in held])
+
+
 def _traced(folder: Path, inputs: Sequence[Any], held: Sequence[Held]) -> dict[str, Tensor]:
     """Rows as the runner feeds them, two or more, so that their number is not taken for a constant."""
-    from ray_lora.export.edge.runner import stacked as fill
+    from ray_lora.export.edge.arrays import stacked as fill
 
     card = json.loads((folder / CARD).read_text())
     reader = runpy.run_path(str(folder / ROWS))["Rows"](folder, card)
@@ -162,9 +173,7 @@ def _costs(bundle: Bundle, inputs: Sequence[Any], one: Held, plain: Graph) -> di
 
 def _made_int8(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: Graph) -> dict[str, Json]:
     """Put the int8 graph in the float one's place; how alike its answers are, and what it costs."""
-    small = folder / "int8.onnx"
-    quantise(folder / GRAPH, small)
-    small.replace(folder / GRAPH)
+    quantise_file(folder / GRAPH)
     bundle = _opened(folder)
     found = compare(bundle, inputs, {one.name: one.wanted for one in held})
     told: dict[str, Json] = {"parity": asdict(found), "bytes": (folder / GRAPH).stat().st_size}

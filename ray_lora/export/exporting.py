@@ -24,7 +24,7 @@ from ray_lora.export.bundle import Held, write_bundle
 from ray_lora.export.kinds import Kind, kind_of
 from ray_lora.export.onnx_file import check_installed
 from ray_lora.export.parity import wanted_of
-from ray_lora.export.prompts import positions_of
+from ray_lora.export.prompts import positions_of, to_answer
 from ray_lora.export.writing import write_steps
 from ray_lora.export.written_rows import written_of
 from ray_lora.inference.stored import named_base, task_in
@@ -74,11 +74,11 @@ def export_refs(
             "--int8 gives its graph weights of 8 bits"
         )
     opened = load_base(BaseSpec(model=model, dtype="float32"))
-    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8, merge)
+    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
     with new_folder(folder) as whole:
         whole.mkdir()
         if kind.writes:
-            return write_steps(whole, held[0], inputs, opened, kind)
+            return write_steps(whole, held, inputs, opened, kind, merge, int8)
         return write_bundle(whole, held, inputs, opened, kind, merge, int8)
 
 
@@ -88,7 +88,6 @@ def _answered(
     data: str | None,
     columns: Mapping[str, str],
     int8: bool,
-    merge: bool,
 ) -> tuple[list[Held], list[Any], Kind]:
     """What every adapter says in PyTorch to the rows, and the rows as a runner is given them."""
     adapters = [adapter for _, adapter in loaded]
@@ -116,11 +115,6 @@ def _answered(
             )
         if int8 and not kind.eight_bits:
             raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
-        if kind.writes and not merge:
-            raise RecipeError(
-                f"what writes token by token, {tasks[0].spec.type} on {base.id!r}, is exported with its adapter in "
-                "the weights alone: give --merge"
-            )
         rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row, base)]
         if not rows:
             raise RecipeError(
@@ -154,7 +148,7 @@ def _rows(task: Task, kind: Kind, base: Base, data: str | None, columns: Mapping
         return kind.drawn(base, task)
     table = read_rows(data, DataSpec(columns=dict(columns)), _unlabelled(task), "test").table
     rows: list[Row] = table.slice(0, kind.most).to_pylist()
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return [to_answer({key: value for key, value in row.items() if value is not None}) for row in rows]
 
 
 def _is_whole(tasks: Sequence[Any], row: Row, base: Base) -> bool:

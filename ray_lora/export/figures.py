@@ -17,6 +17,7 @@ from ray_lora.export.graph import Graph
 
 if TYPE_CHECKING:
     from ray_lora.export.edge.runner import Bundle
+    from ray_lora.export.edge.writer import Bundle as Writer
 
 _TIMES = 30
 
@@ -34,7 +35,7 @@ def latency(bundle: Bundle, feed: Mapping[str, Any], name: str, graph: Graph) ->
     return {"onnx_ms": milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
 
 
-def swap(bundle: Bundle, name: str) -> float:
+def swap(bundle: Bundle | Writer, name: str) -> float:
     """Milliseconds from an adapter's file to arrays that the graph takes, median."""
 
     def once() -> None:

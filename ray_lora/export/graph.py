@@ -46,8 +46,7 @@ class Graph(nn.Module):
         self, batch: dict[str, Tensor], slots: Tensor | None = None, stacks: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """batch: the class's inputs, each [rows, ...]; slots and stacks of a graph that has adapters as inputs."""
-        if slots is not None and stacks is not None:
-            self.given.slots, self.given.stacks = slots, stacks
+        self.given.take(slots, stacks)
         return outputs_of(self.model(**batch))
 
 
@@ -79,7 +78,7 @@ def with_inputs(base: Base, spec: HeadSpec, names: Iterable[str], head: Mapping[
                 "--merge"
             )
         model.set_submodule(name, layer)
-    return Graph(_constants(model), given)
+    return Graph(_constants(model, _tie(model, base, spec)), given)
 
 
 def merged(base: Base, spec: HeadSpec, adapter: Adapter) -> Graph:
@@ -96,11 +95,7 @@ def merged(base: Base, spec: HeadSpec, adapter: Adapter) -> Graph:
             change = Geometry.of(module).laid(change.unflatten(1, shape))  # type: ignore[arg-type]
         told = (weight.double() + change.reshape(weight.shape)).to(weight.dtype)
         module.register_parameter("weight", nn.Parameter(told, requires_grad=False))
-    tied = tied_tables(base, base.plain(spec))  # no adapter of such a class changes its tables
-    for layer, table in tied.items():
-        weight = model.get_submodule(f"{base.prefix}.{table}").get_parameter("weight")
-        model.get_submodule(layer).register_parameter("weight", weight)
-    return Graph(_constants(model, tied), Given())
+    return Graph(_constants(model, _tie(model, base, spec)), Given())
 
 
 def _plain(base: Base, spec: HeadSpec, head: Mapping[str, Tensor]) -> nn.Module:
@@ -114,6 +109,16 @@ def _plain(base: Base, spec: HeadSpec, head: Mapping[str, Tensor]) -> nn.Module:
     if odd.unexpected_keys or empty:
         raise AdapterError(f"the head of {spec.architecture} has no numbers for {[*odd.unexpected_keys, *empty][:3]}")
     return model.requires_grad_(False).eval()
+
+
+def _tie(model: nn.Module, base: Base, spec: HeadSpec) -> Collection[str]:
+    """Give each output layer that is a table of the base that table again, which no adapter of such a class changes;
+    returns their names."""
+    tied = tied_tables(base, base.plain(spec))
+    for layer, table in tied.items():
+        weight = model.get_submodule(f"{base.prefix}.{table}").get_parameter("weight")
+        model.get_submodule(layer).register_parameter("weight", weight)
+    return tied
 
 
 def _constants(model: nn.Module, tied: Collection[str] = ()) -> nn.Module:

@@ -27,6 +27,11 @@ class Given:
     slots: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
     stacks: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def take(self, slots: Tensor | None, stacks: Mapping[str, Tensor] | None) -> None:
+        """Those of the pass that begins; None of a graph without adapters as inputs."""
+        if slots is not None and stacks is not None:
+            self.slots, self.stacks = slots, stacks
+
     def of(self, name: str) -> Tensor:
         """Each row's own, [rows, ...]."""
         return self.stacks[name].index_select(0, self.slots)

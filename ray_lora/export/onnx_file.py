@@ -56,7 +56,7 @@ def write_onnx(
     names = list(batch)
     if stacks is not None:
         given |= {"slots": torch.arange(rows) % 2, "stacks": dict(stacks)}
-        free |= {"slots": {0: any_size}, "stacks": {name: _free(name) for name in stacks}}
+        free |= {"slots": {0: any_size}, "stacks": {name: free_axes(name) for name in stacks}}
         names += ["slots", *stacks]
     with torch.no_grad():
         outputs = list(graph(**given))
@@ -113,7 +113,7 @@ def _save(model: Any, path: Path) -> None:
     onnx.save_model(model, path)
 
 
-def _free(name: str) -> dict[int, Any]:
+def free_axes(name: str) -> dict[int, Any]:
     """Slots, and of a pair its rank; of a head its labels, unless the class says how many outputs a layer has."""
     found, maybe = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     return {0: found, 2: found} if name.endswith(".B") else {0: found, 1: found if name.endswith(".A") else maybe}

@@ -92,6 +92,10 @@ class DialogueGeneration(Prompted):
             if why is not None:
                 yield row, why
 
+    def prompt(self, text: object) -> list[int]:
+        """The tokens of messages, up to where the answer begins; DataError for what is none."""
+        return self._tokens([self._dialogues.parts(text)[0]])[0]
+
     def _parts(self, row: Row) -> tuple[str, str | None]:
         return self._dialogues.parts(row["messages"])
 

@@ -194,7 +194,7 @@ def test_the_command_writes_a_bundle_and_says_what_it_costs(
     assert card["figures"]["float"]["parity"] == {"rows": 12, "largest": pytest.approx(0, abs=1e-5), "same": 1.0}
     assert {"onnx_ms", "pytorch_ms", "swap_ms"} <= card["figures"]["float"].keys()
     names = sorted(path.name for path in (tmp_path / "edge").iterdir())
-    assert names == ["adapters", "card.json", "graph.onnx", "rows.py", "runner.py", "tokenizer.json"]
+    assert names == ["adapters", "arrays.py", "card.json", "graph.onnx", "rows.py", "runner.py", "tokenizer.json"]
 
 
 @pytest.mark.network

@@ -51,7 +51,8 @@ def test_a_runner_names_what_it_does_not_know(tmp_path: Path) -> None:
     put(store, base, "own", SequentialRecommendationSpec(output_layer="adapter"), LORA)
     with pytest.raises(AdapterError, match=r"heads differ: 'scores\.weight' is not in all; export them apart"):
         export_refs(["one", "own"], tmp_path / "out", store=str(store))
-    export_refs(["one"], tmp_path / "out", store=str(store))
+    card = export_refs(["one"], tmp_path / "out", int8=True, store=str(store))
+    assert 0 < card["figures"]["int8"]["parity"]["largest"] < 0.5
     bundle = Bundle(tmp_path / "out")
     assert len(bundle.answer([json.loads('{"items": [900, 905]}')], ["one"])[0]) == 10
     for items, said_of in (([900, 1], "1 is none of the 23 items"), (["900"], "'900' is none"), ([], "is no history")):

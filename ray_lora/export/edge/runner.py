@@ -24,6 +24,8 @@ class Bundle:
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(self.folder / "graph.onnx"), options, ["CPUExecutionProvider"])
         self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
+        self.files = runpy.run_path(str(self.folder / "arrays.py"))
+        self.read = functools.partial(self.files["read"], self.folder, self.card)
         self.adapter = functools.cache(self.read)  # once: labels and arrays of one answer are of one file
         self.held: dict[tuple[str, ...], dict[str, Any]] = {}  # stacks of the adapters of the last run
 
@@ -39,6 +41,7 @@ class Bundle:
 
     def run(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """The graph's outputs, [rows, ...], of rows as rows.py encodes them."""
+        stacked = self.files["stacked"]
         feed = {key: stacked([one[key] for one in feeds], self.card["padding"].get(key)) for key in feeds[0]}
         if not self.card["merged"]:
             kinds = tuple(dict.fromkeys(names))
@@ -47,27 +50,6 @@ class Bundle:
                 self.held = {kinds: {key: stacked([one[key] for one in arrays]) for key in arrays[0]}}
             feed |= self.held[kinds] | {"slots": np.array([kinds.index(name) for name in names])}
         return dict(zip(self.card["outputs"], self.session.run(self.card["outputs"], feed), strict=True))
-
-    def read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Facts and arrays of an adapter's file; SystemExit where there is none, or it is another base's."""
-        path = self.folder / "adapters" / f"{name}.safetensors"
-        data = path.read_bytes() if path.exists() else b""
-        told = json.loads(data[8 : (begin := 8 + int.from_bytes(data[:8], "little"))] or "null")
-        facts = json.loads(told.pop("__metadata__")["adapter"]) if told else {}
-        if facts.get("base_fingerprint") != self.card["base_fingerprint"]:
-            raise SystemExit(f"{path} is no adapter of this graph's base; give one of those in adapters/")
-        at = {key: (int(np.prod(one["shape"])), begin + one["data_offsets"][0]) for key, one in told.items()}
-        return facts, {key: np.frombuffer(data, "<f4", *at[key]).reshape(told[key]["shape"]) for key in at}
-
-
-def stacked(arrays: list[Any], value: int | None = 0) -> Any:
-    """One array, [arrays, ...], of arrays that are filled up to the largest with a value; None: all have one shape."""
-    if value is None or len(arrays) == 1:
-        return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
-    whole = np.full((len(arrays), *np.max([one.shape for one in arrays], axis=0)), value, arrays[0].dtype)
-    for at, one in enumerate(arrays):
-        whole[at][tuple(map(slice, one.shape))] = one
-    return whole
 
 
 if __name__ == "__main__":

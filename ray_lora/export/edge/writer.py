@@ -6,6 +6,7 @@ Bundle(".").answer(["The capital of Peru is"], ["facts"])    # the likeliest tok
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -25,20 +26,23 @@ class Bundle:
             name: onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), options, ["CPUExecutionProvider"])
             for name in self.card["graphs"]
         }
+        self.asked = {name: {one.name for one in graph.get_inputs()} for name, graph in self.graphs.items()}
         self.rows = runpy.run_path(str(self.folder / "rows.py"))["Rows"](self.folder, self.card)
+        self.read = functools.partial(runpy.run_path(str(self.folder / "arrays.py"))["read"], self.folder, self.card)
+        self.adapter = functools.cache(self.read)  # once: facts and arrays of one answer are of one file
 
     def answer(self, inputs: list[Any], names: list[str]) -> list[Any]:
         """Of each input what the adapter writes."""
-        found = []
-        for value, facts in zip(inputs, map(self.adapter, names), strict=True):
-            feed, row = self.rows.encode(value, facts)
-            found.append(self.rows.decode(self.write(feed, row, facts), row, facts))
-        return found
+        return [self.one(value, name) for value, name in zip(inputs, names, strict=True)]
 
-    def write(self, feed: dict[str, Any], row: dict[str, Any], facts: dict[str, Any]) -> list[int]:
+    def one(self, value: Any, name: str) -> Any:
+        feed, row = self.rows.encode(value, facts := self.adapter(name)[0])
+        return self.rows.decode(self.write(feed, row, name), row, facts)
+
+    def write(self, feed: dict[str, Any], row: dict[str, Any], name: str) -> list[int]:
         """The likeliest token and the next, without the one that ends them; SystemExit where they are no numbers."""
         written: list[int] = []
-        fresh, state = row["tokens"], self.begin(feed)
+        facts, fresh, state = self.adapter(name)[0], row["tokens"], self.begin(feed, name)
         while len(written) < row["most"]:
             logits, state = self.step(fresh, state)
             if not np.isfinite(logits).all():
@@ -50,10 +54,11 @@ class Bundle:
             written += fresh
         return written
 
-    def begin(self, feed: dict[str, Any]) -> dict[str, Any]:
-        """What a step is given beside tokens: nothing that is kept, and what was heard."""
+    def begin(self, feed: dict[str, Any], name: str) -> dict[str, Any]:
+        """What a step is given beside tokens: the adapter, nothing that is kept, and what was heard."""
         nothing = np.zeros((1, self.card["heads"], 0, self.card["width"]), np.float32)
-        return dict.fromkeys(self.card["kept"], nothing) | (self.run("encoder", feed) if feed else {})
+        mine = {key: array[None] for key, array in self.adapter(name)[1].items()} | {"slots": np.zeros(1, np.int64)}
+        return dict.fromkeys(self.card["kept"], nothing) | mine | (self.run("encoder", feed | mine) if feed else {})
 
     def step(self, tokens: list[int], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The logits of what follows a row's new tokens, [vocabulary], and the state after them."""
@@ -61,13 +66,8 @@ class Bundle:
         return found.pop("logits")[0], state | {name.replace("next", "kept", 1): value for name, value in found.items()}
 
     def run(self, graph: str, feed: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(self.card["graphs"][graph], self.graphs[graph].run(None, feed), strict=True))
-
-    def adapter(self, name: str) -> dict[str, Any]:
-        """Facts of the adapter that is merged; SystemExit where it is another."""
-        if name not in self.card["adapters"]:
-            raise SystemExit(f"{name} is not merged into this graph; give {', '.join(self.card['adapters'])}")
-        return dict(self.card["adapters"][name])
+        asked = {name: feed[name] for name in self.asked[graph]}
+        return dict(zip(self.card["graphs"][graph], self.graphs[graph].run(None, asked), strict=True))
 
 
 if __name__ == "__main__":
