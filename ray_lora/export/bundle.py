@@ -7,10 +7,11 @@ It knows adapters that were answered in PyTorch: no stores.
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from ray_lora.tasks import Task
 if TYPE_CHECKING:
     from ray_lora.export.edge.runner import Bundle  # whose onnxruntime may not be installed
 
+_RANGED = 64  # rows that the ranges of activations in 8 bits are taken from
 GRAPH, CARD, RUNNER, ROWS = "graph.onnx", "card.json", "runner.py", "rows.py"
 
 
@@ -71,7 +73,7 @@ def write_bundle(
     (folder / CARD).write_text(json.dumps(card))
     card["figures"] = {"float": _figures(folder, inputs, held, plain)}
     if int8:
-        card["figures"]["int8"] = _made_int8(folder, inputs, held, plain)
+        card["figures"]["int8"] = _made_int8(folder, inputs, held, plain, kind)
     card["figures"]["adapter_bytes"] = adapter_bytes(folder)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -171,10 +173,16 @@ def _costs(bundle: Bundle, inputs: Sequence[Any], one: Held, plain: Graph) -> di
     return told if bundle.card["merged"] else told | {"swap_ms": swap(bundle, one.name)}
 
 
-def _made_int8(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: Graph) -> dict[str, Json]:
+def _made_int8(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: Graph, kind: Kind) -> dict[str, Json]:
     """Put the int8 graph in the float one's place; how alike its answers are, and what it costs."""
-    quantise_file(folder / GRAPH)
+    quantise_file(folder / GRAPH, _given(_opened(folder), inputs[:_RANGED], held) if kind.ranged else None)
     bundle = _opened(folder)
     found = compare(bundle, inputs, {one.name: one.wanted for one in held})
     told: dict[str, Json] = {"parity": asdict(found), "bytes": (folder / GRAPH).stat().st_size}
     return told | _costs(bundle, inputs, held[0], plain)
+
+
+def _given(bundle: Bundle, inputs: Sequence[Any], held: Sequence[Held]) -> Iterator[Mapping[str, Any]]:
+    """What a graph is given of each row, adapters in turn."""
+    for value, one in zip(inputs, itertools.cycle(held), strict=False):
+        yield bundle.given([bundle.rows.encode(value, bundle.adapter(one.name)[0])[0]], [one.name])

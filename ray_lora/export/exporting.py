@@ -113,8 +113,10 @@ def _answered(
             raise AdapterError(
                 f"one graph reads pictures of one size, and the adapters read {', '.join(sizes)}; export them apart"
             )
-        if int8 and not kind.eight_bits:
-            raise RecipeError(f"--int8 of {tasks[0].spec.type} is not supported yet; leave it out")
+        if int8 and kind.ranged and data is None:
+            raise RecipeError(
+                f"--int8 of {tasks[0].spec.type} takes each layer's range from rows, and none are given; give --data"
+            )
         rows = [row for row in _rows(tasks[0], kind, base, data, columns) if _is_whole(tasks, row, base)]
         if not rows:
             raise RecipeError(

@@ -1,25 +1,34 @@
-"""A graph whose base has weights of 8 bits, by ONNX Runtime's dynamic quantisation; adapters and heads stay float.
+"""A graph whose base has weights of 8 bits, by ONNX Runtime's quantisation; what is an input of the graph stays float.
 
-    quantise_file(Path("graph.onnx"))
-
-Only products with a constant weight and tables of embeddings are quantised, so nothing that is an input of the graph.
+quantise_file(Path("graph.onnx"))               # products and tables; activations are rounded as they come
+quantise_file(Path("graph.onnx"), feeds)        # convolutions too; activations within the ranges that rows had
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 _KINDS = ["MatMul", "Gather"]
+_RANGED = ("Conv", "MatMul", "Gemm")
 
 
-def quantise_file(graph: Path) -> None:
-    """Put the int8 graph in the float one's place."""
+def quantise_file(graph: Path, feeds: Iterable[Mapping[str, Any]] | None = None) -> None:
+    """Put the int8 graph in the float one's place.
+
+    Args:
+        feeds: what the graph is given of some rows, for its ranges; None: of a graph without convolutions.
+    """
     small = graph.with_suffix(".int8")
-    quantise(graph, small)
+    if feeds is None:
+        quantise(graph, small)
+    else:
+        quantise_ranged(graph, small, feeds)
     small.replace(graph)
 
 
@@ -31,10 +40,7 @@ def quantise(graph: Path, path: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends a preparation that is for graphs with convolutions
-    try:
+    with _quiet():
         quantize_dynamic(
             _laid(onnx.load(graph)),
             path,
@@ -44,6 +50,45 @@ def quantise(graph: Path, path: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
+
+
+def quantise_ranged(graph: Path, path: Path, feeds: Iterable[Mapping[str, Any]]) -> None:
+    """Write the graph with int8 convolutions and products, a scale for each output channel; what they are given is
+    rounded to 8 bits between the least and the most that it was on these rows."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]
+        left = iter(feeds)
+
+        def get_next(self) -> Mapping[str, Any] | None:
+            return next(self.left, None)
+
+    model = _laid(onnx.load(graph))
+    constants = {one.name for one in model.graph.initializer}
+    with _quiet():
+        quantize_static(
+            model,
+            path,
+            Rows(),
+            nodes_to_quantize=[
+                node.name for node in model.graph.node if node.op_type in _RANGED and node.input[1] in constants
+            ],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without its recommendation of a preparation, which these graphs have behind them."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         logger.setLevel(level)
 

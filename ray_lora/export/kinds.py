@@ -46,7 +46,7 @@ class Kind:
         of_base: what a runner must know of the base; of_adapter: of one adapter.
         save: writes the files beside the card that its rows are read with.
         drawn: rows of no meaning, for a comparison without data.
-        eight_bits: whether its products can have weights of 8 bits.
+        ranged: whether 8 bits need the ranges that its activations have on rows.
         most: rows of data that are compared.
         beside: more files in `edge/` that the first needs.
         writes: whether an answer is written token by token, by graphs of one step.
@@ -58,7 +58,7 @@ class Kind:
     of_adapter: Callable[[Task, Base], Mapping[str, Json]]
     save: Callable[[Base, Path], object]
     drawn: Callable[[Base, Task], Sequence[Row]]
-    eight_bits: bool = True
+    ranged: bool = False
     most: int = 1000
     beside: tuple[str, ...] = ()
     writes: bool = False
@@ -171,13 +171,13 @@ KINDS: Mapping[str, tuple[Kind, ...]] = {
     "token-classification": (Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words),),
     "question-answering": (Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions),),
     "image-classification": (
-        Kind("image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, eight_bits=False),
+        Kind("image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, ranged=True),
     ),
     "object-detection": (
-        Kind("object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, eight_bits=False, most=_FEW),
+        Kind("object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, ranged=True, most=_FEW),
     ),
     "image-segmentation": (
-        Kind("image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, eight_bits=False, most=_FEW),
+        Kind("image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, ranged=True, most=_FEW),
     ),
     "sequential-recommendation": (
         Kind(

@@ -12,6 +12,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -83,6 +86,27 @@ def test_each_task_answers_as_the_library(name: str, tmp_path: Path) -> None:
     export_refs(["one"], tmp_path / "merged", merge=True, store=str(store))
     assert all(map(_close, _by_the_runner(tmp_path / "merged", "one", tmp_path), wanted["one"]))
     assert all(map(_close, _by_the_runner(tmp_path / "shared", "two", tmp_path), wanted["two"]))
+
+
+def test_convolutions_in_8_bits_answer_nearly_alike_beside_adapters_in_32(tmp_path: Path) -> None:
+    told, store, rows = TOLD["masks on U-Net"], tmp_path / "store", tmp_path / "rows.parquet"
+    base = told.make(tmp_path / "base")
+    for seed, (adapter, spec) in enumerate(zip(("one", "two"), told.specs, strict=True)):
+        put(store, base, adapter, spec, LoraSpec(r=4 - 2 * seed, target_modules=told.layers), seed, 0.08, 2.0)
+    pq.write_table(pa.Table.from_pylist(_inputs()), rows)
+    card = export_refs(["one", "two"], tmp_path / "small", int8=True, data=str(rows), store=str(store))
+    whole, small = card["figures"]["float"], card["figures"]["int8"]
+    assert 0.9 < small["parity"]["same"] < whole["parity"]["same"] == 1.0
+    assert 0 < small["parity"]["largest"] < 0.5
+    graph = onnx.load(tmp_path / "small" / "graph.onnx").graph
+    held = {one.name: one.data_type for one in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+    weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    eight = [name for name in weights if name in made and made[name].op_type == "DequantizeLinear"]
+    assert len(eight) > 4
+    assert {held[made[name].input[0]] for name in eight} == {onnx.TensorProto.INT8}
+    assert len(eight) < len(weights)  # an adapter's are of the inputs
+    assert small["bytes"] < whole["bytes"]
 
 
 def _inputs() -> list[dict[str, bytes]]:
@@ -187,7 +211,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
         put(store, base, name, ImageSegmentationSpec(labels=("background", "b"), image_size=size), lora)
     with pytest.raises(AdapterError, match=r"one graph reads pictures of one size, and the adapters read \[32, 32\]"):
         export_refs(["small", "large"], tmp_path / "out", store=str(store))
-    with pytest.raises(RecipeError, match="--int8 of image-segmentation is not supported yet"):
+    with pytest.raises(RecipeError, match="--int8 of image-segmentation takes each layer's range from rows"):
         export_refs(["small"], tmp_path / "out", int8=True, store=str(store))
 
 

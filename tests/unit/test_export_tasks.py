@@ -144,6 +144,6 @@ def test_what_is_not_supported_is_refused_by_name(bases: dict[str, Path], tmp_pa
     put(Path(store), bases["resnet"], "plain", TOLD["pictures on ResNet"].specs[0], CONVOLUTIONS[0])
     with pytest.raises(RecipeError, match=r"label of interest \(task.positive\) is not supported yet"):
         export_refs(["defects"], tmp_path / "out", store=store)
-    with pytest.raises(RecipeError, match="--int8 of image-classification is not supported yet"):
+    with pytest.raises(RecipeError, match="--int8 of image-classification takes each layer's range from rows"):
         export_refs(["plain"], tmp_path / "out", int8=True, store=store)
     assert not (tmp_path / "out").exists()

@@ -41,6 +41,11 @@ class Bundle:
 
     def run(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """The graph's outputs, [rows, ...], of rows as rows.py encodes them."""
+        outputs = self.card["outputs"]
+        return dict(zip(outputs, self.session.run(outputs, self.given(feeds, names)), strict=True))
+
+    def given(self, feeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+        """What the graph is given of rows, with their adapters."""
         stacked = self.files["stacked"]
         feed = {key: stacked([one[key] for one in feeds], self.card["padding"].get(key)) for key in feeds[0]}
         if not self.card["merged"]:
@@ -49,7 +54,7 @@ class Bundle:
                 arrays = [self.adapter(name)[1] for name in kinds]
                 self.held = {kinds: {key: stacked([one[key] for one in arrays]) for key in arrays[0]}}
             feed |= self.held[kinds] | {"slots": np.array([kinds.index(name) for name in names])}
-        return dict(zip(self.card["outputs"], self.session.run(self.card["outputs"], feed), strict=True))
+        return feed
 
 
 if __name__ == "__main__":
