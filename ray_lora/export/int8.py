@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ray_lora.export.int8_blocks import quantise_blocks
+
 _KINDS = ["MatMul", "Gather"]
 _RANGED = ("Conv", "MatMul", "Gemm")
 
@@ -30,6 +32,17 @@ def quantise_file(graph: Path, feeds: Iterable[Mapping[str, Any]] | None = None)
     else:
         quantise_ranged(graph, small, feeds)
     small.replace(graph)
+
+
+def quantise_writing(graph: Path) -> None:
+    """Put a graph with weights of 8 bits and float activations in the float one's place."""
+    import onnx
+
+    model = onnx.load(graph)
+    _as_products(model)
+    turned = _turn(model)
+    with _quiet():
+        quantise_blocks(model, turned, graph)
 
 
 def quantise(graph: Path, path: Path) -> None:
@@ -83,22 +96,47 @@ def quantise_ranged(graph: Path, path: Path, feeds: Iterable[Mapping[str, Any]])
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its recommendation of a preparation, which these graphs have behind them."""
+    """Without what the library says of each step; one of its modules gives everybody's log a handler as it is read."""
     logger = logging.getLogger()
-    level = logger.level
+    level, handlers = logger.level, list(logger.handlers)
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 def _laid(model: Any) -> Any:
-    """The model with each constant that is only turned before a product as a constant of its own: an output layer that
-    is the table of tokens too would otherwise be made float again, whole, for every token."""
-    from onnx import numpy_helper
+    """The model without constants that are turned before a product."""
+    _turn(model)
+    return model
+
+
+def _as_products(model: Any) -> None:
+    """Write each `Gemm` that only turns its constant as what it is, so that `MatMulNBits` can take its place."""
+    from onnx import helper
 
     graph = model.graph
+    constants = {one.name for one in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Gemm"]:
+        told = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        plain = told.get("alpha", 1.0) == 1.0 and not told.get("transA") and told.get("transB") == 1
+        if len(node.input) > 2 or not plain or node.input[1] not in constants:
+            continue
+        turned, where = f"{node.output[0]}.turned", list(graph.node).index(node)
+        graph.node.remove(node)
+        graph.node.insert(where, helper.make_node("MatMul", [node.input[0], turned], list(node.output)))
+        graph.node.insert(where, helper.make_node("Transpose", [node.input[1]], [turned], perm=[1, 0]))
+
+
+def _turn(model: Any) -> dict[str, str]:
+    """Give each constant that is only turned before a product as a constant of its own: an output layer that is the
+    table of tokens too would otherwise be made float again, whole, for every token. Returns their names by the
+    table's."""
+    from onnx import numpy_helper
+
+    graph, found = model.graph, {}
     constants = {one.name: one for one in graph.initializer}
     turned = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in constants]
     for node in turned:
@@ -106,4 +144,5 @@ def _laid(model: Any) -> Any:
         values = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), node.output[0]))
         graph.node.remove(node)
-    return model
+        found[node.input[0]] = node.output[0]
+    return found

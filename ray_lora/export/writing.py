@@ -22,7 +22,7 @@ from ray_lora.errors import AdapterError
 from ray_lora.export.bundle import CARD, Held, adapter_bytes, card_of, copy_runner, with_stacks, write_adapters
 from ray_lora.export.figures import milliseconds, swap
 from ray_lora.export.graph import merged
-from ray_lora.export.int8 import quantise_file
+from ray_lora.export.int8 import quantise_writing
 from ray_lora.export.kinds import Kind
 from ray_lora.export.parity import LEAST, MOST, Parity, difference
 from ray_lora.export.step_files import write_graphs
@@ -58,7 +58,7 @@ def write_steps(
     card["figures"] = {"float": _figures(folder, inputs, held, steps_of(plain), whole=True)}
     if int8:
         for name in card["graphs"]:
-            quantise_file(folder / f"{name}.onnx")
+            quantise_writing(folder / f"{name}.onnx")
         card["figures"]["int8"] = _figures(folder, inputs, held, steps_of(plain), whole=False)
     card["figures"]["adapter_bytes"] = adapter_bytes(folder)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
