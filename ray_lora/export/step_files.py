@@ -78,7 +78,7 @@ def _asked(module: torch.nn.Module, given: Mapping[str, Any], stacks: Stacks | N
     slots, read = torch.arange(2), _Read(stacks)
     with torch.no_grad():
         module(**given, slots=slots, stacks=read)
-    return {"slots": slots, "stacks": {name: stacks[name] for name in read.names}}
+    return {"slots": slots, "stacks": {name: stacks[name] for name in read.names}} if read.names else {}
 
 
 def _axes(asked: Mapping[str, Any]) -> dict[str, Any]:

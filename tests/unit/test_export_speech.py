@@ -76,6 +76,16 @@ def test_whisper_writes_the_library_s_tokens(languages: tuple[str, ...], sounds:
     assert (card["figures"]["adapter_bytes"]["one"] > 4_000) == bool(languages)
 
 
+def test_an_encoder_that_no_adapter_changes_is_given_none(sounds: list[str], tmp_path: Path) -> None:
+    base, store = save_whisper(tmp_path / "base"), tmp_path / "store"
+    put(store, base, "one", SpeechRecognitionSpec(max_length=17), LoraSpec(r=2, target_modules=r".*decoder.*\.fc1"))
+    card = export_refs(["one"], tmp_path / "out", store=str(store))
+    assert card["figures"]["float"]["parity"]["same"] == 1.0
+    asked = writer.Bundle(tmp_path / "out").asked
+    assert asked["encoder"] == {"input_features"}
+    assert len([name for name in asked["graph"] if name.endswith("fc1.A")]) == 2
+
+
 def test_rows_of_data_are_compared_and_what_was_not_compared_is_refused(sounds: list[str], tmp_path: Path) -> None:
     base, store = save_wav2vec2(tmp_path / "base"), tmp_path / "store"
     put(store, base, "one", SpeechRecognitionSpec(), LoraSpec(r=2, target_modules=TARGETS))

@@ -133,6 +133,8 @@ def test_adapters_are_inputs_of_one_graph_each_row_by_its_own(kind: str, tmp_pat
 
 def test_messages_are_written_as_the_base_s_template_does(tmp_path: Path) -> None:
     base, store, out = base_of("words", tmp_path), tmp_path / "store", tmp_path / "out"
+    template = base / "chat_template.jinja"
+    template.write_text("{{ 'no' if tools is none and documents is none }}" + template.read_text())
     spec, lora = TextGenerationSpec(max_length=None, rows="messages"), LoraSpec(r=2, target_modules=("q_proj",))
     put(store, base, "one", spec, lora)
     asked: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS]

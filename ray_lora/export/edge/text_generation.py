@@ -42,7 +42,8 @@ class Rows:
         if told[-1]["role"] == "assistant":
             raise SystemExit("the last message is the assistant's; end with the one that is to be answered")
         messages = [{"role": one["role"], "content": one["content"]} for one in told]
-        text: str = self.template.render(messages=messages, add_generation_prompt=True, **self.card["special"])
+        asked = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        text: str = self.template.render(asked | self.card["special"])
         return text
 
     @functools.cached_property
