@@ -1,7 +1,10 @@
 """A graph whose base has weights of 8 bits, by ONNX Runtime's quantisation; what is an input of the graph stays float.
 
-quantise_file(Path("graph.onnx"))               # products and tables; activations are rounded as they come
-quantise_file(Path("graph.onnx"), feeds)        # convolutions too; activations within the ranges that rows had
+    quantise_file(Path("graph.onnx"))               # products and tables; activations are rounded as they come
+    quantise_file(Path("graph.onnx"), feeds)        # convolutions too; activations within the ranges that rows had
+    quantise_writing(Path("graph.onnx"))            # of what writes: both in blocks of 32
+
+It knows files: no adapters and no tasks.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ def quantise_file(graph: Path, feeds: Iterable[Mapping[str, Any]] | None = None)
 
 
 def quantise_writing(graph: Path) -> None:
-    """Put a graph with weights of 8 bits and float activations in the float one's place."""
+    """Put a graph with a scale for each 32 weights, as `quantise_blocks` writes it, in the float one's place."""
     import onnx
 
     model = onnx.load(graph)
@@ -53,9 +56,11 @@ def quantise(graph: Path, path: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(graph)
+    _turn(model)
     with _quiet():
         quantize_dynamic(
-            _laid(onnx.load(graph)),
+            model,
             path,
             op_types_to_quantize=_KINDS,
             per_channel=True,
@@ -77,7 +82,8 @@ def quantise_ranged(graph: Path, path: Path, feeds: Iterable[Mapping[str, Any]])
         def get_next(self) -> Mapping[str, Any] | None:
             return next(self.left, None)
 
-    model = _laid(onnx.load(graph))
+    model = onnx.load(graph)
+    _turn(model)
     constants = {one.name for one in model.graph.initializer}
     with _quiet():
         quantize_static(
@@ -105,12 +111,6 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.handlers[:] = handlers
-
-
-def _laid(model: Any) -> Any:
-    """The model without constants that are turned before a product."""
-    _turn(model)
-    return model
 
 
 def _as_products(model: Any) -> None:

@@ -1,10 +1,11 @@
-"""A graph that writes, whose weights alone have 8 bits, by ONNX Runtime's `MatMulNBits`; activations stay float.
+"""A graph that writes, with a scale for each 32 weights of 8 bits, by ONNX Runtime's `MatMulNBits`.
 
     quantise_blocks(onnx.load("graph.onnx"), {}, Path("small.onnx"))
 
 Language models have few numbers that are a hundred times all others in one product; rounded with those as one range,
 nothing is left of the rest, and one token that differs makes another text. A scale for each 32 weights of an output
-costs a ninth more and keeps them. It knows files: no adapters and no tasks.
+costs an eighth more and keeps them; a row's numbers have scales of their own as well. It knows files: no adapters and
+no tasks.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def write_steps(
     """
     plain = merged(base, held[0].spec, held[0].adapter)
     graph, stacks = (plain, None) if merge else with_stacks(base, held)
-    steps = steps_of(graph)
+    steps, alone = steps_of(graph), steps_of(plain)
     card = card_of(held, base, kind, merge, int8)
     card |= {"heads": steps.heads, "width": steps.width, "kept": names_of(steps.empty(1), "kept")}
     write_adapters(folder, held, card, merge)
@@ -55,11 +55,11 @@ def write_steps(
     kind.save(base, folder)
     card["graphs"] = write_graphs(folder, steps, held[0].wanted.features[0], stacks)
     (folder / CARD).write_text(json.dumps(card))  # the runner reads it
-    card["figures"] = {"float": _figures(folder, inputs, held, steps_of(plain), whole=True)}
+    card["figures"] = {"float": _figures(folder, inputs, held, alone, whole=True)}
     if int8:
         for name in card["graphs"]:
             quantise_writing(folder / f"{name}.onnx")
-        card["figures"]["int8"] = _figures(folder, inputs, held, steps_of(plain), whole=False)
+        card["figures"]["int8"] = _figures(folder, inputs, held, alone, whole=False)
     card["figures"]["adapter_bytes"] = adapter_bytes(folder)
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
