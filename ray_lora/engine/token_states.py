@@ -4,6 +4,7 @@ A row of 500 tokens has 25 million logits over a vocabulary of 50,000, and train
 plain class's own forward computes them, whatever it does beside its last layer (caps, scales).
 
     outputs.cross_entropy(rows, columns, targets)        # [terms], with gradients, a few tokens' logits at a time
+    outputs.losses(rows, columns, loss)                  # the same of another loss
     outputs.logits_at(rows, columns)                     # [terms, vocabulary]
     outputs.logits                                       # [rows, longest, vocabulary]
 
@@ -24,6 +25,7 @@ _MOST = 2**23  # logits at once, numbers: more leave caches, and a pack's memory
 _FIRST = 32  # tokens, before the size of the vocabulary is seen
 
 Logits = Callable[[Tensor], Tensor]  # [1, tokens, hidden] -> [1, tokens, vocabulary]
+Loss = Callable[[Tensor, slice], Tensor]  # logits [terms, vocabulary], float32 at least, and which terms -> [terms]
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,25 @@ class TokenStates:
 
     def cross_entropy(self, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
         """-log p(target) after each of some tokens, [terms], in float32 at least, with gradients."""
-        losses: Tensor = _CrossEntropy.apply(self._at(rows, columns), targets.to(self.states.device), self.head)  # type: ignore[no-untyped-call]
-        return losses
+        targets = targets.to(self.states.device)
+        return self.losses(rows, columns, lambda logits, part: F.cross_entropy(logits, targets[part], reduction="none"))
+
+    def losses(self, rows: Tensor, columns: Tensor, loss: Loss) -> Tensor:
+        """What `loss` gives for each of some tokens, [terms], with gradients."""
+        found: Tensor = _Losses.apply(self._at(rows, columns), self.head, loss)  # type: ignore[no-untyped-call]
+        return found
 
     def _at(self, rows: Tensor, columns: Tensor) -> Tensor:
         places = (rows * self.states.shape[1] + columns).to(self.states.device)
         return self.states.flatten(0, 1).index_select(0, places)
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _Losses(torch.autograd.Function):
     """A few tokens' logits at a time. A loss depends on its own token's state alone, so its gradient, a vector, is
     found beside it, and neither pass keeps logits."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Logits) -> Tensor:
+    def forward(ctx: Any, states: Tensor, head: Logits, loss: Loss) -> Tensor:
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         at, step = 0, _FIRST
@@ -73,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
                 mine.requires_grad_(ctx.needs_input_grad[0])
                 logits = head(mine[None])[0]
                 exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                found = F.cross_entropy(exact, targets[at : at + step], reduction="none")
+                found = loss(exact, slice(at, at + step))
                 if ctx.needs_input_grad[0]:
                     gradients += torch.autograd.grad(found.sum(), mine)
             losses.append(found.detach())

@@ -88,7 +88,7 @@ def _computed(
     engine, slot, task = _mounted(teacher)
     features = list(_encoded(task, rows))
     spec, base = student
-    if cast(Distilled, task).reads_pieces:
+    if cast(Distilled, task).agreement != "rows":
         _check_pieces(teacher, task, features, build_task(spec, describe_base(base).processor), rows)
     found = soft_targets(engine, slot, task, features)
     engine.close()

@@ -21,7 +21,9 @@ from ray_lora.store import open_store
 from ray_lora.tasks import build_task, task_of
 from ray_lora.tasks.soft_targets import Distilled
 
-_TEACHABLE = "text-classification, image-classification, token-classification and question-answering do"
+_TEACHABLE = (
+    "text-classification, image-classification, token-classification, question-answering and text-generation do"
+)
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,17 @@ def find_teacher(recipe: Recipe, spec: TaskSpec, base: Base) -> Teacher:
     named = str(recipe.distillation.teacher)
     device = "cuda" if recipe.scaling.use_gpu else "cpu"
     found, described = _bare(named, spec, device) if "/" in named else _stored(recipe, named, device)
-    kind, theirs = type(task), task_of(found.spec)
-    if not (issubclass(kind, theirs) or issubclass(theirs, kind)):
+    if not _teaches(found.spec, spec, task):
         raise RecipeError(
             f"teacher {found.ref!r} is for {_say_kind(found.spec)}, and the recipe's task is {_say_kind(spec)}; give a "
             "teacher of the same task"
         )
     order = _order(found, spec)
+    if task.agreement == "vocabulary" and base.processor.get_vocab() != described.processor.get_vocab():
+        raise RecipeError(
+            f"teacher {found.ref!r} writes in the tokens of {found.base.model}, and {recipe.base.model} has others; "
+            f"{spec.type} is taught by a base with the same tokenizer"
+        )
     try:
         reads = task.teaching(found.spec)
         build_task(reads, described.processor)
@@ -80,6 +86,13 @@ def find_teacher(recipe: Recipe, spec: TaskSpec, base: Base) -> Teacher:
     read_by = Encoder.of(reads, described.processor, recipe.data.columns).key
     follows = (found.sha256, described.fingerprint, str(described.dtype), repr(order), read_by)
     return replace(found, spec=reads, order=order, follows=follows)
+
+
+def _teaches(spec: TaskSpec, mine: TaskSpec, task: Distilled) -> bool:
+    """Whether a teacher's options are for this task; what writes reads its student's rows, whatever its own were."""
+    kind, theirs = type(task), task_of(spec)
+    alike = issubclass(kind, theirs) or issubclass(theirs, kind)
+    return alike or (task.agreement == "vocabulary" and type(spec) is type(mine))
 
 
 def _stored(recipe: Recipe, ref: str, device: str) -> tuple[Teacher, Base]:

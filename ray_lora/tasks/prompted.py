@@ -19,8 +19,9 @@ from ray_lora.recipe import Json, TaskSpec
 from ray_lora.tasks.generation_options import LENGTH, TextGenerationSpec
 from ray_lora.tasks.lengths import Length
 from ray_lora.tasks.rows import bad_texts, is_text, say_text
+from ray_lora.tasks.soft_tokens import SoftTokens
 from ray_lora.tasks.task import Column, Features, Row
-from ray_lora.tasks.token_losses import of_rows
+from ray_lora.tasks.token_losses import logits_of, of_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +33,7 @@ _TARGET = "labels"  # the answer's tokens in a row's features
 _MOST = 700.0  # of a loss whose exponential is still a number
 
 
-class Prompted:
+class Prompted(SoftTokens):
     """Rows of prompt and completion. The base's own output layer answers; adapters lie below it.
 
     A row's features are `input_ids`, the prompt's tokens, and in training `labels`, the answer's.
@@ -157,8 +158,19 @@ class Prompted:
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
         """Cross entropy of each token that is asked for, after those before it, as in transformers' loss."""
-        firsts = [self._first(row) for row in features]
-        return of_rows(outputs, [(first - 1, _all(row)[first:]) for first, row in zip(firsts, features, strict=True)])
+        return of_rows(outputs, [self.asked(row) for row in features])
+
+    def asked(self, row: Features) -> tuple[int, list[int]]:
+        first = self._first(row)
+        return first - 1, _all(row)[first:]
+
+    def teaching(self, spec: TaskSpec) -> TaskSpec:
+        """This task's own options, so that rows are the same."""
+        return self.spec
+
+    @property
+    def known(self) -> int:
+        return len(self._tokenizer)
 
     def _first(self, row: Features) -> int:
         """The first token of a row that the loss is of."""
@@ -178,9 +190,7 @@ class Prompted:
             sums, counts = self.loss(outputs, features)
             return [{"loss": loss, "tokens": int(n)} for loss, n in zip(sums.tolist(), counts.tolist(), strict=True)]
         last = torch.tensor([len(row["input_ids"]) - 1 for row in features])
-        rows = torch.arange(len(features))
-        at = getattr(outputs, "logits_at", None)
-        logits = outputs.logits[rows, last] if at is None else at(rows, last)
+        logits = logits_of(outputs, torch.arange(len(features)), last)
         return [{"generated_text": self._tokenizer.decode([token])} for token in logits.argmax(-1).tolist()]
 
     # ------------------------------------------------------------ of answers that are written token by token

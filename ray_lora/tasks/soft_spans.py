@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks.soft_targets import SOFT, distance, exact
+from ray_lora.tasks.soft_targets import SOFT, Agreement, distance, exact
 from ray_lora.tasks.task import Features
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NONE = 0  # the place of the CLS token, which stands for no answer
 class SoftSpans:
     """A first and a last token in each window, from `start_logits` and `end_logits`, [rows, tokens]."""
 
-    reads_pieces: ClassVar[bool] = True
+    agreement: ClassVar[Agreement] = "pieces"
     spec: TaskSpec
 
     @abstractmethod

@@ -8,14 +8,14 @@
 The distance of two distributions is temperature² KL(softmax(teacher / temperature) || softmax(student / temperature)):
 Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), whose square keeps gradients of one size at any temperature. It knows
 logits and rows, no adapters. Here are rows with one label, several, or a number; `soft_words` and `soft_spans` have
-words and answers.
+words and answers, `soft_tokens` what is written.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOFT = "soft_targets"  # in the features of a row, or of each of its windows
+Agreement = Literal["rows", "pieces", "vocabulary"]
 
 
 @runtime_checkable
@@ -34,10 +35,11 @@ class Distilled(Protocol):
     """What a `Task` has beside, whose adapters can learn from another adapter's logits.
 
     Attributes:
-        reads_pieces: soft targets are of pieces of a row, so that a teacher must read rows in the very same ones.
+        agreement: what a teacher must share with its student: the rows; the very pieces in which each reads a row; or
+            every token's number too.
     """
 
-    reads_pieces: ClassVar[bool]
+    agreement: ClassVar[Agreement]
 
     def teaching(self, spec: TaskSpec) -> TaskSpec:
         """A teacher's options, changed so that it reads this task's rows."""
@@ -93,7 +95,7 @@ def exact(logits: Tensor) -> Tensor:
 class SoftRows:
     """Rows of which the outputs say one line of logits, [rows, outputs]. `labels` name the outputs."""
 
-    reads_pieces: ClassVar[bool] = False
+    agreement: ClassVar[Agreement] = "rows"
     labels: tuple[str, ...]
 
     def teaching(self, spec: TaskSpec) -> TaskSpec:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import Json, TaskSpec
-from ray_lora.tasks.soft_targets import SOFT, distance, exact
+from ray_lora.tasks.soft_targets import SOFT, Agreement, distance, exact
 from ray_lora.tasks.task import Features
 from ray_lora.tasks.words import numbered
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class SoftWords:
     """One label a word, from logits [rows, pieces, labels]; `pieces` of a row's features are those of its words."""
 
-    reads_pieces: ClassVar[bool] = False
+    agreement: ClassVar[Agreement] = "rows"
     labels: tuple[str, ...]
 
     @abstractmethod

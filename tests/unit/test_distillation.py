@@ -29,13 +29,14 @@ from ray_lora.search.space import check_space
 from ray_lora.store import open_store
 from ray_lora.tasks import build_task
 from ray_lora.tasks.question_answering import QuestionAnsweringSpec
+from ray_lora.tasks.sequential_recommendation import SequentialRecommendationSpec
 from ray_lora.tasks.soft_targets import SOFT, Distilled
 from ray_lora.tasks.text_classification import TextClassificationSpec
-from ray_lora.tasks.text_generation import TextGenerationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from ray_lora.training.shards import Split, Splits
 from tests.conformance.packs import run
 from tests.unit.bases import save_base
+from tests.unit.histories import tiny
 from tests.unit.packs import ROWS, Letters, assert_same, losses, make_job, make_pack, train_alone
 
 HEAT = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
@@ -418,8 +419,8 @@ def test_what_cannot_be_taught(tiny_bert_folder: Path, tmp_path: Path) -> None:
         plan_recipe(recipe)
     store_teacher(tiny_bert_folder, tmp_path / "store", TextClassificationSpec(labels=TWO))
     assert plan_recipe(recipe)["teacher"] == f"large@1 on {tiny_bert_folder.resolve()}"
-    with pytest.raises(RecipeError, match="text-generation learns from no teacher; text-classification, image"):
-        find(recipe, TextGenerationSpec())
+    with pytest.raises(RecipeError, match="sequential-recommendation learns from no teacher; text-classification, im"):
+        find(recipe.override({"base.model": str(tiny(tmp_path / "sasrec"))}), SequentialRecommendationSpec())
     with pytest.raises(RecipeError, match="people learn from their own rows alone"):
         PersonalTrainer(recipe)
     with pytest.raises(RecipeError, match=r"augmentation and distillation\.teacher are both given"):
