@@ -86,6 +86,8 @@ class LoraSpec(Spec):
     rank_pattern: dict[str, int] = Field(default={})
     alpha_pattern: dict[str, float] = Field(default={})
     use_rslora: bool = False
+    # own: an adapter has the base's batch norms for itself, with the statistics of its training rows
+    batch_norms: Literal["base", "own"] = Field(default="base", exclude_if=lambda told: told == "base")
 
     @field_validator("rank_pattern")
     @classmethod

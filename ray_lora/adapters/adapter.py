@@ -87,7 +87,7 @@ class Adapter:
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         task = self.card.task.recorded() if self.card.task else None
-        config = self.config.model_dump(mode="json", exclude={"lora_dropout"})
+        config = self.config.model_dump(mode="json", exclude={"lora_dropout", "batch_norms"})
         config["target_modules"] = sorted(self.layers)  # what is targeted, however it was written
         told = [config, task] if self.card.attention is None else [config, task, self.card.attention]
         digest.update(json.dumps(told, sort_keys=True).encode())
@@ -116,7 +116,7 @@ class Adapter:
         return self.sha256
 
     def _peft_config(self) -> dict[str, Json]:
-        spec = self.config.model_dump(mode="json", exclude_none=True)
+        spec = self.config.model_dump(mode="json", exclude_none=True, exclude={"batch_norms"})
         if float(self.config.lora_alpha).is_integer():
             spec["lora_alpha"] = int(self.config.lora_alpha)
         spec["target_modules"] = sorted(self.layers)  # exact names: what was resolved here is what PEFT must wrap

@@ -59,7 +59,7 @@ def read_spec(config: Mapping[str, Any], where: str) -> LoraSpec:
         raise AdapterError(f"{where!r}: adapter_config.json: {error}") from None
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{where!r}: peft_type is {_short(config.get('peft_type'))}; only 'LORA' can be loaded")
-    known = set(LoraSpec.model_fields)
+    known = set(LoraSpec.model_fields) - {"batch_norms"}  # which the tensors say
     for key, value in config.items():
         if key not in known and key not in _NEUTRAL and not _harmless(key, value):
             why = f" ({_WHY[key]})" if key in _WHY else ""

@@ -20,9 +20,16 @@ class HeadSpec:
             have names too; heads that differ in names alone are one kind of head.
         attention: what a token sees of its row: a decoder's class reads both ways as "bidirectional", which is
             `config.is_causal = False`; None as the class is.
+        norms: whether the backbone's batch norms are an adapter's own too.
     """
 
     architecture: str
     num_labels: int
     labels: tuple[str, ...] = field(default=(), compare=False)
     attention: Attention | None = None
+    norms: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What one engine's heads of a class are kept under."""
+        return f"{self.architecture} with norms" if self.norms else self.architecture

@@ -22,6 +22,7 @@ from ray_lora.engine.attention import Cached, JoinedPass
 from ray_lora.engine.frozen import Frozen, innermost, outermost
 from ray_lora.engine.joined import EXACT, NARROW, Joined
 from ray_lora.engine.layers import TargetLayer
+from ray_lora.engine.own_norms import OwnNorms
 from ray_lora.engine.packed import Packing
 from ray_lora.engine.routing import Routes
 from ray_lora.errors import BaseModelError, CapacityError
@@ -43,7 +44,7 @@ class Backbone:
         self._cut: narrow.Cut | None = None
         self.could_join = can_join(base)
         self._shift = positions_from(base.backbone)
-        self._hooks = [layer.attach(lambda: self._routes) for layer in layers.values()]
+        self._hooks = [layer.attach(self.routes) for layer in layers.values()]
         self._hooks += narrow.attach(base.backbone, lambda: self._cut)
         self._packing: Packing | None = None
         self._frozen: Frozen | None = None
@@ -68,6 +69,20 @@ class Backbone:
         self._frozen = Frozen(self._module, self._row)
         for name, scale in self._frozen.after.items():
             self._layers[name].after = scale
+
+    def give_norms(self, norms: OwnNorms) -> None:
+        """From now on rows are normalised as `norms` says, and no norm is folded."""
+        if self._frozen is not None:
+            self._frozen.undo()
+        for layer in self._layers.values():
+            layer.after = None
+        self.rest()
+        self._frozen = Frozen(self._module, self._row, folds=False)
+        norms.attach()
+
+    def routes(self) -> Routes | None:
+        """Those of the pass; None for the bare base."""
+        return self._routes
 
     def _row(self) -> dict[str, Tensor] | None:
         """Inputs of one row; None of a base that cannot give any."""

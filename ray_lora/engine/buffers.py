@@ -89,14 +89,14 @@ class Buffers:
         flat = self.flat.new_zeros(len(self.flat), sum(head.sizes), dtype=self._exact)
         grad = flat.new_zeros(len(flat), sum(head.sizes[:2])) if self._train else None
         head.place(flat, grad)
-        self.head_flat[head.architecture] = flat
+        self.head_flat[head.kind] = flat
         if grad is not None:
-            self.head_grad[head.architecture] = grad
+            self.head_grad[head.kind] = grad
 
-    def drop_head(self, architecture: str) -> None:
-        """Give up a head class's rows."""
-        self.head_flat.pop(architecture, None)
-        self.head_grad.pop(architecture, None)
+    def drop_head(self, kind: str) -> None:
+        """Give up the rows of a kind of head."""
+        self.head_flat.pop(kind, None)
+        self.head_grad.pop(kind, None)
 
     def refresh(self, slots: Iterable[int]) -> None:
         """Copy trained values of these slots into the pass's dtype."""
@@ -126,7 +126,7 @@ class Buffers:
             pair = self._pair(layer, self.flat if flats is None else flats[0])
             views |= _pair_views(f"{PREFIX}{resident.prefix}{name}", layer, slot, *pair)
         if head is not None and resident.head is not None:
-            flat = self.head_flat[head.architecture] if flats is None else flats[1]
+            flat = self.head_flat[head.kind] if flats is None else flats[1]
             for name, view in head.views(flat, slot, resident.head.num_labels).items():
                 views[f"{PREFIX}{name}"] = view
         return views

@@ -26,6 +26,7 @@ from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
 from ray_lora.engine.heads import Head
 from ray_lora.engine.joined import Joined
+from ray_lora.engine.own_norms import OwnNorms
 from ray_lora.engine.router import Router
 from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.engine.sharing import Sharing
@@ -66,6 +67,7 @@ class AdapterEngine:
         self._beside = SideBySide.of(self.layers.values(), self.buffers.versions, base)
         self._router = Router(self._ranks, self.buffers, self.dropout, base.device, self._beside)
         self._backbone = Backbone(base, self.layers)
+        self._norms: OwnNorms | None = None
         self.sharing = probe.of_base(self)
         self._head_sharing: dict[tuple[str, Attention | None], Sharing] = {}
         self._backbone.pack(train, self.sharing.uncalled)
@@ -109,14 +111,14 @@ class AdapterEngine:
             if spec is not None:
                 mine = inputs if whole else {name: tensor[index] for name, tensor in inputs.items()}
                 routing = Routing.of(slots if whole else slots[index], self._ranks)
-                outputs = self.heads[spec.architecture](outputs, mine, routing, spec.num_labels)
+                outputs = self.heads[spec.kind](outputs, mine, routing, spec.num_labels)
             results.append((index, outputs))
         return results
 
     def sharing_of(self, slot: int) -> Sharing:
         """How rows of a slot share passes: as the base allows, and its head."""
         head = self.residents[slot].head if slot else None
-        return self.sharing if head is None else self._head_sharing[head.architecture, head.attention]
+        return self.sharing if head is None else self._head_sharing[head.kind, head.attention]
 
     def reads_both_ways(self, slot: int) -> bool:
         """Whether each token of this slot's rows sees all of its row where the base's class lets it see what lies
@@ -127,7 +129,7 @@ class AdapterEngine:
     def sharing_under(self, head: HeadSpec) -> Sharing:
         """How the bare base's rows share passes whose outputs a head of this class reads."""
         self.reserve_head(head)
-        return self._head_sharing[head.architecture, head.attention]
+        return self._head_sharing[head.kind, head.attention]
 
     def passes_alone(self, slot: int) -> bool:
         """Whether rows of this slot share no pass with other adapters' rows."""
@@ -221,6 +223,7 @@ class AdapterEngine:
             CapacityError: no slot is free.
         """
         self._check_usable()
+        head = targets.with_norms(head, config)
         if head is not None:
             self.reserve_head(head)
         names = self.match(config, head)
@@ -231,7 +234,7 @@ class AdapterEngine:
         for name in names:
             self.layers[name].init(slot, generator)
         if head is not None:
-            self.heads[head.architecture].init(slot, head.num_labels, generator, head.labels)
+            self.heads[head.kind].init(slot, head.num_labels, generator, head.labels)
         self.drop(slot, config.lora_dropout)
         self.refresh([slot])
         return slot
@@ -259,7 +262,7 @@ class AdapterEngine:
             self.reserve_head(head)
         brought = adapter.tensors
         if head is not None and not adapter.head:
-            own = self.heads[head.architecture].trained(head.num_labels)
+            own = self.heads[head.kind].trained(head.num_labels)
             brought |= {PREFIX + name: tensor for name, tensor in own.items()}
         ranks = {name.removeprefix(prefix): pair.rank for name, pair in adapter.layers.items()}
         slot = self._claim(Resident(adapter.config, head, tuple(ranks), adapter.peft_type, prefix), ranks)
@@ -271,7 +274,7 @@ class AdapterEngine:
         """The slot's adapter, copied, with the base's id and fingerprint in its card."""
         resident = self.residents[slot]
         layers, head = split(self.read(slot), f"slot {slot}")
-        modules = self.heads[resident.head.architecture].modules_to_save if resident.head else ()
+        modules = self.heads[resident.head.kind].modules_to_save if resident.head else ()
         origin: dict[str, str | None] = {
             "base": self.base.id,
             "base_fingerprint": self.base.fingerprint,
@@ -319,7 +322,7 @@ class AdapterEngine:
         Raises:
             RecipeError: nothing matches, a match cannot hold an adapter, or a rank is too large.
         """
-        known = self.heads[head.architecture] if head is not None else None
+        known = None if head is None else self.heads[head.kind]
         return targets.match(config, known, self.base, self.layers, self.max_rank)
 
     def reserve_head(self, spec: HeadSpec) -> None:
@@ -329,7 +332,7 @@ class AdapterEngine:
             AdapterError: the class, read as asked, cannot be used with adapters on this base.
             CapacityError: a pack has begun with fewer labels.
         """
-        old = self.heads.get(spec.architecture)
+        old = self.heads.get(spec.kind)
         if old is not None and old.labels >= spec.num_labels:
             old.reserve(spec.num_labels)
         else:
@@ -337,7 +340,7 @@ class AdapterEngine:
         self._compare_head(spec)
 
     def _place_head(self, spec: HeadSpec, old: Head | None) -> None:
-        holders = [s for s, held in self.residents.items() if held.head and held.head.architecture == spec.architecture]
+        holders = [s for s, held in self.residents.items() if held.head and held.head.kind == spec.kind]
         if old is not None and self.train and holders:
             raise CapacityError(
                 f"heads of {spec.num_labels} labels join a pack built for {old.labels}; "
@@ -351,13 +354,37 @@ class AdapterEngine:
         for held in (self.residents[slot].head for slot in holders):
             head.reserve(held.num_labels if held else spec.num_labels)
         kept = {slot: self.read(slot) for slot in holders}
-        self.heads[spec.architecture] = head
+        self.heads[spec.kind] = head
         self.buffers.place_head(head)
+        if spec.norms:
+            self._hold_norms(head)
         for slot, tensors in kept.items():
             self.write(slot, tensors)
 
+    def _hold_norms(self, head: Head) -> None:
+        if self._norms is None:
+            self._norms = OwnNorms(self.base.backbone, self._backbone.routes, self._norms_kind)
+            self._backbone.give_norms(self._norms)
+        self._norms.add(head.kind, f"{self.base.prefix}.", head.stacks)
+
+    def _norms_kind(self, slot: int) -> str | None:
+        head = self.residents[slot].head if slot else None
+        return head.kind if head is not None and head.norms else None
+
+    def measure_norms(self, passes: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Statistics of the bare base's batch norms on other rows, by their names in the plain class.
+
+        Args:
+            passes: the backbone's inputs, each [rows, ...]; an adapter with norms of its own is resident.
+        """
+        assert self._norms is not None
+        with torch.inference_mode(), self._norms.measured() as found:
+            for inputs in passes:
+                self.hidden(inputs, torch.zeros(len(next(iter(inputs.values()))), dtype=torch.long))
+        return {f"{self.base.prefix}.{name}": value for name, value in found.items()}
+
     def _compare_head(self, spec: HeadSpec) -> None:
-        name, known = spec.architecture, self._head_sharing
+        name, known = spec.kind, self._head_sharing
         if (name, spec.attention) in known:
             return
         found = self.sharing.with_head(probe.of_head(self, self.heads[name], spec.attention))
@@ -365,7 +392,7 @@ class AdapterEngine:
             if all(name != other for other, _ in known):
                 del self.heads[name]
                 self.buffers.drop_head(name)
-            raise AdapterError(f"{name} on base {self.base.id!r}: {found.refused}")
+            raise AdapterError(f"{spec.architecture} on base {self.base.id!r}: {found.refused}")
         known[name, spec.attention] = found
 
     # ---------------------------------------------------------------- a slot's numbers
@@ -400,5 +427,5 @@ class AdapterEngine:
 
     def _views(self, slot: int, flats: Sequence[Tensor] | None) -> dict[str, Tensor]:
         resident = self.residents[slot]
-        head = self.heads[resident.head.architecture] if resident.head else None
+        head = self.heads[resident.head.kind] if resident.head else None
         return self.buffers.views(slot, resident, head, flats)

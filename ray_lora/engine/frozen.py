@@ -35,14 +35,15 @@ class Frozen:
         innermost: whether inputs of pictures are laid with their channels innermost.
     """
 
-    def __init__(self, backbone: nn.Module, row: Callable[[], Mapping[str, Tensor] | None]) -> None:
+    def __init__(self, backbone: nn.Module, row: Callable[[], Mapping[str, Tensor] | None], folds: bool = True) -> None:
         """
         Args:
             row: gives the backbone's inputs of one row; None where there are none, and nothing is folded.
+            folds: whether norms become a part of the convolutions before them.
         """
         self.after: dict[str, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
-        plain = {name: module for name, module in backbone.named_modules() if _has_statistics(module)}
+        plain = {name: module for name, module in backbone.named_modules() if has_statistics(module)}
         convolutions = {name: module for name, module in backbone.named_modules() if type(module) in CONVOLUTIONS}
         device, dtype = _where(backbone)
         many = sum(type(module) is nn.Conv2d for module in convolutions.values()) > 1
@@ -54,13 +55,13 @@ class Frozen:
             pairs = _pairs(backbone, inputs, convolutions, plain)
             laid = device.type == "cpu" and dtype in _INNERMOST and many
             self.innermost = laid and _takes_innermost(backbone, inputs)
-        if dtype in _EXACT:
+        if folds and dtype in _EXACT:
             for name, norm in pairs.items():
                 self._fold(name, convolutions[name], plain.pop(norm))
         for norm in plain.values():
             self._set(norm, _affine(norm))
         for module in backbone.modules():
-            if isinstance(module, _NormBase) and not _has_statistics(module):
+            if isinstance(module, _NormBase) and not has_statistics(module):
                 self._undo.append(module.register_forward_hook(_guard).remove)
         if self.innermost:
             for name, module in convolutions.items():
@@ -121,7 +122,7 @@ def _asked(module: Any, x: Tensor, output_size: Any) -> list[int]:
 
 def folded(backbone: nn.Module) -> int:
     """Numbers in the weights that an engine keeps beside those of convolutions into which norms are folded, at most."""
-    if not any(map(_has_statistics, backbone.modules())):
+    if not any(map(has_statistics, backbone.modules())):
         return 0
     return sum(module.weight.numel() for module in backbone.modules() if isinstance(module, CONVOLUTIONS))
 
@@ -165,7 +166,7 @@ def _innermost(x: Tensor) -> Tensor:
 # -------------------------------------------------------------------- norms
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm that multiplies and adds what it was trained to."""
     if not isinstance(module, _BatchNorm) or type(module).forward is not _BatchNorm.forward:
         return False

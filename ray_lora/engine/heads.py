@@ -23,11 +23,12 @@ from ray_lora.bases.quantised import output_layers
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.head_parts import Kind, Part, own_tensors, owners, parts_of, reordered, saved_modules
 from ray_lora.engine.own_head import own_values, tied_tables
+from ray_lora.engine.own_norms import norms_in
 from ray_lora.engine.routing import Routing
 from ray_lora.engine.slotted import HeadPass, SlotLeaf, SlotLinear, SlotPoint, corner, is_point
 from ray_lora.engine.tall import tall
 from ray_lora.engine.token_states import TokenStates
-from ray_lora.errors import AdapterError
+from ray_lora.errors import AdapterError, RecipeError
 
 _KINDS: tuple[Kind, ...] = ("weight", "undecayed", "kept")  # as they lie in a slot's row
 _STATISTICS = (".running_mean", ".running_var")  # of a batch norm, which begin as zero and one
@@ -75,8 +76,12 @@ class Head:
 
     def __init__(self, base: Base, spec: HeadSpec) -> None:
         self.architecture, self.labels, self._base = spec.architecture, spec.num_labels, base
+        self.kind, self.norms = spec.kind, norms_in(base.backbone) if spec.norms else {}
         model = base.plain(spec)
         self.own = own_values(base, spec, model)
+        if spec.norms and (self.own is not None or not self.norms):
+            why = f"the head of {spec.architecture} is the base's own" if self.norms else "it has none"
+            raise RecipeError(f"lora.batch_norms: own on base {base.id!r}, and {why}; leave it out")
         self.outside = tuple(name for name in dict(model.named_modules()) if _is_outside(name, base.prefix))
         self.gives_tokens = self.own is not None and gives_by_token(model)
         self.writes = self.gives_tokens and has_encoder(model)
@@ -93,14 +98,18 @@ class Head:
         if self.own is None:
             wider = base.plain(HeadSpec(spec.architecture, spec.num_labels + 1))
             modules = owners(model, base.prefix, spec.architecture)
-            self.parts = parts_of(modules, owners(wider, base.prefix, spec.architecture), spec.architecture)
+            norms = {f"{start}{name}": module for name, module in self.norms.items()}
+            more = owners(wider, base.prefix, spec.architecture) | norms
+            self.parts = parts_of(modules | norms, more, spec.architecture)
         unknown = [part.name for part in self.parts if part.kind == "kept" and not part.name.endswith(_STATISTICS)]
         if base.built is None and unknown:
             raise AdapterError(
                 f"head class {spec.architecture} keeps numbers {unknown[:3]} whose start is not known here; "
                 "such a head is not supported"
             )
-        self.modules_to_save = saved_modules(model, modules, spec.architecture)
+        self.modules_to_save = saved_modules(model, modules, spec.architecture) + tuple(
+            f"{start}{name}" for name in self.norms
+        )
         self.initializer_range = float(getattr(base.config, "initializer_range", 0.02))
         self.stacks: dict[str, Tensor] = {}
         self._classes: dict[int, nn.Module] = {}  # labels -> the class
@@ -166,6 +175,7 @@ class Head:
             return
         fresh = self._built(labels, generator, names)
         known = self.trained(labels, names) if fresh is None else fresh
+        known |= {f"{self._base.prefix}.{name}": tensor for name, tensor in self._of_base().items()}
         with torch.no_grad():
             for name, view in self._views(self.stacks, slot, labels):
                 if name in known:
@@ -176,6 +186,12 @@ class Head:
                     view.fill_(1)
                 else:
                     view.copy_(torch.empty(view.shape).normal_(0, self.initializer_range, generator=generator))
+
+    def _of_base(self) -> dict[str, Tensor]:
+        """The base's own norms where adapters have copies of them."""
+        return {
+            f"{name}.{part}": value for name, norm in self.norms.items() for part, value in own_tensors(norm).items()
+        }
 
     def trained(self, labels: int, names: Sequence[str] = ()) -> dict[str, Tensor]:
         """What the base's own head of so many labels has been trained to; empty where it has none.

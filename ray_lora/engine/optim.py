@@ -123,8 +123,8 @@ class SlotOptimizer:
         spec = self.engine.residents[slot].head
         if spec is None:
             return [lora[slot]]
-        weights, undecayed, _ = self.engine.heads[spec.architecture].sizes
-        flat = heads[spec.architecture][slot]
+        weights, undecayed, _ = self.engine.heads[spec.kind].sizes
+        flat = heads[spec.kind][slot]
         return [lora[slot], flat[:weights], flat[weights : weights + undecayed]]
 
     # ---------------------------------------------------------------- what a checkpoint holds
@@ -173,7 +173,7 @@ class SlotOptimizer:
         spec = self.engine.residents[slot].head
         if spec is None:
             return [flats[0][slot]]
-        weights = self.engine.heads[spec.architecture].sizes[0]
+        weights = self.engine.heads[spec.kind].sizes[0]
         return [flats[0][slot], flats[1][slot, :weights], flats[1][slot, weights:]]
 
 

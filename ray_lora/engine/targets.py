@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.quantised import use_own
 from ray_lora.engine.heads import Head
 from ray_lora.engine.layers import TargetLayer, is_convolution, is_linear, refusal
+from ray_lora.engine.own_norms import norms_in
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError, did_you_mean
 from ray_lora.expressions import check_quick
 from ray_lora.recipe import LoraSpec
@@ -220,6 +222,19 @@ def check_pairs(
             raise AdapterError(f"rank {pair.rank} exceeds this engine's max_rank {max_rank}; raise max_rank")
 
 
+def with_norms(head: HeadSpec | None, config: LoraSpec) -> HeadSpec | None:
+    """The head of an adapter of this config, the base's batch norms with it where they are its own.
+
+    Raises:
+        RecipeError: it has no head of its own beside them.
+    """
+    if config.batch_norms == "base":
+        return head
+    if head is None:
+        raise RecipeError("lora.batch_norms: own is for adapters with a head; leave it out")
+    return replace(head, norms=True)
+
+
 def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec | None:
     """Which head class the adapter's head belongs to, and its labels. For an adapter without a head: its base's own,
     which plain PEFT answers with; None where the base has none, or the adapter is the backbone's alone.
@@ -241,13 +256,21 @@ def head_of(adapter: Adapter, base: Base, heads: Mapping[str, Head]) -> HeadSpec
             f"the adapter brings {sorted(adapter.head)[0]!r}, and the head of {architecture} is the base's own, which "
             "other adapters share; train it without modules_to_save, or merge the adapter into a base of its own"
         )
-    head = heads.get(architecture) or Head(base, HeadSpec(architecture, 2))
-    _check_outside(adapter, base)
+    spec = HeadSpec(architecture, 2, attention=adapter.card.reads, norms=_brings_norms(adapter, base))
+    head = heads.get(spec.kind) or Head(base, spec)
+    if not spec.norms:
+        _check_outside(adapter, base)
     labels = head.labels_in(adapter.head)
-    number = 2 if labels is None else labels  # 2: of a class whose head has no labels
-    spec = HeadSpec(architecture, number, attention=adapter.card.reads)
+    spec = spec if labels is None else replace(spec, num_labels=labels)  # 2: of a class whose head has no labels
     _check_head(adapter, head, spec, base)
     return spec
+
+
+def _brings_norms(adapter: Adapter, base: Base) -> bool:
+    """Whether batch norms of the backbone are among what an adapter has of its own."""
+    start, end = f"{base.prefix}.", ".running_mean"
+    named = {name.removeprefix(start).removesuffix(end) for name in adapter.head if name.startswith(start)}
+    return bool(named) and not named.isdisjoint(norms_in(base.backbone))
 
 
 def _check_outside(adapter: Adapter, base: Base) -> None:

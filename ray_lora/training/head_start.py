@@ -91,7 +91,10 @@ def _spread(tensor: Tensor) -> float:
 
 
 def fits(job: Job, splits: Splits) -> bool:
-    """Whether a job's head is fitted before it trains."""
+    """Whether a job's head is fitted before it trains: on the base as it is, which one with norms of its own never
+    reads."""
+    if job.lora.batch_norms == "own":
+        return False
     start = job.training.head_start
     return start == "fitted" or (start == "auto" and splits.validation is not None and _fittable(job))
 
@@ -104,6 +107,7 @@ def _fittable(job: Job) -> bool:
 
 def say_start(job: Job, splits: Splits) -> list[str]:
     """What somebody should know of how a job's head begins."""
-    if job.training.head_start != "auto" or splits.validation is not None or not _fittable(job):
+    own = job.lora.batch_norms == "own"
+    if job.training.head_start != "auto" or splits.validation is not None or own or not _fittable(job):
         return []
     return [f"{job.data} has no validation rows, which training.head_start: auto asks; its heads are not fitted before"]

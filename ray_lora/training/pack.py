@@ -39,6 +39,7 @@ from ray_lora.training.head_start import HeadStarts
 from ray_lora.training.head_teacher import HeadTeachers, teacher_of
 from ray_lora.training.job import Job, Report
 from ray_lora.training.member import Member, prefetch, steps_of
+from ray_lora.training.norm_starts import NormStarts
 from ray_lora.training.results import Results
 from ray_lora.training.rungs import rungs_of
 from ray_lora.training.samples import page, samples_of
@@ -73,6 +74,7 @@ class Pack:
         self.members: dict[str, Member] = {}
         self.seconds: dict[str, float] = {}  # where the time of all steps went
         self.starts = HeadStarts(engine, group, max_rows)
+        self.norms = NormStarts(engine, group)
         self.teachers = HeadTeachers(engine, group, max_rows)
         self._tasks: dict[TaskSpec, Task] = {}
         self._results = Results(engine, self.optimizer, output if group.rank == 0 else None)
@@ -126,6 +128,7 @@ class Pack:
                 member.step, member.losses, member.best = load_state(state, self.engine, self.optimizer, slot)
             elif begin is None:
                 with self._timed("head_start"):
+                    self.norms.begin(job, task, splits, slot)
                     self.starts.begin(job, task, splits, slot)
         except (AdapterError, DataError, RecipeError):
             self.leave(job.name)

@@ -87,7 +87,8 @@ def check_peft_out(case: Case, tmp_path: Path) -> None:
 
 def some_adapter(case: Case, engine: AdapterEngine, rank: int) -> int:
     """The slot of an adapter that changes what the base says; its numbers survive a file's float32."""
-    spec = LoraSpec(r=rank, lora_alpha=rank + 1, target_modules=tuple(case.targets))
+    more = case.lora if rank > 1 else {}
+    spec = LoraSpec(r=rank, lora_alpha=rank + 1, target_modules=tuple(case.targets), **more)
     slot = engine.init(spec, case.task.head, seed=0, peft_type=case.task.peft_type)
     draw = torch.Generator().manual_seed(rank)
     fresh = {key: torch.randn(value.shape, generator=draw).abs() * 0.2 for key, value in engine.read(slot).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ class Case:
         head: the plain class's own modules, PEFT's `modules_to_save`.
         close: how near the plain class's losses must be to ours; classes that compute in float32 whatever they are held
             in (rotary positions, root mean squares) round there.
+        lora: of `LoraSpec` what adapters have beside; one of several goes without.
         wrong: what may stand in a row's place, column by column, and what is said of it (a regular expression).
     """
 
@@ -41,6 +42,7 @@ class Case:
     head: Sequence[str]
     wrong: Sequence[tuple[Mapping[str, Any], str]]
     close: float = 1e-9
+    lora: Mapping[str, Any] = field(default_factory=dict)
 
     def engine(self, slots: int) -> AdapterEngine:
         """An engine that trains, on a base of its own."""

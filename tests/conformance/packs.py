@@ -76,7 +76,8 @@ def jobs_of(case: Case) -> list[Job]:
 
     def job(name: str, lora: dict[str, Any], **training: Any) -> Job:
         always = {"logging_steps": 1, "eval_steps": 10_000}
-        spec = LoraSpec(target_modules=tuple(case.targets), **lora)
+        more = case.lora if name != "small" else {}
+        spec = LoraSpec(target_modules=tuple(case.targets), **lora, **more)
         augmentation = fitting(case.task) if name == "large" else ()
         taught = ways.get(name, NO_TEACHER) if isinstance(case.task, Distilled) else NO_TEACHER
         return Job(name, "rows", case.spec, spec, TrainingSpec(**always | training), augmentation, taught)

@@ -25,7 +25,7 @@ SHARES = [
 def check_people(case: Case, tmp_path: Path) -> None:
     """Three people who begin as one adapter, two at a time and each alone: the same losses, scores and adapters."""
     training = TrainingSpec(num_train_epochs=2, learning_rate=1e-2, per_device_train_batch_size=2)
-    job = Job("people", "people", case.spec, LoraSpec(r=2, target_modules=tuple(case.targets)), training)
+    job = Job("people", "people", case.spec, LoraSpec(r=2, target_modules=tuple(case.targets), **case.lora), training)
     group = untrained(case, job)
     together = {outcome.name: outcome for outcome in learnt(case, job, group, SHARES, slots=2)}
     assert together.keys() == {share.name for share in SHARES}

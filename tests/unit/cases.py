@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.own_norms import norms_in
 from ray_lora.recipe import Json
 from ray_lora.tasks import Row
 from ray_lora.tasks.generation_options import TextGenerationSpec
@@ -168,6 +169,13 @@ def segmentation_case(folder: Path, targets: tuple[str, ...] = ("conv1", "conv2"
             ({"mask": rows[0]["image"]}, "its pixels are colours .RGB., not class indices"),
         ],
     )
+
+
+def with_norms(case: Case) -> Case:
+    """The same where adapters have the base's batch norms for themselves."""
+    base = case.open()
+    norms = [f"{base.prefix}.{name}" for name in norms_in(base.backbone)]
+    return replace(case, head=(*case.head, *norms), lora={"batch_norms": "own"})
 
 
 def recommendation_case(folder: Path) -> Case:

@@ -42,6 +42,7 @@ from tests.unit.cases import (
     tagged_case,
     text_case,
     texts_alone_case,
+    with_norms,
     yolos_case,
 )
 from tests.unit.test_efficientnet import SMALL, tensors_of
@@ -64,6 +65,8 @@ VARIANTS = (
     "letters of sounds of one length",
     "masks by CRAFT",
     "items scored by the adapter",
+    "masks with norms of their own",
+    "pictures with norms of their own",
 )
 CHAT = (
     "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP] {% endfor %}"
@@ -114,6 +117,10 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             speech.save_wav2vec2(tmp_path_factory.mktemp("bases") / "grouped", norm="group")
         ),
         "items scored by the adapter": own_scores_case(histories.tiny(tmp_path_factory.mktemp("bases") / "sasrec")),
+        "masks with norms of their own": with_norms(
+            segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "normed"))
+        ),
+        "pictures with norms of their own": with_norms(image_case(resnet)),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 
