@@ -13,7 +13,7 @@ seed.
     predictions      the prediction layers alone
     head             these and the decoupled head's convolutions
     lora-8           rank 8 on every convolution but the prediction layers, which are trained; alpha is twice the rank
-    lora-4, -16, -32, -64        other ranks, at lora-8's rate
+    lora-4, -16, -32, -64        other ranks, at lora-8's rate; a layer that is narrower has its whole width
 
 Adapters train in packs, the others in a process each. A run that is known is not run again; a killed one goes on.
 """
@@ -22,19 +22,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from benchmarks.arms import Run, best, name_of, of_rank, summary, work
 from benchmarks.machine import RESULTS, write
 from pipelines.baselines import Data, answers_of, head_names, train_full
 from pipelines.emoji_scenes import prepare
@@ -54,7 +52,6 @@ RANKS = (8, 4, 16, 32, 64)  # the first one's rate is the others'
 ARMS = (*(f"lora-{rank}" for rank in RANKS), *PLAIN)
 ROWS = 16  # of a pack in one pass
 _EVERY = 50  # steps
-Run = tuple[str, float, int]  # arm, rate, seed
 
 
 def main() -> None:
@@ -83,7 +80,7 @@ def measure(data: Data, asked: argparse.Namespace) -> None:
     mine: dict[str, Any] = known.setdefault(part, {"runs": {}})
 
     def keep(run: Run, found: Mapping[str, Any]) -> None:
-        mine["runs"][" ".join(map(str, run))] = found
+        mine["runs"][name_of(run)] = found
         mine["summary"] = summary(mine["runs"])
         write("detection", {"what": __doc__, **known, part: mine})
         print(*run, json.dumps(found), flush=True)
@@ -92,55 +89,14 @@ def measure(data: Data, asked: argparse.Namespace) -> None:
         keep(("bare", 0, 0), scores_bare(data))
     ranks = [arm for arm in asked.only if arm.startswith("lora-") and arm != "lora-8"]
     first = [(arm, rate, 0) for arm in asked.only if arm in PLAIN for rate in PLAIN[arm]]
-    work(asked, [[("lora-8", rate, 0) for rate in LORA_RATES], *([run] for run in first)], mine["runs"], keep)
+    told = ["--steps", str(asked.steps), "--labels", asked.labels]
+    packs: list[list[Run]] = [[("lora-8", rate, 0) for rate in LORA_RATES], *([run] for run in first)]
+    work("benchmarks.detection", told, packs, mine["runs"], keep, asked.processes)
     again = [(arm, best(mine["runs"], arm), seed) for arm in asked.only if arm in PLAIN for seed in range(asked.seeds)]
     rate = best(mine["runs"], "lora-8")
     packs = [[(arm, rate, seed) for seed in range(asked.seeds)] for arm in ("lora-8", *ranks)]
-    work(asked, [*packs, *([run] for run in again)], mine["runs"], keep)
+    work("benchmarks.detection", told, [*packs, *([run] for run in again)], mine["runs"], keep, asked.processes)
     print(json.dumps(mine["summary"], indent=1))
-
-
-def work(asked: argparse.Namespace, packs: Sequence[Sequence[Run]], known: Mapping[str, Any], keep: Any) -> None:
-    """Each pack of runs in a process of its own, of those that are not known."""
-
-    def one(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
-        told = ["--steps", str(asked.steps), "--labels", asked.labels, "--runs", json.dumps(runs)]
-        command = [sys.executable, "-m", "benchmarks.detection", *told]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return [(tuple(run), found) for run, found in map(json.loads, done.stdout.splitlines()) if run]
-
-    missing = [[run for run in runs if " ".join(map(str, run)) not in known] for runs in packs]
-    with ThreadPoolExecutor(asked.processes) as threads:
-        for done in as_completed([threads.submit(one, runs) for runs in missing if runs]):
-            for run, found in done.result():
-                keep(run, found)
-
-
-def best(runs: Mapping[str, Any], arm: str) -> float:
-    """The rate whose validation rows with seed 0 liked it best."""
-    tried = {
-        key: found["validation"] for key, found in runs.items() if key.startswith(f"{arm} ") and key.endswith(" 0")
-    }
-    return float(max(tried, key=tried.__getitem__).split()[1])
-
-
-def summary(runs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each arm at its best rate: mAP on test rows, and the share of what full training trains and reaches."""
-    found: dict[str, Any] = {}
-    for arm in dict.fromkeys(key.split()[0] for key in runs):
-        rate = best(runs, arm)
-        mine = [one for key, one in runs.items() if key.startswith(f"{arm} ") and float(key.split()[1]) == rate]
-        scores = [one["test"] for one in mine]
-        found[arm] = {
-            "learning_rate": rate, "test": scores, "mean": statistics.mean(scores),
-            "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-            "parameters": mine[0]["parameters"], "seconds": statistics.mean(one["seconds"] for one in mine),
-        }  # fmt: skip
-    if "full" in found:
-        for one in found.values():
-            one["of_full"] = one["mean"] / found["full"]["mean"]
-            one["parameters_of_full"] = one["parameters"] / found["full"]["parameters"]
-    return found
 
 
 def trained(data: Data, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
@@ -169,7 +125,7 @@ def trained_pack(data: Data, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[st
         splits = {"data": Splits(Split(dict(enumerate(rows)), len(rows)))}
         pack = Pack(engine, splits, output=Path(folder), max_rows=ROWS)
         for number, ((_, rate, seed), rank) in enumerate(zip(runs, ranks, strict=True)):
-            lora = data.recipe.lora.model_copy(update={"r": rank, "lora_alpha": 2 * rank})
+            lora = of_rank(data.recipe.lora, rank, engine)
             training = data.recipe.training.model_copy(update={"learning_rate": rate, "seed": seed})
             pack.join(Job(str(number), "data", data.task.spec, lora, training))
         began = time.process_time()

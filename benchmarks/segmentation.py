@@ -10,7 +10,8 @@ of scenes that training never saw, of every seed. Full training has live batch n
 
     full             every weight, in a plain torch loop on the plain class
     head             the classifier alone
-    lora-8           rank 8 on every convolution, and the classifier; alpha is twice the rank
+    lora-8           rank 8 on every convolution, batch norms of its own, and the classifier; alpha is twice the rank
+    frozen-8         the same with the base's batch norms
     lora-4, -16, -32, -64        other ranks, at lora-8's rate; a layer that is narrower has its whole width
 
 Adapters train in packs. A run that is known is not run again; a killed one goes on with what is missing.
@@ -20,20 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.arms import Run, best, name_of, of_rank, summary, work
 from benchmarks.machine import RESULTS, write
 from pipelines.baselines import Data, answers_of, head_names, train_full
 from pipelines.segmentation import KINDS, line
@@ -51,16 +47,17 @@ from ray_lora.training.shards import Split, Splits
 
 PARTS = ("textured", "textured-few", "lesions", "emoji")
 CURVES = ("textured", "textured-few", "lesions")  # with all ranks; ERFNet takes too long
-RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora-8": (2e-3, 5e-3, 1e-2)}
+RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora-8": (5e-3, 1e-2, 2e-2)}
 RANKS = (4, 16, 32, 64)
 FEW = 12
-Run = tuple[str, float, int]  # arm, rate, seed
+NORMS = {"lora": "own", "frozen": "base"}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    options.add_argument("--processes", type=int, choices=(1, 2), default=2)
     options.add_argument("--smoke", action="store_true", help="two steps, to see that everything runs; nothing is kept")
     options.add_argument("--runs", help="train these of one part in this process, as JSON, and print their scores")
     asked = options.parse_args()
@@ -91,67 +88,24 @@ def measure(part: str, asked: argparse.Namespace) -> None:
     mine: dict[str, Any] = known.setdefault(part, {"runs": {}})
 
     def keep(run: Run, found: Mapping[str, Any]) -> None:
-        mine["runs"][" ".join(map(str, run))] = found
+        mine["runs"][name_of(run)] = found
         mine["summary"] = summary(mine["runs"])
         if not asked.smoke:
             write("segmentation", {"what": __doc__, **known, part: mine})
         print(part, *run, json.dumps(found), flush=True)
 
+    more = ["--only", part, *(["--smoke"] if asked.smoke else [])]
     rates = {arm: values[:1] if asked.smoke else values for arm, values in RATES.items()}
     first = [[(arm, rate, 0)] for arm in ("full", "head") for rate in rates[arm]]
-    packs: list[list[Run]] = [[("lora-8", rate, 0) for rate in rates["lora-8"]], *first, [("bare", 0.0, 0)]]
-    work(part, asked, packs, mine["runs"], keep)
+    loras: list[list[Run]] = [[(arm, rate, 0) for rate in rates["lora-8"]] for arm in ("lora-8", "frozen-8")]
+    packs = [*loras, *first, [("bare", 0.0, 0)]]
+    work("benchmarks.segmentation", more, packs, mine["runs"], keep, asked.processes)
     seeds, ranks = range(asked.seeds), RANKS if part in CURVES else ()
     rate = best(mine["runs"], "lora-8")
     packs = [[(f"lora-{rank}", rate, seed) for seed in seeds] for rank in (8, *ranks)]
     packs += [[(arm, best(mine["runs"], arm), seed)] for arm in ("full", "head") for seed in seeds]
-    work(part, asked, packs, mine["runs"], keep)
+    work("benchmarks.segmentation", more, packs, mine["runs"], keep, asked.processes)
     print(json.dumps({part: mine["summary"]}, indent=1), flush=True)
-
-
-def work(
-    part: str, asked: argparse.Namespace, packs: Sequence[Sequence[Run]], known: Mapping[str, Any], keep: Any
-) -> None:
-    """Each pack of runs in a process of its own, two at a time, of those that are not known."""
-
-    def one(runs: Sequence[Run]) -> list[Any]:
-        command = [sys.executable, "-m", "benchmarks.segmentation", "--only", part, "--runs", json.dumps(runs)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        more = ["--smoke"] if asked.smoke else []
-        done = subprocess.run([*command, *more], stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        return [json.loads(text) for text in done.stdout.splitlines() if text.startswith("[[")]
-
-    missing = [[run for run in runs if " ".join(map(str, run)) not in known] for runs in packs]
-    with ThreadPoolExecutor(2) as threads:
-        for done in as_completed([threads.submit(one, runs) for runs in missing if runs]):
-            for run, found in done.result():
-                keep(tuple(run), found)
-
-
-def best(runs: Mapping[str, Any], arm: str) -> float:
-    """The rate whose validation rows with seed 0 liked it best."""
-    tried = {
-        key: found["validation"] for key, found in runs.items() if key.startswith(f"{arm} ") and key.endswith(" 0")
-    }
-    return float(max(tried, key=tried.__getitem__).split()[1])
-
-
-def summary(runs: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each arm at its best rate: Dice on test rows, and the share of what full training trains and reaches."""
-    found: dict[str, Any] = {}
-    for arm in dict.fromkeys(key.split()[0] for key in runs):
-        rate = best(runs, arm)
-        mine = [one for key, one in runs.items() if key.startswith(f"{arm} ") and float(key.split()[1]) == rate]
-        scores = [one["test"] for one in mine]
-        found[arm] = {
-            "learning_rate": rate, "test": scores, "mean": statistics.mean(scores),
-            "spread": statistics.stdev(scores) if len(scores) > 1 else 0.0, "parameters": mine[0]["parameters"],
-        }  # fmt: skip
-    for one in found.values():
-        if "full" in found:
-            one["of_full"] = one["mean"] / found["full"]["mean"]
-            one["parameters_of_full"] = one["parameters"] / found["full"]["parameters"]
-    return found
 
 
 # -------------------------------------------------------------------- one process's runs
@@ -174,7 +128,7 @@ class Cases(Data):
 def trained(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Adapters in one pack, or a plain run."""
     arm, rate, seed = runs[0]
-    if arm.startswith("lora-"):
+    if arm.startswith(("lora-", "frozen-")):
         yield from trained_pack(data, runs)
     elif arm == "bare":
         engine = AdapterEngine(data.base, slots=1, max_rank=1)
@@ -191,13 +145,16 @@ def trained(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, A
 
 
 def trained_pack(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    ranks = [int(arm.removeprefix("lora-")) for arm, _, _ in runs]
+    ranks = [int(arm.partition("-")[2]) for arm, _, _ in runs]
     engine, rows = AdapterEngine(data.base, slots=len(runs), max_rank=max(ranks), train=True), data.rows("train")
     with tempfile.TemporaryDirectory() as folder:
         pack = Pack(engine, {"data": Splits(Split(dict(enumerate(rows)), len(rows)))}, output=Path(folder))
-        for number, ((_, rate, seed), rank) in enumerate(zip(runs, ranks, strict=True)):
+        for number, ((arm, rate, seed), rank) in enumerate(zip(runs, ranks, strict=True)):
             training = data.recipe.training.model_copy(update={"learning_rate": rate, "seed": seed})
-            pack.join(Job(str(number), "data", data.task.spec, of_rank(data.recipe.lora, rank, engine), training))
+            lora = of_rank(data.recipe.lora, rank, engine).model_copy(
+                update={"batch_norms": NORMS[arm.partition("-")[0]]}
+            )
+            pack.join(Job(str(number), "data", data.task.spec, lora, training))
         began = time.process_time()
         while pack.members:
             pack.step()
@@ -207,14 +164,6 @@ def trained_pack(data: Cases, runs: Sequence[Run]) -> Iterator[tuple[Run, dict[s
     engine = AdapterEngine(data.base, slots=len(runs), max_rank=max(ranks))
     for run, adapter in zip(runs, adapters, strict=True):
         yield run, said(scores_of(data, engine, engine.load(adapter)), adapter.num_parameters, seconds)
-
-
-def of_rank(lora: LoraSpec, rank: int, engine: AdapterEngine) -> LoraSpec:
-    """The recipe's pairs at another rank, at most a layer's width, and scaled alike."""
-    narrow = {rf".*{re.escape(name)}": layer.shape.width for name, layer in engine.layers.items()}
-    narrow = {name: width for name, width in narrow.items() if width < rank}
-    alphas = {name: 2 * width for name, width in narrow.items()}
-    return lora.model_copy(update={"r": rank, "lora_alpha": 2 * rank, "rank_pattern": narrow, "alpha_pattern": alphas})
 
 
 def scores_of(data: Cases, engine: AdapterEngine, slot: int) -> dict[str, dict[str, float]]:

@@ -220,6 +220,15 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _fitted_head_reads_the_base(self) -> Recipe:
+        if self.training.head_start == "fitted" and self.lora.batch_norms == "own":
+            raise ValueError(
+                "training.head_start: fitted and lora.batch_norms: own are both given; a head is fitted on the base "
+                "with its own norms: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_reads_the_same_rows(self) -> Recipe:
         if self.distillation.teacher is not None and self.augmentation:
             raise ValueError(

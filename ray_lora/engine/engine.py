@@ -322,6 +322,9 @@ class AdapterEngine:
         Raises:
             RecipeError: nothing matches, a match cannot hold an adapter, or a rank is too large.
         """
+        head = targets.with_norms(head, config)
+        if head is not None and head.kind not in self.heads:
+            self.reserve_head(head)
         known = None if head is None else self.heads[head.kind]
         return targets.match(config, known, self.base, self.layers, self.max_rank)
 

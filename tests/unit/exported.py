@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ray_lora.adapters.adapter import Adapter, Card
+from ray_lora.adapters.peft_folder import PREFIX
 from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import predict
@@ -46,7 +47,7 @@ def put(
     draw = torch.Generator().manual_seed(seed)
     fresh = {
         key: value
-        if "running" in key
+        if "running" in key or (key.removeprefix(PREFIX).startswith(f"{opened.prefix}.") and "lora_" not in key)
         else torch.empty(value.shape).normal_(0, spread if "lora_" in key else head or spread, generator=draw)
         for key, value in engine.read(slot).items()
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -51,6 +51,7 @@ class Told:
     make: Callable[[Path], Path]
     specs: tuple[TaskSpec, TaskSpec]
     layers: str | tuple[str, ...] = "all-convolutions"
+    norms: Literal["base", "own"] = "base"
 
 
 _BOXES = (ObjectDetectionSpec(labels=("a", "b")), ObjectDetectionSpec(labels=("a", "b", "c")))
@@ -58,6 +59,7 @@ _MASKS = (ImageSegmentationSpec(labels=("background", "b")), ImageSegmentationSp
 TOLD = {
     "boxes": Told(detection.tiny, _BOXES, ("stem.conv.conv", "conv3.conv", "conv2.conv", "cls_convs.0.0.conv")),
     "masks on U-Net": Told(segmentation.tiny, _MASKS),  # transposed convolutions among them
+    "masks on U-Net with norms of their own": Told(segmentation.tiny, _MASKS, norms="own"),
     "masks on ERFNet": Told(
         lambda folder: segmentation.tiny(folder, network=ErfnetConfig(), image_size=(32, 48)),
         _MASKS,
@@ -72,7 +74,8 @@ def test_each_task_answers_as_the_library(name: str, tmp_path: Path) -> None:
     told, store = TOLD[name], tmp_path / "store"
     base = told.make(tmp_path / "base")
     for seed, (adapter, spec) in enumerate(zip(("one", "two"), told.specs, strict=True)):
-        put(store, base, adapter, spec, LoraSpec(r=4 - 2 * seed, target_modules=told.layers), seed, 0.08, 2.0)
+        lora = LoraSpec(r=4 - 2 * seed, target_modules=told.layers, batch_norms=told.norms)
+        put(store, base, adapter, spec, lora, seed, 0.08, 2.0)
     wanted = {adapter: said(store, adapter, _inputs()) for adapter in ("one", "two")}
     assert wanted["one"] != wanted["two"]
     assert all(any(answers) for answers in wanted.values())
