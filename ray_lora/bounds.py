@@ -130,3 +130,12 @@ def _wrong(value: Any) -> str | None:
     if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
         return f"is a whole number of {value.bit_length()} bits; at most 63 are read"
     return None
+
+
+def size_words(count: float) -> str:
+    """Bytes as people say them: `1.2 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

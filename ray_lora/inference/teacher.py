@@ -18,12 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_lora.bounds import size_words
 from ray_lora.engine import AdapterEngine
-from ray_lora.errors import AdapterError
+from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.inference.predict import forward, passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.tasks import Features, Task
 from ray_lora.tasks.soft_targets import Distilled
+
+MOST_BYTES = 4 << 30  # of soft targets: a worker shares them in memory
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def soft_targets(
 
     Raises:
         AdapterError: it says what is no finite number.
+        RecipeError: what it says is too much to be kept.
     """
     assert isinstance(task, Distilled)
     tasks, slots = {slot: task}, [slot] * len(features)
@@ -70,9 +74,21 @@ def soft_targets(
             for _, rows, outputs in forward(engine, tasks, spread.features, spread.slots, chunk):
                 for row, part in zip(rows, task.logits(outputs, [spread.features[row] for row in rows]), strict=True):
                     parts[row] = part
+        _check_bytes(parts)
     if not all(bool(part.isfinite().all()) for part in parts):
         raise AdapterError("the teacher answers what is no finite number; train it again at a lower learning rate")
     of_row: list[list[Tensor]] = [[] for _ in features]
     for row, part in zip(spread.rows, parts, strict=True):
         of_row[row].append(part)
     return SoftTargets.of([task.soft_targets(mine, row).numpy() for mine, row in zip(of_row, features, strict=True)])
+
+
+def _check_bytes(parts: Sequence[Tensor | None]) -> None:
+    """RecipeError where the answers of all windows, by those that are known, take more than `MOST_BYTES`."""
+    known = [part.numel() * part.element_size() for part in parts if part is not None]
+    whole = len(parts) * sum(known) / len(known)
+    if whole > MOST_BYTES:
+        raise RecipeError(
+            f"what the teacher says of {len(parts):,} rows takes {size_words(whole)}, and at most "
+            f"{size_words(MOST_BYTES)} are kept; give fewer rows, or leave distillation.teacher out"
+        )

@@ -88,11 +88,14 @@ def _computed(
     engine, slot, task = _mounted(teacher)
     features = list(_encoded(task, rows))
     spec, base = student
-    if cast(Distilled, task).agreement != "rows":
+    if cast(Distilled, task).agreement in ("pieces", "vocabulary"):
         _check_pieces(teacher, task, features, build_task(spec, describe_base(base).processor), rows)
     found = soft_targets(engine, slot, task, features)
     engine.close()
-    return found if teacher.order is None else SoftTargets(found.values[:, list(teacher.order)], found.begins)
+    if teacher.order is None:
+        return found
+    columns = [*teacher.order, *range(len(teacher.order), found.values.shape[1])]  # what follows is of no label
+    return SoftTargets(found.values[:, columns], found.begins)
 
 
 def _mounted(teacher: Teacher) -> tuple[AdapterEngine, int, Task]:

@@ -24,6 +24,7 @@ from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bases.quantised import nbytes
+from ray_lora.bounds import size_words
 from ray_lora.engine import AdapterEngine
 from ray_lora.engine.frozen import folded
 from ray_lora.engine.packed import transposes
@@ -292,12 +293,3 @@ def _free_memory(device: str) -> int:
             raise RecipeError("scaling.use_gpu is true, this machine has no GPU; set scaling.use_gpu=false")
         return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available)
-
-
-def size_words(count: float) -> str:
-    """Bytes as people say them: `1.2 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

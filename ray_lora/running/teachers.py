@@ -8,6 +8,7 @@ It knows cards and configs, no rows and no logits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.atomic import expanded
@@ -22,7 +23,8 @@ from ray_lora.tasks import build_task, task_of
 from ray_lora.tasks.soft_targets import Distilled
 
 _TEACHABLE = (
-    "text-classification, image-classification, token-classification, question-answering and text-generation do"
+    "text-classification, image-classification, token-classification, question-answering, text-generation and "
+    "object-detection on anchors do"
 )
 
 
@@ -80,9 +82,15 @@ def find_teacher(recipe: Recipe, spec: TaskSpec, base: Base) -> Teacher:
         )
     try:
         reads = task.teaching(found.spec)
-        build_task(reads, described.processor)
+        theirs: Any = build_task(reads, described.processor)
     except RecipeError as error:
         raise RecipeError(f"teacher {found.ref!r} cannot read the recipe's rows: {error}") from None
+    seen = getattr(task, "sees", None)
+    if task.agreement == "input" and theirs.sees != seen:
+        raise RecipeError(
+            f"teacher {found.ref!r} sees {theirs.sees}, and {recipe.base.model} {seen}; "
+            f"{spec.type} is taught by a base of the same input"
+        )
     read_by = Encoder.of(reads, described.processor, recipe.data.columns).key
     follows = (found.sha256, described.fingerprint, str(described.dtype), repr(order), read_by)
     return replace(found, spec=reads, order=order, follows=follows)

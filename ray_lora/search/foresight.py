@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler
 
+from ray_lora.bounds import size_words
 from ray_lora.recipe import Json, Recipe, TaskSpec, TrainingSpec
-from ray_lora.running.plan import plan_with_task, size_words, slots_for, targets_embeddings
+from ray_lora.running.plan import plan_with_task, slots_for, targets_embeddings
 from ray_lora.running.plan import show as show_plan
 from ray_lora.running.probes import Asked, Probed, ProbeError, Probes, packs_of
 from ray_lora.running.time_left import Kind, keep_foreseen, said_time

@@ -24,6 +24,7 @@ from ray_lora.tasks.detection.options import FULL, SCORING, options_of
 from ray_lora.tasks.detection.ways import way_of
 from ray_lora.tasks.images import open_picture
 from ray_lora.tasks.labels import label_index, plain_labels
+from ray_lora.tasks.soft_objects import SoftObjects
 from ray_lora.tasks.task import Column, Features, Row
 from ray_lora.tasks.teaching import Taught, wrong_labels
 from ray_lora.transform_spec import Needs
@@ -67,6 +68,11 @@ class ObjectDetection(Labelled):
         self._way = way_of(processor, self.labels)
         height, width = self._way.size
         self.longest: int = -(-height // _PATCH) * -(-width // _PATCH)
+
+    @classmethod
+    def on(cls, processor: Any) -> type[ObjectDetection]:
+        """Of anchors where the base has them."""
+        return AnchoredDetection if hasattr(processor, "strides") else cls
 
     # ------------------------------------------------------------ of a block of rows, before anything is loaded
 
@@ -190,6 +196,10 @@ class ObjectDetection(Labelled):
         from ray_lora.tasks.detection.drawing import drawn
 
         return drawn(predictions, features, self.labels, self._way.shown)
+
+
+class AnchoredDetection(SoftObjects, ObjectDetection):
+    """On a base of anchors, which may learn from a teacher what each of them says."""
 
 
 def _categories(block: pa.Table) -> Iterable[tuple[int, Any]]:

@@ -8,7 +8,7 @@
 The distance of two distributions is temperature² KL(softmax(teacher / temperature) || softmax(student / temperature)):
 Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), whose square keeps gradients of one size at any temperature. It knows
 logits and rows, no adapters. Here are rows with one label, several, or a number; `soft_words` and `soft_spans` have
-words and answers, `soft_tokens` what is written.
+words and answers, `soft_tokens` what is written, `soft_objects` what is where.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOFT = "soft_targets"  # in the features of a row, or of each of its windows
-Agreement = Literal["rows", "pieces", "vocabulary"]
+Agreement = Literal["rows", "pieces", "vocabulary", "input"]
 
 
 @runtime_checkable
@@ -35,8 +35,8 @@ class Distilled(Protocol):
     """What a `Task` has beside, whose adapters can learn from another adapter's logits.
 
     Attributes:
-        agreement: what a teacher must share with its student: the rows; the very pieces in which each reads a row; or
-            every token's number too.
+        agreement: what a teacher must share with its student: the rows; the very pieces in which each reads a row;
+            every token's number too; or of pictures the size and the anchors, which its `sees` says.
     """
 
     agreement: ClassVar[Agreement]

@@ -27,6 +27,7 @@ class Anchored:
         self._processor = processor
         self.size: tuple[int, int] = tuple(processor.size)
         self.ground: tuple[float, ...] = (processor.ground / _WHITE,) * 3
+        self.anchors = len(grid_of(self.size, tuple(processor.strides)).strides)
 
     def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """uint8, from 0 to 255."""
@@ -60,6 +61,11 @@ class Anchored:
         rows = range(len(scores))
         finite = [bool(all(values[row].isfinite().all() for values in outputs.values())) for row in rows]
         return Found(scores, boxes, finite)
+
+    def soft(self, outputs: Any) -> Tensor:
+        """Logits of labels and objectness, [rows, anchors, labels + 1]."""
+        logits, objectness, _, _ = self._read(outputs)
+        return torch.cat([logits, objectness[..., None]], -1)
 
     def _read(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor, Grid]:
         """Logits, objectness and boxes as corners in the input, and the grid of their anchors."""
