@@ -11,6 +11,7 @@ it knows nothing of tasks, files or Ray.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -349,7 +350,9 @@ class AdapterEngine:
                 f"heads of {spec.num_labels} labels join a pack built for {old.labels}; "
                 "start the pack with all label sets"
             )
-        head = Head(self.base, spec)
+        plain = self.heads.get(spec.architecture)  # a pack has made room for the labels of all its jobs there
+        head = Head(self.base, spec if plain is None else replace(spec, num_labels=max(spec.num_labels, plain.labels)))
+        head.reserve(spec.num_labels)
         if not head.targets & set(self.layers):
             raise AdapterError(
                 f"{head.architecture} shares no layer with base {self.base.id!r}; choose a head for this base"

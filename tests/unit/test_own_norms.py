@@ -166,6 +166,20 @@ def test_gradients_are_those_of_the_plain_class(folder: Path) -> None:
             torch.testing.assert_close(grads[key], named[key.removeprefix(PREFIX)].grad, atol=1e-9, rtol=1e-7)
 
 
+def test_labels_of_a_later_job_find_room(folder: Path) -> None:
+    """A pack makes room for the labels of all its jobs before any joins."""
+    engine = AdapterEngine(open_base(folder, torch.float64), slots=2, max_rank=4, train=True)
+    many, few = (
+        build_task(
+            ImageSegmentationSpec(labels=tuple(f"label {at}" for at in range(count))), engine.base.processor
+        ).head
+        for count in (5, 2)
+    )
+    engine.reserve_head(many)
+    slots = [engine.init(OWN, head, 0) for head in (few, many)]
+    assert [engine.read(slot)[f"{PREFIX}classifier.bias"].shape[0] for slot in slots] == [2, 5]
+
+
 def test_a_folder_holds_them_as_plain_peft_has_it(folder: Path, tmp_path: Path) -> None:
     pack = pack_of(folder)
     slot = pack.join(job_of("own"))
