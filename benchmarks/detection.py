@@ -5,7 +5,7 @@
 YOLOX-Tiny (captchas' glyphs; its batch norms were folded into its convolutions before it was published, so neither side
 has live ones) at 256 x 256 on emoji on photographs, 8 pictures a step, AdamW, 10 % warm-up and cosine, gradients cut at
 norm 1, float32, one thread, no augmentation; the same pictures in the same order on both sides. `--labels one`: all
-emoji are one class; `four`: animals, food, travel, smileys. Each arm stands at the best of three rates by the mAP of
+emoji are one class; `four`: animals, food, travel, smileys. Each arm stands at the best of its rates by the mAP of
 validation rows with seed 0; `test` is mAP50-95 on drawings and parts of photographs that training never saw, of every
 seed.
 
@@ -46,7 +46,7 @@ from ray_lora.tasks import scoring_of
 from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack, Split, Splits
 
-FULL_RATES, LORA_RATES = (1e-4, 3e-4, 1e-3), (1e-3, 2e-3, 5e-3)
+FULL_RATES, LORA_RATES = (3e-5, 1e-4, 3e-4, 1e-3), (1e-3, 2e-3, 5e-3)
 PLAIN = {"full": FULL_RATES, "head": (3e-4, 1e-3, 3e-3), "predictions": (1e-3, 3e-3, 1e-2)}
 RANKS = (8, 4, 16, 32, 64)  # the first one's rate is the others'
 ARMS = (*(f"lora-{rank}" for rank in RANKS), *PLAIN)

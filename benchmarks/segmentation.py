@@ -5,14 +5,14 @@
 Parts: `textured` and `textured-few` (12 pictures), `lesions` (16), on the small U-Net that knows plain shapes
 (`pipelines.segmentation_base`); `emoji` on ERFNet as others trained it for table lines. Both sides: the recipe's steps,
 pictures in the same order, AdamW, 10 % warm-up and linear decay, cross entropy and Dice, float32, one thread, no
-augmentation. Each arm stands at the best of three rates by the Dice of validation rows with seed 0; `test` is the Dice
+augmentation. Each arm stands at the best of its rates by the Dice of validation rows with seed 0; `test` is the Dice
 of scenes that training never saw, of every seed. Full training has live batch norms; adapters leave them as they are.
 
     full             every weight, in a plain torch loop on the plain class
     head             the classifier alone
     lora-8           rank 8 on every convolution, batch norms of its own, and the classifier; alpha is twice the rank
     frozen-8         the same with the base's batch norms
-    lora-4, -16, -32, -64        other ranks, at lora-8's rate; a layer that is narrower has its whole width
+    lora-4, -16, -32, -64        other ranks; a layer that is narrower has its whole width
 
 Adapters train in packs. A run that is known is not run again; a killed one goes on with what is missing.
 """
@@ -47,7 +47,7 @@ from ray_lora.training.shards import Split, Splits
 
 PARTS = ("textured", "textured-few", "lesions", "emoji")
 CURVES = ("textured", "textured-few", "lesions")  # with all ranks; ERFNet takes too long
-RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora-8": (5e-3, 1e-2, 2e-2)}
+RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora": (2e-3, 5e-3, 1e-2, 2e-2)}
 RANKS = (4, 16, 32, 64)
 FEW = 12
 NORMS = {"lora": "own", "frozen": "base"}
@@ -97,13 +97,12 @@ def measure(part: str, asked: argparse.Namespace) -> None:
     more = ["--only", part, *(["--smoke"] if asked.smoke else [])]
     rates = {arm: values[:1] if asked.smoke else values for arm, values in RATES.items()}
     first = [[(arm, rate, 0)] for arm in ("full", "head") for rate in rates[arm]]
-    loras: list[list[Run]] = [[(arm, rate, 0) for rate in rates["lora-8"]] for arm in ("lora-8", "frozen-8")]
-    packs = [*loras, *first, [("bare", 0.0, 0)]]
+    ranked = [f"lora-{rank}" for rank in (8, *(RANKS if part in CURVES else ()))]
+    packs: list[list[Run]] = [[(arm, rate, 0) for rate in rates["lora"]] for arm in (*ranked, "frozen-8")]
+    packs += [*first, [("bare", 0.0, 0)]]
     work("benchmarks.segmentation", more, packs, mine["runs"], keep, asked.processes)
-    seeds, ranks = range(asked.seeds), RANKS if part in CURVES else ()
-    rate = best(mine["runs"], "lora-8")
-    packs = [[(f"lora-{rank}", rate, seed) for seed in seeds] for rank in (8, *ranks)]
-    packs += [[(arm, best(mine["runs"], arm), seed)] for arm in ("full", "head") for seed in seeds]
+    packs = [[(arm, best(mine["runs"], arm), seed) for seed in range(asked.seeds)] for arm in ranked]
+    packs += [[(arm, best(mine["runs"], arm), seed)] for arm in ("full", "head") for seed in range(asked.seeds)]
     work("benchmarks.segmentation", more, packs, mine["runs"], keep, asked.processes)
     print(json.dumps({part: mine["summary"]}, indent=1), flush=True)
 
