@@ -33,16 +33,16 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
 
 from benchmarks.machine import write
+from pipelines.baselines import plain_model
 from ray_lora import AdapterEngine, BaseSpec, Card, load_base
 from ray_lora.bases.base import Base
 from ray_lora.bases.segmenters import SegmenterConfig, save_untrained
-from ray_lora.recipe import LoraSpec, TaskSpec
+from ray_lora.recipe import LoraSpec, Recipe, TaskSpec
 from ray_lora.store import open_store
 from ray_lora.tasks import Task, build_task
 from ray_lora.tasks.image_classification import ImageClassificationSpec
@@ -210,23 +210,18 @@ def write_adapter(kind: Kind, spec: BaseSpec, store: Path) -> None:
     slot = engine.init(lora, task.head, seed=0)
     draw = torch.Generator().manual_seed(0)
     tensors = engine.read(slot)
-    engine.write(
-        slot, {key: 0.01 * torch.randn(value.shape, generator=draw) for key, value in tensors.items() if "lora" in key}
-    )
+    drawn = {key: 0.01 * torch.randn(x.shape, generator=draw) for key, x in tensors.items() if "lora" in key}
+    engine.write(slot, tensors | drawn)
     engine.refresh([slot])
     open_store(str(store)).put(engine.export(slot, Card(task=task.spec, base=spec.model)), "camera")
     engine.close()
 
 
 def plain(base: Base, task: Task) -> nn.Module:
-    """The base's plain class with a head of the task's size."""
-    if base.built is not None:
-        return base.built.plain(task.head).to(base.dtype).eval()
-    factory = getattr(transformers, task.head.architecture)
-    model: nn.Module = factory.from_pretrained(
-        base.folder, num_labels=task.head.num_labels, dtype=base.dtype, ignore_mismatched_sizes=True
-    )
-    return model.eval()
+    """The base's plain class with a head of the task's size, on weights of its own."""
+    recipe = Recipe.parse({"base": {"model": base.id}, "task": task.spec.model_dump(mode="json")})
+    model: nn.Module = plain_model(recipe, task).to(base.dtype).eval()
+    return model
 
 
 # -------------------------------------------------------------------- the server
