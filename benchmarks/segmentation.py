@@ -6,7 +6,8 @@ Parts: `textured` and `textured-few` (12 pictures), `lesions` (16), on the small
 (`pipelines.segmentation_base`); `emoji` on ERFNet as others trained it for table lines. Both sides: the recipe's steps,
 pictures in the same order, AdamW, 10 % warm-up and linear decay, cross entropy and Dice, float32, one thread, no
 augmentation. Each arm stands at the best of its rates by the Dice of validation rows with seed 0; `test` is the Dice
-of scenes that training never saw, of every seed. Full training has live batch norms; adapters leave them as they are.
+of scenes that training never saw, of every seed. Full training has live batch norms; adapters' own keep the
+statistics of their rows.
 
     full             every weight, in a plain torch loop on the plain class
     head             the classifier alone

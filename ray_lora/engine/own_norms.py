@@ -80,16 +80,17 @@ class OwnNorms:
             if self._sums is not None:
                 return _measured(x, module, self._sums.setdefault(name, _Sums()))
             routes = self.current()
-            if routes is None or not any(map(self.kind_of, routes.rows.distinct)):
+            kinds = set() if routes is None else set(map(self.kind_of, routes.rows.distinct))
+            if routes is None or kinds <= {None}:
                 return plain(x)
             slots = routes.of(x).slots
             slots = slots.repeat_interleave(x.shape[0] // len(slots))
-            kinds = {slot: self.kind_of(slot) for slot in routes.rows.distinct}
-            if len(set(kinds.values())) == 1:
-                return self._own(name, module, x, slots, kinds[routes.rows.distinct[0]])
+            if len(kinds) == 1:
+                return self._own(name, module, x, slots, kinds.pop())
+            of_row = list(map(self.kind_of, slots.tolist()))
             parts, order = [], []
-            for kind in dict.fromkeys(kinds.values()):
-                mine = torch.tensor([kinds[slot] == kind for slot in slots.tolist()], device=x.device).nonzero()[:, 0]
+            for kind in kinds:
+                mine = torch.tensor([row for row, other in enumerate(of_row) if other == kind], device=x.device)
                 part = x[mine]
                 parts.append(plain(part) if kind is None else self._own(name, module, part, slots[mine], kind))
                 order.append(mine)

@@ -3,8 +3,7 @@
 A row of 500 tokens has 25 million logits over a vocabulary of 50,000, and training asks for the answer's alone. The
 plain class's own forward computes them, whatever it does beside its last layer (caps, scales).
 
-    outputs.cross_entropy(rows, columns, targets)        # [terms], with gradients, a few tokens' logits at a time
-    outputs.losses(rows, columns, loss)                  # the same of another loss
+    outputs.losses(rows, columns, loss)                  # [terms], with gradients, a few tokens' logits at a time
     outputs.logits_at(rows, columns)                     # [terms, vocabulary]
     outputs.logits                                       # [rows, longest, vocabulary]
 
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _MOST = 2**23  # logits at once, numbers: more leave caches, and a pack's memory
@@ -49,11 +47,6 @@ class TokenStates:
     def logits_at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Of some tokens, [terms, vocabulary]."""
         return self.head(self._at(rows, columns)[None])[0]
-
-    def cross_entropy(self, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-        """-log p(target) after each of some tokens, [terms], in float32 at least, with gradients."""
-        targets = targets.to(self.states.device)
-        return self.losses(rows, columns, lambda logits, part: F.cross_entropy(logits, targets[part], reduction="none"))
 
     def losses(self, rows: Tensor, columns: Tensor, loss: Loss) -> Tensor:
         """What `loss` gives for each of some tokens, [terms], with gradients."""

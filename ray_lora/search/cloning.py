@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_lora.errors import RecipeError
-from ray_lora.recipe import Json, Recipe, TaskSpec, TrainingSpec, check_key
+from ray_lora.recipe import Json, LoraSpec, Recipe, TaskSpec, TrainingSpec, check_key
 from ray_lora.running.plan import largest_rank, targets_embeddings
 from ray_lora.search.asking import Request
 from ray_lora.search.origin import Origin, read_origin, write_origin
@@ -114,8 +114,8 @@ def _warm(parent: Path, was: Job, job: Job, fresh: bool) -> tuple[int, str]:
     """From which step of its parent's a clone goes on, 0 for none; and why."""
     if fresh:
         return 0, "it was asked for"
-    before, after = was.lora.model_dump(exclude={"lora_dropout"}), job.lora.model_dump(exclude={"lora_dropout"})
-    other = [f"lora.{key}" for key in before if before[key] != after[key]]
+    form = LoraSpec.model_fields.keys() - {"lora_dropout"}
+    other = [f"lora.{key}" for key in sorted(form) if getattr(was.lora, key) != getattr(job.lora, key)]
     if other:
         return 0, f"its {', '.join(other)} differs, so the checkpoint is of another form"
     step = step_of(parent / "state")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_lora.errors import DataError
 from ray_lora.recipe import TaskSpec
-from ray_lora.tasks.soft_targets import SOFT, Agreement, distance
+from ray_lora.tasks.soft_targets import SOFT, Agreement, distance, yes_or_no
 from ray_lora.tasks.task import Features
 
 if TYPE_CHECKING:
@@ -56,11 +56,5 @@ class SoftObjects:
         mine = self._way.soft(outputs)
         soft = torch.from_numpy(np.stack([row[SOFT] for row in features])).to(mine)
         heat = temperatures.to(mine)[:, None, None].expand(mine.shape)
-        apart = distance(_yes_or_no(mine), _yes_or_no(soft), heat)
+        apart = distance(yes_or_no(mine), yes_or_no(soft), heat)
         return (apart[..., -1] + soft[..., -1].sigmoid() * apart[..., :-1].sum(-1)).sum(1)
-
-
-def _yes_or_no(logits: Tensor) -> Tensor:
-    import torch
-
-    return torch.stack([logits, torch.zeros_like(logits)], -1)

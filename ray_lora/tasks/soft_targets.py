@@ -85,6 +85,13 @@ def distance(student: Tensor, teacher: Tensor, temperatures: Tensor, impossible:
     return temperatures.square() * (shares * (told - said)).sum(-1)
 
 
+def yes_or_no(logits: Tensor) -> Tensor:
+    """Each logit as a distribution of its own over yes and no, [..., 2]."""
+    import torch
+
+    return torch.stack([logits, torch.zeros_like(logits)], -1)
+
+
 def exact(logits: Tensor) -> Tensor:
     """Logits in float32 where they are narrower."""
     import torch
@@ -145,11 +152,9 @@ class SoftLabels(SoftRows):
     """Any number of labels a row: each is its own question of yes or no."""
 
     def divergence(self, outputs: Any, features: Sequence[Features], temperatures: Tensor) -> Tensor:
-        import torch
-
         mine, soft = self._pair(outputs, features)
-        mine, soft = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (mine, soft))
-        return distance(mine, soft, temperatures.to(mine)[:, None].expand(mine.shape[:2])).sum(-1)
+        heat = temperatures.to(mine)[:, None].expand(mine.shape)
+        return distance(yes_or_no(mine), yes_or_no(soft), heat).sum(-1)
 
 
 class SoftNumber(SoftRows):

@@ -73,6 +73,7 @@ def test_a_clone_of_the_same_form_goes_on_from_its_parents_checkpoint(searched: 
         ("a", {"fresh": True}, "it was asked for"),
         ("a", {"lora__r": 2}, "its lora.r differs"),
         ("a", {"lora__lora_alpha": 3.0}, "its lora.lora_alpha differs"),
+        ("a", {"lora__batch_norms": "own"}, "its lora.batch_norms differs"),
         ("a", {"lora__target_modules": ["query"]}, "its lora.target_modules differs"),
         ("early", {}, "early has no checkpoint yet"),
     ],

@@ -66,8 +66,7 @@ def inputs_of_norms(folder: Path, pack: Pack) -> dict[str, Tensor]:
     model = segmentation.plain(folder).double()
     seen: dict[str, list[Tensor]] = {}
     model.train()
-    for name, module in norms_in(pack.engine.base.backbone).items():
-        del module
+    for name in norms_in(pack.engine.base.backbone):
 
         def note(_: nn.Module, args: Any, name: str = name) -> None:
             seen.setdefault(name, []).append(args[0].transpose(0, 1).flatten(1))
