@@ -23,6 +23,7 @@ from ray_lora.allowed import allow
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json, Recipe, TaskSpec
 from ray_lora.search.origin import read_origin
+from ray_lora.search.whole_files import in_place
 from ray_lora.training.history import read_history
 from ray_lora.training.job import Job
 from ray_lora.training.rungs import WHOLE
@@ -119,6 +120,13 @@ class PackTrial(Trainable):
         if state.exists():
             shutil.copytree(state, Path(checkpoint_dir) / "state", dirs_exist_ok=True)
         (Path(checkpoint_dir) / "job.json").write_text(json.dumps({"job": self._joined}))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """As Tune's, but that the checkpoint is read where it lies."""
+        saved = getattr(checkpoint_path, "checkpoint", None)  # Tune's own calls give it with its metrics
+        if saved is not None:
+            checkpoint_path.checkpoint = in_place(saved)
+        super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint, this trial's own or (when a scheduler clones) another's."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import NativeFile, PythonFile
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pyarrow.fs import LocalFileSystem as Local
+from ray.train import Checkpoint
 
 _UNFINISHED = ".unfinished-"
 
@@ -29,6 +31,16 @@ def tidy(folder: Path) -> None:
     """Remove what a kill left unfinished below a search's folder, before the search goes on."""
     for left in folder.rglob(f"{_UNFINISHED}*"):
         left.unlink(missing_ok=True)
+
+
+def in_place(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint on such files, to be read where it lies.
+
+    Ray copies a checkpoint of a file system that it does not know to a folder that its readers on a machine share, and
+    the first to end may remove that folder while the next one comes: trials that a scheduler clones from one.
+    """
+    ours = isinstance(checkpoint.filesystem, PyFileSystem) and isinstance(checkpoint.filesystem.handler, WholeFiles)
+    return type(checkpoint)(checkpoint.path, Local()) if ours else checkpoint
 
 
 class WholeFiles(FSSpecHandler):  # type: ignore[misc]  # pyarrow comes without types

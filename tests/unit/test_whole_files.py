@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from pyarrow.fs import copy_files
+from ray.train import Checkpoint
 from ray.train._internal.storage import _download_from_fs_path, _upload_to_fs_path
 from ray.tune.execution.experiment_state import _find_newest_experiment_checkpoint
 
-from ray_lora.search.whole_files import tidy, whole_files
+from ray_lora.search.whole_files import in_place, tidy, whole_files
 
 STATE = "experiment_state-2026-11-29_10-00-00.json"
 OLD, NEW = {"trials": ["old"]}, {"trials": ["new"] * 100_000}
@@ -96,3 +97,14 @@ def test_a_copy_of_what_is_being_written_anew_is_left_out(kept: Path, tmp_path: 
     copy_files(str(tmp_path / "staged"), str(kept), destination_filesystem=whole_files())
     assert json.loads((kept / STATE).read_text()) == OLD
     assert {path.name for path in kept.iterdir()} == {STATE, "search_gen_state-1.json"}
+
+
+def test_two_readers_of_a_checkpoint_read_it_where_it_lies(kept: Path) -> None:
+    """Ray's copy is shared by the readers of a machine; the first to end took it from the second."""
+    first, second = (pickle.loads(pickle.dumps(Checkpoint(str(kept), whole_files()))) for _ in range(2))
+    with in_place(first).as_directory() as one:
+        with in_place(second).as_directory() as other:
+            assert one == other == str(kept)
+        assert json.loads((Path(one) / STATE).read_text()) == OLD
+    elsewhere = Checkpoint(str(kept))
+    assert in_place(elsewhere) is elsewhere
