@@ -1,6 +1,7 @@
 """LoRA on a convolutional detector beside every weight, the decoupled head and the prediction layers trained: mAP.
 
     python -m benchmarks.detection [--steps 150] [--labels one|four] [--seeds 3] [--only ARM ...] [--processes 2]
+                                   [--full-rates 3e-5 1e-4 3e-4 1e-3]
 
 YOLOX-Tiny (captchas' glyphs; its batch norms were folded into its convolutions before it was published, so neither side
 has live ones) at 256 x 256 on emoji on photographs, 8 pictures a step, AdamW, 10 % warm-up and cosine, gradients cut at
@@ -60,6 +61,7 @@ def main() -> None:
     options.add_argument("--labels", choices=("one", "four"), default="one")
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--only", nargs="*", choices=ARMS, default=ARMS, help="arms; lora-8 comes before other ranks")
+    options.add_argument("--full-rates", nargs="+", type=float, default=FULL_RATES)
     options.add_argument("--processes", type=int, choices=(1, 2), default=2)
     options.add_argument("--runs", help="train these in this process, as JSON, and print their scores")
     asked = options.parse_args()
@@ -88,7 +90,8 @@ def measure(data: Data, asked: argparse.Namespace) -> None:
     if "bare 0 0" not in mine["runs"]:
         keep(("bare", 0, 0), scores_bare(data))
     ranks = [arm for arm in asked.only if arm.startswith("lora-") and arm != "lora-8"]
-    first = [(arm, rate, 0) for arm in asked.only if arm in PLAIN for rate in PLAIN[arm]]
+    rates = PLAIN | {"full": tuple(asked.full_rates)}
+    first = [(arm, rate, 0) for arm in asked.only if arm in PLAIN for rate in rates[arm]]
     told = ["--steps", str(asked.steps), "--labels", asked.labels]
     packs: list[list[Run]] = [[("lora-8", rate, 0) for rate in LORA_RATES], *([run] for run in first)]
     work("benchmarks.detection", told, packs, mine["runs"], keep, asked.processes)
