@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_lora.engine.geometry import Geometry
+from ray_lora.bases.geometry import Geometry
 from ray_lora.engine.kernels import accumulate, select
 from ray_lora.engine.routing import Routing
 

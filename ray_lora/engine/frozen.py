@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from ray_lora.engine.geometry import CONVOLUTIONS, Geometry
+from ray_lora.bases.few_bits.convolutions import HeldConvolution, is_plain
+from ray_lora.bases.few_bits.layers import Held
+from ray_lora.bases.geometry import CONVOLUTIONS, Geometry, towards
 
 _EXACT = (torch.float32, torch.float64)  # whose weights are multiplied by a norm's scale without a loss that counts
 _INNERMOST = (torch.float32, torch.bfloat16)
@@ -44,9 +47,9 @@ class Frozen:
         self.after: dict[str, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
         plain = {name: module for name, module in backbone.named_modules() if has_statistics(module)}
-        convolutions = {name: module for name, module in backbone.named_modules() if type(module) in CONVOLUTIONS}
+        convolutions = {name: module for name, module in backbone.named_modules() if is_plain(module)}
         device, dtype = _where(backbone)
-        many = sum(type(module) is nn.Conv2d for module in convolutions.values()) > 1
+        many = sum(isinstance(module, nn.Conv2d) for module in convolutions.values()) > 1
         self.innermost = False
         pairs: dict[str, str] = {}
         looked = device.type != "meta" and (many or (plain and convolutions))
@@ -65,7 +68,7 @@ class Frozen:
                 self._undo.append(module.register_forward_hook(_guard).remove)
         if self.innermost:
             for name, module in convolutions.items():
-                if type(module) is nn.Conv2d and name not in self.after:
+                if isinstance(module, nn.Conv2d) and name not in self.after:
                     self._lay(module)
 
     def undo(self) -> None:
@@ -77,27 +80,32 @@ class Frozen:
     def _fold(self, name: str, module: Any, norm: Any) -> None:
         scale, shift = _scale_and_shift(norm)
         geometry = Geometry.of(module)
-        each = scale.view(geometry.groups, 1, -1).expand(-1, module.in_channels // geometry.groups, -1).flatten(0, 1)
-        axes = [1] * len(geometry.kernel)
-        weight = module.weight.detach().double() * (
-            each.view(*each.shape, *axes) if module.transposed else scale.view(-1, 1, *axes)
-        )
         bias = shift if module.bias is None else shift + scale * module.bias.detach().double()
-        weight, bias = weight.to(module.weight.dtype), bias.to(module.weight.dtype)
-        if self.innermost and weight.dim() == 4:
-            weight = weight.contiguous(memory_format=torch.channels_last)
+        after, bias = scale.to(norm.running_mean.dtype), bias.to(norm.running_mean.dtype)
+        if isinstance(module, HeldConvolution):
+            if self.innermost and isinstance(module, nn.Conv2d):
+                self._lay(module)
+            run: Callable[[Tensor, Geometry], Tensor] = partial(module.run, after=after, bias=bias)
+        else:
+            weight = geometry.times(module.weight.detach().double(), scale).to(module.weight.dtype)
+            if self.innermost and weight.dim() == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+
+            def run(x: Tensor, geometry: Geometry) -> Tensor:
+                return geometry.run(geometry.padded(x), weight, bias)
 
         def forward(x: Tensor, output_size: Any = None) -> Tensor:
-            walked = geometry
-            if output_size is not None:
-                walked = replace(geometry, output_padding=tuple(_asked(module, x, output_size)))
-            return walked.run(walked.padded(x), weight, bias)
+            return run(x, towards(module, geometry, x, output_size))
 
         self._set(module, forward)
         self._set(norm, _same)
-        self.after[name] = scale.to(weight.dtype)
+        self.after[name] = after
 
     def _lay(self, module: nn.Conv2d) -> None:
+        if isinstance(module, HeldConvolution):
+            module.lay(torch.channels_last)
+            self._undo.append(lambda: module.lay(torch.contiguous_format))
+            return
         kept = module.weight
         laid = kept.detach().contiguous(memory_format=torch.channels_last)
         module.weight = nn.Parameter(laid, requires_grad=False)
@@ -112,19 +120,15 @@ class Frozen:
         self._undo.append(lambda: delattr(module, "forward"))
 
 
-def _asked(module: Any, x: Tensor, output_size: Any) -> list[int]:
-    """The output padding with which a transposed convolution gives an output of this size."""
-    axes = len(module.kernel_size)
-    sizes = module.stride, module.padding, module.kernel_size
-    padding: list[int] = module._output_padding(x, output_size, *sizes, axes, module.dilation)
-    return padding
-
-
 def folded(backbone: nn.Module) -> int:
     """Numbers in the weights that an engine keeps beside those of convolutions into which norms are folded, at most."""
     if not any(map(has_statistics, backbone.modules())):
         return 0
-    return sum(module.weight.numel() for module in backbone.modules() if isinstance(module, CONVOLUTIONS))
+    return sum(
+        module.weight.numel()
+        for module in backbone.modules()
+        if isinstance(module, CONVOLUTIONS) and not isinstance(module, HeldConvolution)
+    )
 
 
 def _same(x: Tensor) -> Tensor:
@@ -132,7 +136,9 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _where(backbone: nn.Module) -> tuple[torch.device, torch.dtype]:
-    first = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+    held = {id(module.weight) for module in backbone.modules() if isinstance(module, Held)}  # these have no dtype
+    floats = (p for p in backbone.parameters() if p.is_floating_point() and id(p) not in held)
+    first = next(floats, torch.empty(0))
     return first.device, first.dtype
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ray_lora.bases.few_bits.convolutions import is_plain
+from ray_lora.bases.geometry import CONVOLUTIONS, Geometry
 from ray_lora.engine.convolution import ConvTerm
-from ray_lora.engine.geometry import CONVOLUTIONS, Geometry
 from ray_lora.engine.kernels import LoraTerm, lora_add, pick
 from ray_lora.engine.routing import Routes, Routing
 from ray_lora.errors import CapacityError
@@ -59,7 +60,7 @@ def is_convolution(module: nn.Module) -> bool:
 def refusal(module: nn.Module) -> str | None:
     """Why this module cannot be a target, or None."""
     if is_convolution(module):
-        if type(module) not in CONVOLUTIONS:
+        if not is_plain(module):
             return f"it is a {type(module).__name__}, which computes more than a convolution, also in PEFT's A"
         return None
     if is_linear(module) or isinstance(module, nn.Embedding):

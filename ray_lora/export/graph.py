@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
+from ray_lora.bases.geometry import Geometry
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine.geometry import Geometry
 from ray_lora.engine.layers import is_convolution
 from ray_lora.engine.own_head import own_values, tied_tables
 from ray_lora.errors import AdapterError

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.adapters.peft_folder import LowRank
 from ray_lora.bases.base import Base
+from ray_lora.bases.geometry import Geometry
 from ray_lora.engine import AdapterEngine, convolution
 from ray_lora.engine.convolution import low_rank
-from ray_lora.engine.geometry import Geometry
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.recipe import LoraSpec
 from tests.unit.bases import quiet_peft, toy_base, wrap

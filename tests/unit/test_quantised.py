@@ -20,17 +20,11 @@ from torch import nn
 from ray_lora.adapters.adapter import Card
 from ray_lora.bases import load, quantised
 from ray_lora.bases.base import Base
+from ray_lora.bases.few_bits.layers import Int8Embedding, Int8Linear, Nf4Linear
+from ray_lora.bases.few_bits.rounding import NF4, rounded
 from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.bases.quantised import (
-    Int8Embedding,
-    Int8Linear,
-    Nf4Linear,
-    float_weight,
-    nbytes,
-    quantise,
-    quantised_mark,
-)
+from ray_lora.bases.quantised import float_weight, nbytes, quantise, quantised_mark
 from ray_lora.engine import AdapterEngine
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError
 from ray_lora.export.exporting import export_refs
@@ -225,13 +219,13 @@ def test_nf4_is_the_nearest_of_its_numbers_and_int8_the_nearest_step() -> None:
     fourth = Nf4Linear(nn.Linear(50, 30), weight).float_weight()
     blocks = torch.nn.functional.pad(weight.flatten(), (0, 36)).view(-1, 64)
     scale = blocks.abs().amax(1, keepdim=True)
-    distances = (blocks[..., None] / scale[..., None] - quantised._NF4).abs()
-    nearest = (quantised._NF4[distances.argmin(-1)] * scale).flatten()[:1500].view(30, 50)
+    distances = (blocks[..., None] / scale[..., None] - NF4).abs()
+    nearest = (NF4[distances.argmin(-1)] * scale).flatten()[:1500].view(30, 50)
     torch.testing.assert_close(fourth, nearest, atol=1e-6, rtol=0)
-    codes, steps = quantised._rounded(weight)
+    codes, steps = rounded(weight)
     assert (codes.abs().amax(1) == 127).all()
     assert ((codes * steps[:, None] - weight).abs() <= steps[:, None] / 2 + 1e-7).all()
-    zero, tiny = quantised._rounded(torch.zeros(2, 3))
+    zero, tiny = rounded(torch.zeros(2, 3))
     assert not zero.any()
     assert torch.isfinite(tiny).all()
 
@@ -283,10 +277,14 @@ def test_a_class_that_reads_a_weight_without_calling_the_layer_is_refused(tmp_pa
         filled(AdapterEngine(base, slots=1, max_rank=4), HeadSpec(TEXT, 3), 2)
 
 
-def test_a_base_of_convolutions_is_refused(tmp_path: Path, scheme: str) -> None:
-    folder = save_base("resnet", tmp_path / "resnet")
-    with pytest.raises(BaseModelError, match=rf"base\.dtype: {scheme} holds linear layers .* 0% of base .*leave base"):
-        load_base(BaseSpec(model=str(folder), dtype=scheme))  # type: ignore[arg-type]
+def test_a_base_of_other_layers_is_refused(scheme: str) -> None:
+    class Whitened(nn.Linear):
+        """What a subclass computes is its own affair."""
+
+    model = nn.Sequential(Whitened(64, 64), nn.Linear(8, 8))
+    with pytest.raises(BaseModelError, match=rf"base\.dtype: {scheme} holds linear layers, .* 2% of base 'it'; leave"):
+        quantise(model, scheme, "it")  # type: ignore[arg-type]
+    assert [type(module) for module in model] == [Whitened, nn.Linear]
 
 
 # -------------------------------------------------------------------- whose adapter it is

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ray_lora.bases.quantised import float_weight
 from ray_lora.engine import architecture
 from ray_lora.engine.layers import is_linear
 from ray_lora.engine.probe.rows import LENGTHS, SAID, SIZES, Answers, Probed, Rows, short
@@ -121,7 +122,7 @@ class BaseProbe:
                 part.copy_(fresh.to(part))
             if layer.geometry is not None:
                 pair = layer.A.data[1, :1].norm() * layer.B.data[1, :, :1].norm()
-                layer.scaling[1] = share * float(torch.linalg.vector_norm(cast(Tensor, layer.module.weight)) / pair)
+                layer.scaling[1] = share * float(torch.linalg.vector_norm(float_weight(layer.module)) / pair)
         engine.refresh([1])
         try:
             yield

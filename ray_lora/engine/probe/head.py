@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
+from ray_lora.bases.few_bits.layers import Held
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.bases.quantised import QUANTISED, float_weight
+from ray_lora.bases.quantised import float_weight
 from ray_lora.engine import architecture, narrow
 from ray_lora.engine.accepted import accepted
 from ray_lora.engine.heads import Head
@@ -145,4 +146,4 @@ def _unfolded(ours: Mapping[str, nn.Module], name: str, value: Tensor) -> Tensor
     """A value of the head, or the numbers of one that is held in few bits; `ours`: the head's modules by name."""
     owner, _, part = name.rpartition(".")
     module = ours.get(owner)
-    return float_weight(module) if part == "weight" and isinstance(module, QUANTISED) else value
+    return float_weight(module) if part == "weight" and isinstance(module, Held) else value

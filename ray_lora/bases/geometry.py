@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,3 +122,16 @@ class Geometry:
             return weight
         laid: Tensor = weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
         return laid
+
+    def times(self, weight: Tensor, factors: Tensor) -> Tensor:
+        """A weight in the layer's layout, what leads to each output channel multiplied by its factor, [out]."""
+        return self.laid(self.laid(weight) * factors.view(-1, *[1] * (weight.dim() - 1)))
+
+
+def towards(module: Any, geometry: Geometry, x: Tensor, output_size: Any) -> Geometry:
+    """How a layer walks over `x` where a transposed one was asked for an output of a size, None where it was not."""
+    if output_size is None:
+        return geometry
+    axes, sizes = len(geometry.kernel), (module.stride, module.padding, module.kernel_size)
+    padding = module._output_padding(x, output_size, *sizes, axes, module.dilation)
+    return replace(geometry, output_padding=tuple(padding))

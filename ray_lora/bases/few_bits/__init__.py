@@ -1,0 +1,1 @@
+"""Layers whose weights are held in few bits; `ray_lora.bases.quantised` puts them into a base."""
