@@ -10,8 +10,7 @@ it knows nothing of tasks, files or Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +24,15 @@ from ray_lora.engine import narrow, probe, targets
 from ray_lora.engine.attention import Cached
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
-from ray_lora.engine.heads import Head
 from ray_lora.engine.joined import Joined
 from ray_lora.engine.own_norms import OwnNorms
+from ray_lora.engine.placed_heads import PlacedHeads
 from ray_lora.engine.router import Router
 from ray_lora.engine.routing import Routes, Routing, take_rows
 from ray_lora.engine.sharing import Sharing
 from ray_lora.engine.side_by_side import SideBySide
 from ray_lora.errors import AdapterError, CapacityError
 from ray_lora.recipe import LoraSpec
-from ray_lora.task_spec import Attention
 
 
 class AdapterEngine:
@@ -56,7 +54,7 @@ class AdapterEngine:
         Backbone.check(base)
         self.base, self.slots, self.max_rank, self.train = base, slots, max_rank, train
         self.residents: dict[int, Resident] = {}
-        self.heads: dict[str, Head] = {}
+        self.heads = PlacedHeads(self)
         self.dropout: dict[int, float] = {}
         self.layers = targets.find_layers(base.backbone, slots + 1, embeddings)
         self.buffers = Buffers(
@@ -68,9 +66,7 @@ class AdapterEngine:
         self._beside = SideBySide.of(self.layers.values(), self.buffers.versions, base)
         self._router = Router(self._ranks, self.buffers, self.dropout, base.device, self._beside)
         self._backbone = Backbone(base, self.layers)
-        self._norms: OwnNorms | None = None
         self.sharing = probe.of_base(self)
-        self._head_sharing: dict[tuple[str, Attention | None], Sharing] = {}
         self._backbone.pack(train, self.sharing.uncalled)
         self._backbone.lay(joined=self.sharing.lengths == "joined")
 
@@ -119,7 +115,7 @@ class AdapterEngine:
     def sharing_of(self, slot: int) -> Sharing:
         """How rows of a slot share passes: as the base allows, and its head."""
         head = self.residents[slot].head if slot else None
-        return self.sharing if head is None else self._head_sharing[head.kind, head.attention]
+        return self.sharing if head is None else self.heads.sharing(head)
 
     def reads_both_ways(self, slot: int) -> bool:
         """Whether each token of this slot's rows sees all of its row where the base's class lets it see what lies
@@ -129,8 +125,8 @@ class AdapterEngine:
 
     def sharing_under(self, head: HeadSpec) -> Sharing:
         """How the bare base's rows share passes whose outputs a head of this class reads."""
-        self.reserve_head(head)
-        return self._head_sharing[head.kind, head.attention]
+        self.heads.reserve(head)
+        return self.heads.sharing(head)
 
     def passes_alone(self, slot: int) -> bool:
         """Whether rows of this slot share no pass with other adapters' rows."""
@@ -226,7 +222,7 @@ class AdapterEngine:
         self._check_usable()
         head = targets.with_norms(head, config)
         if head is not None:
-            self.reserve_head(head)
+            self.heads.reserve(head)
         names = self.match(config, head)
         prefix = f"{self.base.prefix}." if head is not None else ""
         ranks = {name: layer_rank(config, prefix + name) for name in names}
@@ -260,7 +256,7 @@ class AdapterEngine:
         prefix = targets.prefix_of(adapter, self.base)
         targets.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
         if head is not None:
-            self.reserve_head(head)
+            self.heads.reserve(head)
         brought = adapter.tensors
         if head is not None and not adapter.head:
             own = self.heads[head.kind].trained(head.num_labels)
@@ -325,57 +321,20 @@ class AdapterEngine:
         """
         head = targets.with_norms(head, config)
         if head is not None and head.kind not in self.heads:
-            self.reserve_head(head)
+            self.heads.reserve(head)
         known = None if head is None else self.heads[head.kind]
         return targets.match(config, known, self.base, self.layers, self.max_rank)
 
     def reserve_head(self, spec: HeadSpec) -> None:
-        """Make room for heads of this class with up to `num_labels` labels, keeping what is resident.
+        """As `PlacedHeads.reserve`."""
+        self.heads.reserve(spec)
 
-        Raises:
-            AdapterError: the class, read as asked, cannot be used with adapters on this base.
-            CapacityError: a pack has begun with fewer labels.
-        """
-        old = self.heads.get(spec.kind)
-        if old is not None and old.labels >= spec.num_labels:
-            old.reserve(spec.num_labels)
-        else:
-            self._place_head(spec, old)
-        self._compare_head(spec)
-
-    def _place_head(self, spec: HeadSpec, old: Head | None) -> None:
-        holders = [s for s, held in self.residents.items() if held.head and held.head.kind == spec.kind]
-        if old is not None and self.train and holders:
-            raise CapacityError(
-                f"heads of {spec.num_labels} labels join a pack built for {old.labels}; "
-                "start the pack with all label sets"
-            )
-        plain = self.heads.get(spec.architecture)  # a pack has made room for the labels of all its jobs there
-        head = Head(self.base, spec if plain is None else replace(spec, num_labels=max(spec.num_labels, plain.labels)))
-        head.reserve(spec.num_labels)
-        if not head.targets & set(self.layers):
-            raise AdapterError(
-                f"{head.architecture} shares no layer with base {self.base.id!r}; choose a head for this base"
-            )
-        for held in (self.residents[slot].head for slot in holders):
-            head.reserve(held.num_labels if held else spec.num_labels)
-        kept = {slot: self.read(slot) for slot in holders}
-        self.heads[spec.kind] = head
-        self.buffers.place_head(head)
-        if spec.norms:
-            self._hold_norms(head)
-        for slot, tensors in kept.items():
-            self.write(slot, tensors)
-
-    def _hold_norms(self, head: Head) -> None:
-        if self._norms is None:
-            self._norms = OwnNorms(self.base.backbone, self._backbone.routes, self._norms_kind)
-            self._backbone.give_norms(self._norms)
-        self._norms.add(head.kind, f"{self.base.prefix}.", head.stacks)
-
-    def _norms_kind(self, slot: int) -> str | None:
-        head = self.residents[slot].head if slot else None
-        return head.kind if head is not None and head.norms else None
+    def own_norms(self, kind: Callable[[int], str | None]) -> OwnNorms:
+        """Have rows normalised by their slots' own batch norms from now on; `kind` gives that of a slot's head, None
+        where the base's norms count."""
+        norms = OwnNorms(self.base.backbone, self._backbone.routes, kind)
+        self._backbone.give_norms(norms)
+        return norms
 
     def measure_norms(self, passes: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Statistics of the bare base's batch norms on other rows, by their names in the plain class.
@@ -383,23 +342,11 @@ class AdapterEngine:
         Args:
             passes: the backbone's inputs, each [rows, ...]; an adapter with norms of its own is resident.
         """
-        assert self._norms is not None
-        with torch.inference_mode(), self._norms.measured() as found:
+        assert self.heads.norms is not None
+        with torch.inference_mode(), self.heads.norms.measured() as found:
             for inputs in passes:
                 self.hidden(inputs, torch.zeros(len(next(iter(inputs.values()))), dtype=torch.long))
         return {f"{self.base.prefix}.{name}": value for name, value in found.items()}
-
-    def _compare_head(self, spec: HeadSpec) -> None:
-        name, known = spec.kind, self._head_sharing
-        if (name, spec.attention) in known:
-            return
-        found = self.sharing.with_head(probe.of_head(self, self.heads[name], spec.attention))
-        if found.refused:
-            if all(name != other for other, _ in known):
-                del self.heads[name]
-                self.buffers.drop_head(name)
-            raise AdapterError(f"{spec.architecture} on base {self.base.id!r}: {found.refused}")
-        known[name, spec.attention] = found
 
     # ---------------------------------------------------------------- a slot's numbers
 
