@@ -27,6 +27,8 @@ from ray_lora.pruning.shapes import Shape, Sizes
 
 def cut_config(config: Any, shape: Shape, sizes: Sizes) -> Any:
     """A copy that says the shape."""
+    if shape.channels:
+        return config.model_copy(update={"expanded": tuple(count for count in shape.channels if count)})
     small = copy.deepcopy(config)
     small.intermediate_size, small.num_hidden_layers = shape.rows, shape.layers
     if shape.groups is not None:
@@ -51,7 +53,7 @@ def cut_state(state: Mapping[str, Tensor], prefix: str, kind: Kind, plan: Plan, 
         layer, inner = where
         if layer is not None:
             outputs, inputs = kept(inner, layer, kind, plan, sizes)
-            if outputs is not None:
+            if outputs is not None and tensor.dim():  # a norm counts its batches in one number
                 tensor = tensor[outputs]
             if inputs is not None and tensor.dim() > 1:
                 tensor = tensor[:, inputs]
@@ -77,7 +79,8 @@ def cut_adapter(adapter: Adapter, prefix: str, kind: Kind, plan: Plan, sizes: Si
         alphas[new] = float(pattern_value(adapter.config.alpha_pattern, name, adapter.config.lora_alpha))
     # patterns name layers by numbers, which are others now
     told = adapter.config.model_copy(update={"rank_pattern": ranks, "alpha_pattern": alphas})
-    return replace(adapter, config=told, layers=pairs)
+    head = cut_state(adapter.head, prefix, kind, plan, sizes)  # norms of its own are among it
+    return replace(adapter, config=told, layers=pairs, head=head)
 
 
 def place(module: str, prefix: str, kind: Kind, plan: Plan) -> tuple[int | None, str] | None:
@@ -96,7 +99,9 @@ def kept(inner: str, layer: int, kind: Kind, plan: Plan, sizes: Sizes) -> tuple[
     Args:
         layer: its number in the plan.
     """
-    if inner in kind.rows:
+    if not sizes.units[plan.layers[layer]]:
+        return None, None
+    if inner in kind.rows or inner in kind.beside:
         return plan.rows[layer], None
     if inner == kind.columns:
         return None, plan.rows[layer]

@@ -1,4 +1,5 @@
-"""A cut base as a folder that transformers' own `from_pretrained` loads: config, weights, processor files, a card.
+"""A cut base as a folder that transformers' own `from_pretrained` loads, or this library's: config, weights, processor
+files, a card.
 
     whole = read_whole(base)                               # the plain class that the folder holds
     write_cut(folder, base, whole, state, config, card)    # complete, read back and compared, or an error
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_lora.bases.base import Base
+from ray_lora.bases.efficientnet.folder import LAST, save_folder
+from ray_lora.bases.own_files import WEIGHTS
 from ray_lora.bases.transformers_base import quiet
 from ray_lora.errors import BaseModelError
 from ray_lora.pruning.kinds import class_of
@@ -37,6 +41,7 @@ class Whole:
     """The model that a base's folder holds.
 
     Attributes:
+        model: of its class, or what the builder gave, with its config.
         state: its tensors as the files have them, those that they lack left out.
         prefix: what its backbone's names begin with; empty where the class is the backbone.
         left: names in the files that the class does not know. missing: names of the class that the files lack.
@@ -50,11 +55,15 @@ class Whole:
 
 
 def read_whole(base: Base) -> Whole:
-    """Read the class that the folder's config names, in the files' own dtype.
+    """Read the class that the folder's config names, in the files' own dtype; of a base of ours its files.
 
     Raises:
         BaseModelError: it cannot be read, or tensors of its layers are missing or of another shape.
     """
+    if base.built is not None:
+        tensors = load_file(base.folder / WEIGHTS)
+        named = {name if name.startswith(LAST) else f"{base.prefix}.{name}": value for name, value in tensors.items()}
+        return Whole(base.built, named, f"{base.prefix}.", ())
     try:
         with quiet():
             model, told = class_of(base).from_pretrained(
@@ -93,6 +102,10 @@ def write_cut(
     Raises:
         BaseModelError: transformers does not read back what was written.
     """
+    if base.built is not None:
+        save_folder({name.removeprefix(whole.prefix): value for name, value in state.items()}, config, folder)
+        _beside(folder, base, card)
+        return
     folder.mkdir()
     model_class = type(whole.model)
     with quiet():
@@ -152,6 +165,7 @@ def _page(card: Mapping[str, Json], has_source: bool) -> str:
     for key in (
         "layers",
         "feed_forward_rows",
+        "channels",
         "key_value_heads",
         "layer_parameters",
         "parameters",

@@ -34,8 +34,8 @@ class Importance:
     """Of each layer, in the base's order.
 
     Attributes:
-        rows: of the feed-forward rows, [rows] float64 each. groups: of the groups of heads, [groups]; none where heads
-            cannot go. layers: of all of a layer's numbers that hold adapters.
+        rows: of the feed-forward rows, or the channels, [rows] float64 each. groups: of the groups of heads, [groups];
+            none where heads cannot go. layers: of all of a layer's numbers that hold adapters.
     """
 
     rows: tuple[Tensor, ...]
@@ -57,7 +57,7 @@ def importance_of(
 
     Args:
         engine: built with `train=True`; `slot` holds the adapter.
-        weights: of the base, by layer names of the backbone, [out, in].
+        weights: of the base, by layer names of the backbone, [out, in] or [out, in, *kernel].
 
     Raises:
         AdapterError: the adapter leaves a layer out whose units are to be told apart, or its gradients are no numbers.
@@ -65,7 +65,7 @@ def importance_of(
     prefix = engine.residents[slot].prefix
     check_targets(adapter, prefix, kind, sizes)
     whole, batches = sizes.whole, 0
-    rows = torch.zeros(whole.layers, whole.rows, dtype=torch.float64)
+    rows = [torch.zeros(count, dtype=torch.float64) for count in sizes.units]
     groups = torch.zeros(whole.layers, whole.groups or 0, dtype=torch.float64)
     layers = torch.zeros(whole.layers, dtype=torch.float64)
     for gradients in _gradients(engine, slot, task, features):
@@ -73,17 +73,19 @@ def importance_of(
         for layer in range(whole.layers):
             for inner, worth in _of_layer(adapter, prefix, f"{kind.blocks}.{layer}.", gradients, weights):
                 layers[layer] += worth.sum(dtype=torch.float64)
+                if not len(rows[layer]):
+                    continue
                 if inner in kind.rows:
                     rows[layer] += worth.sum(1, dtype=torch.float64)
                 elif inner == kind.columns:
                     rows[layer] += worth.sum(0, dtype=torch.float64)
-                elif kind.attention is not None and inner in kind.linears:
+                elif kind.attention is not None and inner in kind.products:
                     axis = 0 if inner == kind.attention.output else 1
                     groups[layer] += worth.sum(axis, dtype=torch.float64).reshape(groups.shape[1], -1).sum(1)
     if not bool(layers.isfinite().all()):
         raise AdapterError("the adapter's gradients on these rows are no finite numbers; train it at a lower rate")
     told = groups / batches if whole.groups is not None else groups[:0]
-    return Importance(tuple(rows / batches), tuple(told), tuple((layers / batches).tolist()))
+    return Importance(tuple(one / batches for one in rows), tuple(told), tuple((layers / batches).tolist()))
 
 
 def check_targets(adapter: Adapter, prefix: str, kind: Kind, sizes: Sizes) -> None:
@@ -92,12 +94,13 @@ def check_targets(adapter: Adapter, prefix: str, kind: Kind, sizes: Sizes) -> No
     Args:
         prefix: what the names of its layers begin with.
     """
-    wanted = [f"{prefix}{kind.blocks}.{layer}.{name}" for layer in range(sizes.whole.layers) for name in kind.linears]
+    made = [layer for layer, count in enumerate(sizes.units) if count]
+    wanted = [f"{prefix}{kind.blocks}.{layer}.{name}" for layer in made for name in kind.products]
     lacking = [name for name in wanted if name not in adapter.layers]
     if lacking:
         raise AdapterError(
             f"the adapter has no pair on {lacking[0]!r}, so nothing tells what its units are worth; train one with "
-            "lora.target_modules: all-linear"
+            f"lora.target_modules: {list(kind.products) if kind.channels else 'all-linear'}"
         )
 
 
@@ -109,11 +112,11 @@ def _of_layer(
         inner = name.removeprefix(prefix)
         if inner.startswith(block):
             scaling = adapter.scaling(name)
-            a, b = pair.A.float(), pair.B.float() * scaling
-            da = gradients[f"{PREFIX}{name}.lora_A.weight"]
-            db = gradients[f"{PREFIX}{name}.lora_B.weight"] / scaling
+            a, b = pair.A.float().flatten(1), pair.B.float().flatten(1) * scaling
+            da = gradients[f"{PREFIX}{name}.lora_A.weight"].flatten(1)
+            db = gradients[f"{PREFIX}{name}.lora_B.weight"].flatten(1) / scaling
             gradient = db @ a + (b - db) @ da
-            yield inner.removeprefix(block), (gradient * (weights[inner].float() + b @ a)).square()
+            yield inner.removeprefix(block), (gradient * (weights[inner].float().flatten(1) + b @ a)).square()
 
 
 def _gradients(

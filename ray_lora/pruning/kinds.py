@@ -1,11 +1,13 @@
-"""Which bases can be cut, and what their units are: whole layers, rows of the feed-forward part, groups of heads.
+"""Which bases can be cut, and what their units are: whole layers, rows of the feed-forward part, groups of heads; of
+convolutions channels inside a block.
 
     kind = kind_of(base)
     kind.rows, kind.columns        # ("intermediate.dense",), "output.dense"
 
 A unit is what goes as a whole: a row of the feed-forward part with its bias and its column in the product behind it;
-of attention with `head_dim` in its config a head of keys and values with all heads of queries that read it. Kinds are
-named because a smaller base is only as good as the comparison of its kind with the plain class.
+of attention with `head_dim` in its config a head of keys and values with all heads of queries that read it; a channel
+with its norms and its own convolution, and what reads it. Kinds are named because a smaller base is only as good as the
+comparison of its kind with the plain class.
 """
 
 from __future__ import annotations
@@ -40,17 +42,24 @@ class Kind:
 
     Attributes:
         blocks: the list of layers in the backbone.
-        rows: Linear layers of a block whose outputs are the feed-forward rows. columns: the one that reads them.
+        rows: layers of a block whose outputs are the feed-forward rows, or the channels. columns: the one that reads
+            them.
         attention: where the config can say fewer heads of the same size; None where it cannot.
+        beside: modules that have something of each channel, between those two.
+        norm: the batch norm behind `columns`, which takes over a bias that `columns` has not.
+        channels: whether the config says a number for each block, of which all stay.
     """
 
     blocks: str
     rows: tuple[str, ...]
     columns: str
     attention: Attention | None = None
+    beside: tuple[str, ...] = ()
+    norm: str | None = None
+    channels: bool = False
 
     @property
-    def linears(self) -> tuple[str, ...]:
+    def products(self) -> tuple[str, ...]:
         """The layers of a block whose importance is asked for."""
         heads = self.attention
         of_heads = () if heads is None else (heads.queries, *heads.keys_values, heads.output)
@@ -68,6 +77,14 @@ KINDS: Mapping[str, Kind] = {
         "mlp.down_proj",
         Attention("self_attn.q_proj", ("self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"),
     ),
+    "efficientnet-lite": Kind(
+        "_blocks",
+        ("_expand_conv",),
+        "_project_conv",
+        beside=("_bn0", "_depthwise_conv", "_bn1"),
+        norm="_bn2",
+        channels=True,
+    ),
 }
 
 
@@ -78,8 +95,8 @@ def kind_of(base: Base) -> Kind:
         BaseModelError: its kind, or what its config asks for, was not compared with the plain class.
     """
     known = getattr(base.config, "model_type", None) or base.prefix
-    kind = KINDS.get(known) if base.built is None else None
-    if kind is None:
+    kind = KINDS.get(known)
+    if kind is None or kind.channels != (base.built is not None):
         raise BaseModelError(
             f"pruning of a base of type {known!r} was not compared with its plain class and is not supported; "
             f"supported: {', '.join(KINDS)}"
@@ -89,7 +106,8 @@ def kind_of(base: Base) -> Kind:
     odd = [name for name, usual in _USUAL.items() if getattr(base.config, name, usual) not in (usual, None)]
     if odd:
         raise BaseModelError(f"pruning of a base whose config has {odd[0]!r} was not compared and is not supported")
-    class_of(base)
+    if not kind.channels:
+        class_of(base)
     return kind
 
 
@@ -126,8 +144,6 @@ def blocks_of(backbone: nn.Module, kind: Kind) -> list[nn.Module]:
     return list(blocks)
 
 
-def linear(module: nn.Module, name: str) -> nn.Linear:
-    """A Linear layer in a module, by its name there."""
-    found = module.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
+def weight(module: nn.Module, name: str) -> nn.Parameter:
+    """Of a layer in a module, by its name there: [out, in], or [out, in, 1, 1]."""
+    return module.get_submodule(name).get_parameter("weight")

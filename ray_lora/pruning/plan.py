@@ -22,8 +22,8 @@ class Plan:
     """What stays, by the base's own numbers in ascending order.
 
     Attributes:
-        layers: of the base. rows, groups: of each of them, [rows] and [groups]; `groups` is empty where heads
-            stay.
+        layers: of the base. rows, groups: of each of them, [rows] or [channels], and [groups]; `groups` is empty where
+            heads stay.
         share: of the base's importance that stays; None where none was asked for.
     """
 
@@ -41,7 +41,8 @@ def best_plan(worth: Importance, sizes: Sizes, shapes: Sequence[Shape]) -> Plan:
 
 def _plan(worth: Importance, sizes: Sizes, shape: Shape) -> Plan:
     """Of each layer its most important units, and of layers those that hold the most with these units alone."""
-    rows = [values.topk(shape.rows).indices.sort().values for values in worth.rows]
+    counts = shape.channels or (shape.rows,) * len(worth.rows)
+    rows = [values.topk(count).indices.sort().values for values, count in zip(worth.rows, counts, strict=True)]
     groups = [values.topk(shape.groups or 0).indices.sort().values for values in worth.groups]
     held = []
     for layer, total in enumerate(worth.layers):
@@ -64,7 +65,8 @@ def random_plan(sizes: Sizes, shape: Shape, seed: int) -> Plan:
         return torch.randperm(total, generator=draw)[:count].sort().values
 
     layers = tuple(some(sizes.whole.layers, shape.layers).tolist())
-    rows = tuple(some(sizes.whole.rows, shape.rows) for _ in layers)
+    counts = shape.channels or (shape.rows,) * sizes.whole.layers
+    rows = tuple(some(sizes.units[layer], counts[layer]) for layer in layers)
     groups = () if shape.groups is None else tuple(some(sizes.whole.groups or 0, shape.groups) for _ in layers)
     return Plan(shape, layers, rows, groups)
 
@@ -73,5 +75,5 @@ def whole_plan(sizes: Sizes) -> Plan:
     """The plan that keeps everything."""
     whole = sizes.whole
     groups = () if whole.groups is None else tuple(torch.arange(whole.groups) for _ in range(whole.layers))
-    rows = tuple(torch.arange(whole.rows) for _ in range(whole.layers))
+    rows = tuple(torch.arange(count) for count in sizes.units)
     return Plan(whole, tuple(range(whole.layers)), rows, groups, 1.0)

@@ -155,7 +155,7 @@ def _plan(origin: _Origin, shapes: Sequence[Shape], random: int | None) -> Plan:
     weights = {
         name.removeprefix(begins).removesuffix(".weight"): tensor
         for name, tensor in origin.whole.state.items()
-        if name.startswith(begins) and name.endswith(".weight") and tensor.dim() == 2
+        if name.startswith(begins) and name.endswith(".weight") and tensor.dim() > 1
     }
     ranks = [pair.rank for pair in origin.adapter.layers.values()]
     engine = AdapterEngine(origin.base, slots=1, max_rank=max(ranks, default=1), train=True)
@@ -223,7 +223,8 @@ def _card(name: str, origin: _Origin, plan: Plan, keep: float, scored_by: str) -
 def _shape(sizes: Sizes, shape: Shape) -> dict[str, Json]:
     return {
         "layers": shape.layers,
-        "feed_forward_rows": shape.rows,
+        "feed_forward_rows": None if shape.channels else shape.rows,
+        "channels": shape.rows if shape.channels else None,
         "key_value_heads": shape.groups,
         "layer_parameters": sizes.parameters(shape),
     }

@@ -4,7 +4,7 @@ The product that reads the units, y = W a + b, becomes W' a_kept + b' with the s
 weights held near the base's own (a ridge): W' = W_kept + W_cut C_cut,kept (C_kept,kept + r I)^-1, C the activations'
 covariance, and b' keeps the mean. This is the refit of Kwon et al. 2022 (arXiv 2204.09656) and of optimal brain
 surgery (Hassibi & Stork 1993), one product at a time. Units that are zero change nothing: W' and b' are then the base's
-own. Without a bias C is the second moment.
+own. Where a batch norm follows, b' is a part of its mean; without a bias and a norm C is the second moment.
 
     changed = refit(engine, task, features, state, "bert.", kind, plan, sizes)
 """
@@ -23,7 +23,7 @@ from ray_lora.engine import AdapterEngine
 from ray_lora.inference.predict import cut_passes
 from ray_lora.inference.windows import spread_windows
 from ray_lora.pruning.cut import kept
-from ray_lora.pruning.kinds import Kind, linear
+from ray_lora.pruning.kinds import Kind, weight
 from ray_lora.pruning.plan import Plan
 from ray_lora.pruning.shapes import Sizes
 from ray_lora.tasks import Features, Task
@@ -68,15 +68,18 @@ def refit(
     for number, layer in enumerate(plan.layers):
         for inner in (kind.columns, *([kind.attention.output] if kind.attention is not None else ())):
             name, (_, inputs) = f"{kind.blocks}.{layer}.{inner}", kept(inner, number, kind, plan, sizes)
-            if inputs is not None and len(inputs) < linear(engine.base.backbone, name).in_features:
+            if inputs is not None and len(inputs) < weight(engine.base.backbone, name).shape[1]:
                 wanted[name] = inputs
     found: dict[str, Tensor] = {}
     for name, moments in _moments(engine, task, features, list(wanted)).items():
-        weight, bias = state[f"{prefix}{name}.weight"], state.get(f"{prefix}{name}.bias")
-        new, shift = fitted(weight, moments, wanted[name], centred=bias is not None)
-        found[f"{prefix}{name}.weight"] = new.to(weight.dtype)
+        told, takes, sign = state[f"{prefix}{name}.weight"], f"{prefix}{name}.bias", 1
+        if kind.norm is not None:
+            takes, sign = f"{prefix}{name.rpartition('.')[0]}.{kind.norm}.running_mean", -1
+        bias = state.get(takes)
+        new, shift = fitted(told.flatten(1), moments, wanted[name], centred=bias is not None)
+        found[f"{prefix}{name}.weight"] = new.view_as(told).to(told.dtype)
         if bias is not None:
-            found[f"{prefix}{name}.bias"] = (bias.double() + shift).to(bias.dtype)
+            found[takes] = (bias.double() + sign * shift).to(bias.dtype)
     return found
 
 
@@ -105,7 +108,7 @@ def _moments(
     """Of what these modules of the bare base read for rows; padding is left out."""
     held = {}
     for name in names:
-        width = linear(engine.base.backbone, name).in_features
+        width = weight(engine.base.backbone, name).shape[1]
         held[name] = Moments(torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
     rows = spread_windows({0: task}, features, [0] * len(features)).features
     sizes = [task.size(row) for row in rows]
@@ -126,6 +129,8 @@ def _watched(backbone: nn.Module, held: Mapping[str, Moments], mask: Sequence[Te
     def watch(moments: Moments) -> Any:
         def note(_: nn.Module, given: tuple[Any, ...]) -> None:
             values: Tensor = given[0].detach()
+            if values.dim() == 4:  # pictures: a pixel is a token
+                values = values.movedim(1, -1)
             told = mask[0]
             whole = told is None or values.shape[:2] != told.shape
             moments.add(values.flatten(0, -2) if whole else values[told.bool()])  # type: ignore[union-attr]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_lora.recipe import Spec
 
+STEM = 32  # channels of the first convolution, at any width
 _DIVISOR = 8  # channels are multiples of it
 
 
@@ -46,6 +47,8 @@ class EfficientNetConfig(Spec):
         width, depth: multiples of Lite0's channels and blocks: Lite1 1.0 and 1.1, Lite2 1.1 and 1.2, Lite3 1.2 and 1.4,
             Lite4 1.4 and 1.8.
         image_size: height and width of the pictures that it was trained on, in pixels. It takes pictures of any size.
+        expanded: channels between the convolutions of each block that widens, in their order, where a cut left fewer
+            than the stage's; None where none did.
         num_labels: classes of the head in the file; id2label: their names, by number.
     """
 
@@ -53,6 +56,7 @@ class EfficientNetConfig(Spec):
     width: float = Field(default=1.0, gt=0)
     depth: float = Field(default=1.0, gt=0)
     image_size: tuple[int, int] = (224, 224)
+    expanded: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     num_labels: int = Field(default=1000, ge=1)
     id2label: dict[int, str] | None = None
 
@@ -62,6 +66,13 @@ class EfficientNetConfig(Spec):
         if names is not None and sorted(names) != list(range(len(names))):
             raise ValueError("id2label must name the outputs 0, 1, 2, … one by one")
         return names
+
+    @model_validator(mode="after")
+    def _for_each_block(self) -> EfficientNetConfig:
+        wide = sum(stage.blocks for stage in self.stages if stage.expansion > 1)
+        if self.expanded is not None and len(self.expanded) != wide:
+            raise ValueError(f"expanded has {len(self.expanded)} numbers, and {wide} blocks widen; give one for each")
+        return self
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -79,6 +90,18 @@ class EfficientNetConfig(Spec):
         )
 
     @property
+    def inner(self) -> tuple[int, ...]:
+        """Channels inside each block; one that does not widen has those that come in."""
+        told = None if self.expanded is None else iter(self.expanded)
+        found, into = [], STEM
+        for stage in self.stages:
+            for _ in range(stage.blocks):
+                wide = into * stage.expansion
+                found.append(wide if told is None or stage.expansion == 1 else next(told))
+                into = stage.channels
+        return tuple(found)
+
+    @property
     def num_hidden_layers(self) -> int:
         """Convolutions before the head."""
         return 2 + sum(stage.blocks * (2 if stage.expansion == 1 else 3) for stage in self.stages)
@@ -86,7 +109,7 @@ class EfficientNetConfig(Spec):
     @property
     def hidden_size(self) -> int:
         """Channels of the stem. A block widens them six times, at a quarter of the pixels."""
-        return 32
+        return STEM
 
     @property
     def labels(self) -> tuple[str, ...] | None:

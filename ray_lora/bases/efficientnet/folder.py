@@ -28,7 +28,7 @@ from ray_lora.bases.transformers_base import load_processor
 from ray_lora.errors import AdapterError, BaseModelError
 
 ARCHITECTURE = "AutoModelForImageClassification"
-_LAST = "_fc."
+LAST = "_fc."
 _MOST_NAMED = 3
 _MEAN, _SPREAD = 127 / 255, 128 / 255  # as TensorFlow's Lite models were trained: (pixel - 127) / 128
 
@@ -44,14 +44,14 @@ def open_folder(folder: Path, context: BuildContext) -> Built:
     check_shapes({name: one.shape for name, one in shapes_in(folder).items()}, config)
     if context.device.type != "meta":
         tensors = load_file(folder / WEIGHTS)
-        network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(_LAST)})
+        network.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(LAST)})
 
     def plain(spec: HeadSpec) -> nn.Module:
         if spec.architecture != ARCHITECTURE:
             raise AdapterError(f"an EfficientNet has a head of {ARCHITECTURE}, {spec.architecture} was asked for")
         model = EfficientNetForImageClassification(network, spec.num_labels)
         if not model._fc.weight.is_meta:
-            start(model, tensors_in(folder, _LAST), config.labels, spec.labels)
+            start(model, tensors_in(folder, LAST), config.labels, spec.labels)
         return model
 
     return Built(network, "efficientnet", plain, examples_of(config), load_processor(folder), config)
@@ -78,7 +78,7 @@ def start(
         rows = [(at, at) for at in range(len(own["bias"]))]
     for name, tensor in own.items():
         for here, there in rows:
-            tensor[here] = trained[_LAST + name][there]
+            tensor[here] = trained[LAST + name][there]
 
 
 def examples_of(config: EfficientNetConfig) -> Callable[[Sequence[int], int], list[dict[str, Tensor]]]:

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ray_lora.bases.efficientnet.config import EfficientNetConfig
+from ray_lora.bases.efficientnet.config import STEM, EfficientNetConfig
 
-_STEM, _TOP = 32, 1280  # channels of the first and of the last convolution, at any width
+_TOP = 1280  # channels of the last convolution, at any width
 _EPSILON = 1e-3  # of batch norms, as they were trained
 
 
@@ -43,14 +43,14 @@ class EfficientNet(nn.Module):
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
-        self._conv_stem = _conv(3, _STEM, 3, 2)
-        self._bn0 = nn.BatchNorm2d(_STEM, eps=_EPSILON)
+        self._conv_stem = _conv(3, STEM, 3, 2)
+        self._bn0 = nn.BatchNorm2d(STEM, eps=_EPSILON)
         blocks: list[nn.Module] = []
-        into = _STEM
+        into, inner = STEM, iter(config.inner)
         for stage in config.stages:
             for at in range(stage.blocks):
                 stride = stage.stride if at == 0 else 1
-                blocks.append(_Block(into, stage.channels, stage.kernel, stride, stage.expansion))
+                blocks.append(_Block(into, next(inner), stage.channels, stage.kernel, stride, stage.expansion != 1))
                 into = stage.channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = _conv(into, _TOP, 1)
@@ -82,10 +82,9 @@ class _Block(nn.Module):
     """MBConvBlock: widen by 1 x 1, one convolution of each channel for itself, narrow by 1 x 1; added to what came in
     where that has its shape."""
 
-    def __init__(self, into: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, into: int, wide: int, out: int, kernel: int, stride: int, expands: bool) -> None:
         super().__init__()
-        wide = into * expansion
-        self._expands, self._adds = expansion != 1, stride == 1 and into == out
+        self._expands, self._adds = expands, stride == 1 and into == out
         if self._expands:
             self._expand_conv = _conv(into, wide, 1)
             self._bn0 = nn.BatchNorm2d(wide, eps=_EPSILON)
