@@ -217,7 +217,8 @@ def _built_model(recipe: Recipe, head: HeadSpec) -> Any:
 
 def batches(rows: int, training: TrainingSpec, seed: int, steps: int) -> list[list[int]]:
     """Row numbers of each step: the order that a pack gives the adapter of this seed."""
-    size, found, epoch = training.per_device_train_batch_size, [], 0
+    size, epoch = training.per_device_train_batch_size, 0
+    found: list[list[int]] = []
     while len(found) < steps:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(rows, generator=draw).tolist()
@@ -262,7 +263,7 @@ def answers_of(model: Any, task: Task, rows: Sequence[Features]) -> list[Json]:
 
 def written(model: Any, task: Writing, rows: Sequence[Features], inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
     """What a plain model writes of each row by transformers' `generate`: the likeliest token, and the next."""
-    given = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
+    given: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
     begun = [task.begin(row, {}) for row in rows]
     prompt = torch.tensor([list(one.tokens) for one in begun])
     whole = torch.ones(

@@ -109,7 +109,8 @@ def _noto(letter: str, letters: ImageFont.FreeTypeFont) -> Image.Image | None:
     picture = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(picture).text((10, 10), letter, font=letters, embedded_color=True)
     box = picture.getbbox()
-    coloured = box is not None and any(low != high for low, high in picture.crop(box).getextrema()[:3])
+    bands = [] if box is None else picture.crop(box).split()[:3]
+    coloured = any(low != high for low, high in (band.getextrema() for band in bands))
     return picture.crop(box) if coloured else None
 
 

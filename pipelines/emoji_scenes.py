@@ -125,12 +125,12 @@ def scene(
     draw: np.random.Generator, by_class: Sequence[Sequence[Drawing]], grounds: Sequence[Image.Image]
 ) -> dict[str, Any]:
     """A row: every class as often, drawings that hide little of each other."""
-    picture = _crop(draw, grounds[draw.integers(len(grounds))])
+    picture = _crop(draw, grounds[int(draw.integers(len(grounds)))])
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[str] = []
     for _ in range(0 if draw.integers(_EMPTY) == 0 else int(draw.integers(1, MOST + 1))):
-        of_class = by_class[draw.integers(len(by_class))]
-        drawing = of_class[draw.integers(len(of_class))]
+        of_class = by_class[int(draw.integers(len(by_class)))]
+        drawing = of_class[int(draw.integers(len(of_class)))]
         shown, inner = _turned(draw, drawing.picture)
         room = SIDE - shown.width, SIDE - shown.height
         for _ in range(20):

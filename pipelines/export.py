@@ -25,7 +25,7 @@ from ray_lora.export.edge.runner import Bundle
 from ray_lora.export.exporting import export_refs
 from ray_lora.recipe import Json
 
-KINDS: Mapping[str, Mapping[str, bool]] = {"inputs": {}, "merged": {"merge": True}, "8 bits": {"int8": True}}
+KINDS: Mapping[str, Mapping[str, Any]] = {"inputs": {}, "merged": {"merge": True}, "8 bits": {"int8": True}}
 AT_ONCE = 16  # rows of one run of a graph
 
 

@@ -66,7 +66,7 @@ def pretrain(
     if record.exists() and json.loads(record.read_text())["making"] == making:
         return folder
     known = sorted({*catalogue, *(item for row in read["train"] for item in (*row["items"], row["next"]))})
-    config = SasRecConfig(items=tuple(known), max_position_embeddings=positions, **SIZES)  # type: ignore[arg-type]
+    config = SasRecConfig(items=tuple(known), max_position_embeddings=positions, **SIZES)
     model = _train(config, read["train"], training)
     scores = measure(model, config, read["test"])
     folder.parent.mkdir(parents=True, exist_ok=True)

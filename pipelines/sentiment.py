@@ -31,9 +31,11 @@ from ray_lora.recipe import Recipe
 from ray_lora.running.trainer import LoraTrainer
 from ray_lora.search.report import leaderboard
 from ray_lora.search.tuner import LoraTuner
-from ray_lora.serving.cluster.app import AppArgs, run
+from ray_lora.serving.args import AppArgs
+from ray_lora.serving.cluster.app import run
 from ray_lora.store import Entry, open_store, put_once
 from ray_lora.tasks import build_task
+from ray_lora.tasks.classification import Classification
 
 DOMAINS = ("tweets", "movies", "products", "newspapers", "domains")
 TEXTS = {
@@ -152,13 +154,14 @@ def compare(entries: dict[str, Entry], folders: dict[str, Path], smoke: bool) ->
     for name, adapter in adapters.items():
         assert adapter.card.task is not None
         task = build_task(adapter.card.task, engine.base.processor)
+        assert isinstance(task, Classification)
         slot = engine.load(adapter)
         splits = [task.encode(read(path).to_pylist()[:1024]) for path in files(name, smoke).values()]
         test = task.encode(read(f"data/{name}/test.parquet").to_pylist()[:rows])
         baseline = task.score(head_only(engine, task, *splits)(test), test)[task.metric]
         score = task.score(predict(engine, {slot: task}, test, [slot] * len(test)), test)[task.metric]
         entry = entries[name]
-        labels = ", ".join(adapter.card.task.labels or ())
+        labels = ", ".join(task.labels)
         table.add_row(
             name, str(entry.version), task.spec.type, labels, f"{baseline:.3f}", f"{score:.3f}",
             f"{adapter.num_parameters:,}", f"{entry.bytes / 1e6:.2f} MB",

@@ -33,8 +33,8 @@ from ray_lora.errors import RayLoraError
 from ray_lora.recipe import Json, Recipe
 from ray_lora.running.local_ray import start_ray
 from ray_lora.running.trainer import LoraTrainer
-from ray_lora.serving.args import BaseArgs
-from ray_lora.serving.cluster.app import AppArgs, run
+from ray_lora.serving.args import AppArgs, BaseArgs
+from ray_lora.serving.cluster.app import run
 from ray_lora.store import open_store, put_once
 from ray_lora.tasks import task_of
 
