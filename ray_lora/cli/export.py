@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,7 +12,10 @@ from ray_lora.cli.use import columns_of
 from ray_lora.errors import RecipeError
 from ray_lora.recipe import Json
 
-_FORMATS = ("onnx",)
+if TYPE_CHECKING:
+    from ray_lora.export.exporting import Format
+
+_FORMATS = ("onnx", "executorch")
 
 
 def export(
@@ -23,7 +26,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", help="A new folder; else NAME-onnx.", show_default=False)
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", help="onnx or executorch.")] = "onnx",
     merge: Annotated[bool, typer.Option("--merge", help="The adapter goes into the weights.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="The base's weights have 8 bits.")] = False,
     data: Annotated[
@@ -35,15 +38,15 @@ def export(
     tracking_uri: TrackingOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write adapters as a graph with a runner, for machines without torch."""
+    """Write adapters as a graph with a runner, for machines without torch; or one as a program for phones."""
     with answering(as_json) as say:
         if format not in _FORMATS:
-            raise RecipeError(f"--format {format!r} is not written yet; give one of {', '.join(_FORMATS)}")
+            raise RecipeError(f"--format {format!r} is not known; give one of {', '.join(_FORMATS)}")
         folder = output or Path(f"{refs[0].partition('@')[0]}-{format}")
         from ray_lora.export.exporting import export_refs
 
         card = export_refs(
-            refs, folder, merge=merge, int8=int8, data=data, columns=columns_of(column),
+            refs, folder, merge=merge, int8=int8, format=cast("Format", format), data=data, columns=columns_of(column),
             store=store, base=base, tracking_uri=tracking_uri,
         )  # fmt: skip
         rows: list[list[Json]] = [
@@ -52,14 +55,14 @@ def export(
                 found["bytes"],
                 f"{found['parity']['largest']:.1e}",
                 f"{found['parity']['same']:.1%}",
-                found["onnx_ms"],
+                found[f"{format}_ms"],
                 found["pytorch_ms"],
                 found.get("swap_ms"),
             ]
             for kind, found in card["figures"].items()
             if kind in ("float", "int8")
         ]
-        head = ["graph", "bytes", "difference", "same answers", "onnx ms", "pytorch ms", "swap ms"]
+        head = ["graph", "bytes", "difference", "same answers", f"{format} ms", "pytorch ms", "swap ms"]
         sizes = [[name, size] for name, size in card["figures"]["adapter_bytes"].items()]
         said = f"{', '.join(refs)} in {folder}; {card['figures']['float']['parity']['rows']} rows were compared"
         adapters = [table(["adapter", "bytes"], sizes)] if sizes else []  # none where one is in the weights

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.atomic import check_free, new_folder
@@ -24,6 +24,7 @@ from ray_lora.export.bundle import Held, write_bundle
 from ray_lora.export.kinds import Kind, kind_of
 from ray_lora.export.onnx_file import check_installed
 from ray_lora.export.parity import wanted_of
+from ray_lora.export.program import check_executorch, check_program, write_program
 from ray_lora.export.prompts import positions_of, to_answer
 from ray_lora.export.writing import write_steps
 from ray_lora.export.written_rows import written_of
@@ -35,6 +36,8 @@ from ray_lora.tasks import Row, Task
 from ray_lora.tasks.prompted import Prompted
 from ray_lora.tasks.rows import answering, may_have
 
+Format = Literal["onnx", "executorch"]
+
 
 def export_refs(
     refs: Sequence[str],
@@ -42,6 +45,7 @@ def export_refs(
     *,
     merge: bool = False,
     int8: bool = False,
+    format: Format = "onnx",
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
     store: str = "./store",
@@ -54,6 +58,7 @@ def export_refs(
         folder: is made; it must not be there, or be empty.
         merge: the adapter's numbers go into the weights, and no other can take its place.
         int8: the base's products and tables have weights of 8 bits.
+        format: ExecuTorch's programs hold one adapter, merged, and answer one row at a time.
         data: rows to compare with PyTorch on, a file, a folder or a glob; else rows without meaning are drawn.
 
     Raises:
@@ -61,9 +66,14 @@ def export_refs(
         AdapterError: the adapters are not of one base and task, or the graph does not answer as PyTorch does.
         RayLoraError: as `open_ref`.
     """
-    check_installed()
+    program = format == "executorch"
+    if program and int8:
+        raise RecipeError("--int8 makes ONNX graphs, and an ExecuTorch program's weights stay floats; give one of both")
+    (check_executorch if program else check_installed)()
+    merge = merge or program
     if merge and len(refs) > 1:
-        raise RecipeError(f"--merge puts one adapter into the weights, and {len(refs)} are given; export them apart")
+        what = "an ExecuTorch program holds" if program else "--merge puts"
+        raise RecipeError(f"{what} one adapter in the weights, and {len(refs)} are given; export them apart")
     check_free(folder)
     loaded = [open_store(store, tracking_uri).load(ref) for ref in refs]
     entry, adapter = loaded[0]
@@ -74,9 +84,11 @@ def export_refs(
             "--int8 gives its graph weights of 8 bits"
         )
     opened = load_base(BaseSpec(model=model, dtype="float32"))
-    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8)
+    held, inputs, kind = _answered(loaded, opened, data, columns or {}, int8, program)
     with new_folder(folder) as whole:
         whole.mkdir()
+        if program:
+            return write_program(whole, held[0], inputs, opened, kind)
         if kind.writes:
             return write_steps(whole, held, inputs, opened, kind, merge, int8)
         return write_bundle(whole, held, inputs, opened, kind, merge, int8)
@@ -88,6 +100,7 @@ def _answered(
     data: str | None,
     columns: Mapping[str, str],
     int8: bool,
+    program: bool,
 ) -> tuple[list[Held], list[Any], Kind]:
     """What every adapter says in PyTorch to the rows, and the rows as a runner is given them."""
     adapters = [adapter for _, adapter in loaded]
@@ -102,6 +115,8 @@ def _answered(
         slots = [engine.load(adapter) for adapter in adapters]
         tasks = [task_in(engine, slot, adapter, one.ref) for slot, (one, adapter) in zip(slots, loaded, strict=True)]
         kind = kind_of(tasks[0], base)
+        if program:
+            check_program(tasks[0].spec.type, kind)
         for task, (entry, _) in zip(tasks, loaded, strict=True):
             if kind_of(task, base) is not kind:
                 raise AdapterError(

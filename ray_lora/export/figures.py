@@ -24,15 +24,20 @@ _TIMES = 30
 
 def latency(bundle: Bundle, feed: Mapping[str, Any], name: str, graph: Graph) -> dict[str, float]:
     """Medians of one row, milliseconds: the bundle's graph, and the same adapter merged into the plain class."""
+    plain = pytorch_ms(graph, feed)
+    return {"onnx_ms": milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
+
+
+def pytorch_ms(graph: Graph, feed: Mapping[str, Any]) -> float:
+    """The median of one row in the plain class, milliseconds, one thread."""
     batch: dict[str, Tensor] = {key: torch.as_tensor(value)[None] for key, value in feed.items()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            plain = milliseconds(lambda: graph(batch))
+            return milliseconds(lambda: graph(batch))
     finally:
         torch.set_num_threads(threads)
-    return {"onnx_ms": milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
 
 
 def swap(bundle: Bundle | Writer, name: str) -> float:

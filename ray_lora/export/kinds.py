@@ -50,6 +50,7 @@ class Kind:
         most: rows of data that are compared.
         beside: more files in `edge/` that the first needs.
         writes: whether an answer is written token by token, by graphs of one step.
+        program: whether its ExecuTorch program was compared.
     """
 
     rows: str
@@ -62,6 +63,7 @@ class Kind:
     most: int = 1000
     beside: tuple[str, ...] = ()
     writes: bool = False
+    program: bool = False
 
 
 def kind_of(task: Task, base: Base) -> Kind:
@@ -166,18 +168,42 @@ def _no_file(base: Base, folder: Path) -> None:
 
 KINDS: Mapping[str, tuple[Kind, ...]] = {
     "text-classification": (
-        Kind("text_classification", ENCODERS, _of_tokenizer, _classifier, _save_tokenizer, _texts),
+        Kind("text_classification", ENCODERS, _of_tokenizer, _classifier, _save_tokenizer, _texts, program=True),
     ),
-    "token-classification": (Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words),),
-    "question-answering": (Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions),),
+    "token-classification": (
+        Kind("token_classification", ENCODERS, _of_words, _tagger, _save_tokenizer, _words, program=True),
+    ),
+    "question-answering": (
+        Kind("question_answering", ENCODERS, _of_questions, _reader, _save_tokenizer, _questions, program=True),
+    ),
     "image-classification": (
-        Kind("image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, ranged=True),
+        Kind("image_classification", PICTURES, of_processor, sees, _no_file, drawn_pictures, ranged=True, program=True),
     ),
     "object-detection": (
-        Kind("object_detection", DETECTORS, boxed, of_boxes, _no_file, drawn_pictures, ranged=True, most=_FEW),
+        Kind(
+            "object_detection",
+            DETECTORS,
+            boxed,
+            of_boxes,
+            _no_file,
+            drawn_pictures,
+            ranged=True,
+            most=_FEW,
+            program=True,
+        ),
     ),
     "image-segmentation": (
-        Kind("image_segmentation", SEGMENTERS, framed, of_masks, _no_file, drawn_pictures, ranged=True, most=_FEW),
+        Kind(
+            "image_segmentation",
+            SEGMENTERS,
+            framed,
+            of_masks,
+            _no_file,
+            drawn_pictures,
+            ranged=True,
+            most=_FEW,
+            program=True,
+        ),
     ),
     "sequential-recommendation": (
         Kind(

@@ -22,7 +22,7 @@ from ray_lora.export.graph import Graph
 
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST = 2**31 - 2**20  # bytes of numbers in one ONNX file, whose format counts with 31 bits
-_FREE = ("input_ids", "attention_mask", "token_type_ids", "input_values")  # whose second axis is of any size
+FREE = ("input_ids", "attention_mask", "token_type_ids", "input_values")  # whose second axis is of any size
 
 
 def check_installed() -> None:
@@ -51,7 +51,7 @@ def write_onnx(
     any_size = torch.export.Dim.DYNAMIC
     given: dict[str, Any] = {"batch": dict(batch)}
     free: dict[str, Any] = {
-        "batch": {name: {0: any_size, 1: any_size} if name in _FREE else {0: any_size} for name in batch}
+        "batch": {name: {0: any_size, 1: any_size} if name in FREE else {0: any_size} for name in batch}
     }
     names = list(batch)
     if stacks is not None:

@@ -28,6 +28,7 @@ from ray_lora.tasks import Features, Row, Task
 from ray_lora.tasks.letter_recognition import LetterRecognition
 
 if TYPE_CHECKING:
+    from ray_lora.export.edge.program import Bundle as Program
     from ray_lora.export.edge.runner import Bundle
 
 MOST = 1e-4  # a difference of outputs that rounding explains
@@ -89,7 +90,7 @@ def _read(task: Task, features: Features) -> Features:
     return {name: tensor[0].numpy() for name, tensor in given.items() if name == "input_values"}
 
 
-def compare(bundle: Bundle, inputs: Sequence[Any], wanted: Mapping[str, Wanted]) -> Parity:
+def compare(bundle: Bundle | Program, inputs: Sequence[Any], wanted: Mapping[str, Wanted]) -> Parity:
     """The bundle's adapters on rows: each row by each adapter, in runs where rows of all adapters are mixed, and some
     rows alone.
 
