@@ -1,6 +1,7 @@
 """Trained adapters on the edge, task by task: a graph with them as inputs, merged, and in 8 bits, beside PyTorch.
 
     python -m benchmarks.export [--rows 200] [--only tweets prompts ...]
+    python -m benchmarks.export --programs          # ExecuTorch's, which must be installed, beside what is known
 
 One adapter a task is trained on its real base (`benchmarks.lines`), put into a store and exported three times, in 8
 bits where the task has it. Each export compares held-out rows with the engine in float32 and times one of them, ONNX
@@ -43,6 +44,7 @@ from ray_lora.tasks.rows import answering, may_have
 
 TOLD = ("tweets", "pictures", "boxes", "masks", "evening", "prompts", "entries")
 KINDS: Mapping[str, dict[str, bool]] = {"merged": {"merge": True}, "inputs": {}, "int8": {"int8": True}}
+PROGRAMS = ("tweets", "pictures", "boxes", "masks")
 LABELLED = ("tweets", "pictures")  # whose answers are compared with a label
 HIGHEST = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"  # kB
 EDGE = (
@@ -59,15 +61,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rows", type=int, default=200)
     options.add_argument("--only", nargs="*", default=TOLD, choices=TOLD)
+    options.add_argument("--programs", action="store_true", help="of tasks that have them, and of nothing else")
     asked = options.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     path = RESULTS / "export.json"
     lines: dict[str, Any] = json.loads(path.read_text())["lines"] if path.exists() else {}
     for name in asked.only:
-        if name not in lines:
+        if name not in lines and not asked.programs:
             lines[name] = measured(name, asked.rows)
-            path = write("export", {"what": __doc__, "lines": lines})
+        elif asked.programs and name in PROGRAMS and "program" not in lines.setdefault(name, {}):
+            lines[name]["program"] = program(name, asked.rows)
+            print(name, lines[name]["program"], flush=True)
+        path = write("export", {"what": __doc__, "lines": lines})
     print(path)
 
 
@@ -99,6 +105,18 @@ def measured(name: str, most: int) -> dict[str, Any]:
             mine["share"] = round((mine["bytes"] + mine["adapter_bytes"]) / largest["bytes"], 3)
             print(name, kind, mine, flush=True)
     return found
+
+
+def program(name: str, most: int) -> dict[str, Any]:
+    """A line's adapter in the weights of an ExecuTorch program."""
+    line = LINES[name]
+    [adapter] = trained(line.ready("float32"), KEPT / name / "float32", [0])
+    with tempfile.TemporaryDirectory() as place:
+        store, rows = f"{place}/store", f"{place}/rows.parquet"
+        open_store(store).put(adapter, name)
+        pq.write_table(pq.read_table(line.test).slice(0, most), rows)
+        card = export_refs([name], Path(place) / "program", format="executorch", data=rows, store=store)
+    return {"processor": machine()["processor"], **card["figures"]["float"]}
 
 
 def first_row(data: Data, row: dict[str, Any], folder: Path) -> str:
