@@ -1,12 +1,13 @@
 """A base in int8 and nf4 beside the same in float32 and bfloat16: memory, time, and what its adapters are worth.
 
-    python -m benchmarks.few_resources [--seeds 3] [--only tweets prompts answers] [--dtypes ...]
+    python -m benchmarks.few_resources [--seeds 3] [--only tweets pictures prompts answers] [--dtypes ...]
 
     bytes           of the base's numbers, and as a share of float32's; resident_mb: of a process that holds it in an
                     engine of one slot, without what such a process has before
     pass_ms         one pass of so many held-out rows of all adapters (`rows`); one_ms: of one row
     score           on held-out rows of adapters trained on this base, all seeds in one pack: accuracy of tweets
-                    (MiniLM), word errors of Italian prompts (Whisper tiny.en), exact answers from short texts (SmolLM2)
+                    (MiniLM) and pictures (EfficientNet-Lite0), word errors of Italian prompts (Whisper tiny.en), exact
+                    answers from short texts (SmolLM2)
     served_on       the same of the adapters that were trained on floats, answered on the base in few bits
 
 All on one thread. Tweets: rank 8 on all linear layers, two epochs at 1e-3; the others as their recipes say. What is
@@ -38,7 +39,7 @@ from ray_lora.bases.load import pick_dtype
 from ray_lora.bases.quantised import nbytes
 from ray_lora.engine import AdapterEngine
 
-TOLD = ("tweets", "prompts", "answers")
+TOLD = ("tweets", "pictures", "prompts", "answers")
 RUNS = 9
 HELD = (
     "import sys, torch; torch.set_num_threads(1)\n"
