@@ -20,7 +20,7 @@ from ray_lora.adapters.adapter import Adapter, Card, layer_rank, layer_scaling
 from ray_lora.adapters.peft_folder import PREFIX, split
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.engine import narrow, probe, targets
+from ray_lora.engine import brought, narrow, probe, targets
 from ray_lora.engine.attention import Cached
 from ray_lora.engine.backbone import Backbone
 from ray_lora.engine.buffers import Buffers, Resident
@@ -251,19 +251,19 @@ class AdapterEngine:
             CapacityError: no slot is free.
         """
         self._check_usable()
-        targets.check_base(adapter, self.base)
-        head = targets.head_of(adapter, self.base, self.heads)
-        prefix = targets.prefix_of(adapter, self.base)
-        targets.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
+        brought.check_base(adapter, self.base)
+        head = brought.head_of(adapter, self.base, self.heads)
+        prefix = brought.prefix_of(adapter, self.base)
+        brought.check_pairs(adapter.layers, prefix, self.base, self.layers, self.max_rank)
         if head is not None:
             self.heads.reserve(head)
-        brought = adapter.tensors
+        tensors = adapter.tensors
         if head is not None and not adapter.head:
             own = self.heads[head.kind].trained(head.num_labels)
-            brought |= {PREFIX + name: tensor for name, tensor in own.items()}
+            tensors |= {PREFIX + name: tensor for name, tensor in own.items()}
         ranks = {name.removeprefix(prefix): pair.rank for name, pair in adapter.layers.items()}
         slot = self._claim(Resident(adapter.config, head, tuple(ranks), adapter.peft_type, prefix), ranks)
-        self.write(slot, brought)
+        self.write(slot, tensors)
         self.refresh([slot])
         return slot
 

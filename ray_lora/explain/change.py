@@ -18,7 +18,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.adapters.merge import singular_values
 from ray_lora.bases.base import Base
 from ray_lora.bases.quantised import float_weight
-from ray_lora.engine.targets import check_base, prefix_of
+from ray_lora.engine.brought import check_base, prefix_of
 from ray_lora.errors import AdapterError
 
 

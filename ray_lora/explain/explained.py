@@ -21,7 +21,7 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base
-from ray_lora.engine.targets import check_base
+from ray_lora.engine.brought import check_base
 from ray_lora.explain import attribution
 from ray_lora.explain.attribution import Attributed, Attributor
 from ray_lora.explain.change import changes

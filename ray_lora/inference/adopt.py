@@ -22,7 +22,7 @@ from ray_lora.bases.load import load_base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.bounds import reason
 from ray_lora.engine import AdapterEngine
-from ray_lora.engine.targets import check_base
+from ray_lora.engine.brought import check_base
 from ray_lora.errors import AdapterError, BaseModelError, RecipeError
 from ray_lora.recipe import BaseSpec, Json, TaskSpec
 from ray_lora.tasks import build_task, complete, plain_spec

@@ -22,9 +22,9 @@ from ray_lora.adapters.merge import combination, merge_layers
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import describe_base
 from ray_lora.bases.plain import HeadSpec
+from ray_lora.engine.brought import check_base
 from ray_lora.engine.head_parts import reordered
 from ray_lora.engine.heads import Head
-from ray_lora.engine.targets import check_base
 from ray_lora.errors import AdapterError, RecipeError
 from ray_lora.inference.comparing import compare
 from ray_lora.inference.stored import named_base
