@@ -69,9 +69,9 @@ def prune(
             for key, value in card["before"].items()
             if value is not None
         ]
+        stay = "all" if len(card["layers"]) == card["before"]["layers"] else ", ".join(map(str, card["layers"]))
         said = (
-            f"{folder}: {card['share']:.1%} of the layers' parameters of {card['origin']}, layers "
-            f"{', '.join(map(str, card['layers']))}; score: {card['metric']} of {card['ref']} on {card['rows']} of its "
+            f"{folder}: {card['share']:.1%} of the layers' parameters of {card['origin']}, layers: {stay}; score: {card['metric']} of {card['ref']} on {card['rows']} of its "
             "rows, cut alike and not trained again"
         )
         say({"folder": str(folder), **card}, table(["", "before", "after"], shown), said, f"base: {{model: {folder}}}")
