@@ -19,7 +19,7 @@ from ray_lora.bases.few_bits import convolutions
 from ray_lora.bases.few_bits.convolutions import HeldConvolution, Int8Convolution, Nf4Convolution
 from ray_lora.bases.few_bits.rounding import nearest, unfolded
 from ray_lora.bases.geometry import CONVOLUTIONS
-from ray_lora.bases.load import load_base
+from ray_lora.bases.load import describe_base, load_base
 from ray_lora.bases.quantised import float_weight, nbytes, quantise
 from ray_lora.engine import AdapterEngine
 from ray_lora.recipe import BaseSpec, LoraSpec, QuantisedDtype
@@ -181,3 +181,17 @@ def test_adapters_on_them_are_those_on_the_same_weights_as_floats(
     tmp_path: Path,
 ) -> None:
     check(in_few_bits(*cases[name], scheme), tmp_path)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["ResNet", "YOLOX", "U-Net"])
+def test_it_is_described_as_it_is_loaded(
+    cases: dict[str, tuple[Case, Path]], name: str, scheme: QuantisedDtype
+) -> None:
+    spec = BaseSpec(model=str(cases[name][1]), dtype=scheme)
+    loaded, described = load_base(spec), describe_base(spec)
+    assert nbytes(loaded.backbone) == nbytes(described.backbone)
+    assert (loaded.fingerprint, loaded.quantised) == (described.fingerprint, scheme)
+    floats_ = load_base(spec.model_copy(update={"dtype": "float32"}))
+    assert nbytes(loaded.backbone) < 0.6 * nbytes(floats_.backbone)  # tiny: norms and biases count
+    assert loaded.origin == floats_.fingerprint != loaded.fingerprint
