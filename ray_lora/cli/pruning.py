@@ -71,7 +71,7 @@ def prune(
         ]
         stay = "all" if len(card["layers"]) == card["before"]["layers"] else ", ".join(map(str, card["layers"]))
         said = (
-            f"{folder}: {card['share']:.1%} of the layers' parameters of {card['origin']}, layers: {stay}; score: {card['metric']} of {card['ref']} on {card['rows']} of its "
-            "rows, cut alike and not trained again"
+            f"{folder}: {card['share']:.1%} of the layers' parameters of {card['origin']}, layers: {stay}; score: "
+            f"{card['metric']} of {card['ref']} on {card['rows']} of its rows, cut alike and not trained again"
         )
         say({"folder": str(folder), **card}, table(["", "before", "after"], shown), said, f"base: {{model: {folder}}}")

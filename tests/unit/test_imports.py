@@ -78,7 +78,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
         "python_multipart": "python-multipart",
     }
     served = {"fastapi", "starlette", "uvicorn"}  # ray[serve] brings them
-    declared = re.findall(r'^    "([A-Za-z0-9_-]+)', (ROOT.parent / "pyproject.toml").read_text(), re.M)
+    declared = re.findall(r'"([A-Za-z0-9_-]+)(?:\[[^"]*\])?>=', (ROOT.parent / "pyproject.toml").read_text())
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
