@@ -22,14 +22,13 @@ from torch import Tensor
 from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
-from ray_lora.errors import AdapterError
 from ray_lora.export.arrays import arrays_of, filled, stacked, write_arrays
 from ray_lora.export.figures import latency, swap
 from ray_lora.export.graph import Graph, merged, with_inputs
 from ray_lora.export.int8 import quantise_file
 from ray_lora.export.kinds import Kind
 from ray_lora.export.onnx_file import write_onnx
-from ray_lora.export.parity import LEAST, MOST, Wanted, compare
+from ray_lora.export.parity import Wanted, check_like, compare
 from ray_lora.recipe import Json
 from ray_lora.store import Entry
 from ray_lora.tasks import Task
@@ -150,11 +149,7 @@ def _figures(folder: Path, inputs: Sequence[Any], held: Sequence[Held], plain: G
     """
     bundle = _opened(folder)
     found = compare(bundle, inputs, {one.name: one.wanted for one in held})
-    if not found.largest <= MOST or found.same < LEAST:
-        raise AdapterError(
-            f"the graph's outputs differ from PyTorch's by {found.largest:.1e} and {found.same:.1%} of the rows are "
-            f"answered alike; {MOST:.0e} and {LEAST:.1%} are allowed, so nothing was written"
-        )
+    check_like(found, "the graph")
     told: dict[str, Json] = {"parity": asdict(found), "bytes": (folder / GRAPH).stat().st_size}
     return told | _costs(bundle, inputs, held[0], plain)
 

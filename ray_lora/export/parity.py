@@ -123,6 +123,15 @@ def compare(bundle: Bundle | Program, inputs: Sequence[Any], wanted: Mapping[str
     return Parity(len(inputs), largest, same / sum(map(len, runs)))
 
 
+def check_like(found: Parity, what: str) -> None:
+    """AdapterError unless what was written answers as PyTorch does."""
+    if not found.largest <= MOST or found.same < LEAST:
+        raise AdapterError(
+            f"{what}'s outputs differ from PyTorch's by {found.largest:.1e} and {found.same:.1%} of the rows are "
+            f"answered alike; {MOST:.0e} and {LEAST:.1%} are allowed, so nothing was written"
+        )
+
+
 def difference(got: NDArray[np.float32], want: NDArray[np.float32]) -> float:
     """The largest of a row; of outputs beyond 1 as a share of the largest, since float32 rounds by shares."""
     if not np.isfinite(got).all():

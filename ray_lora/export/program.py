@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import logging
+import runpy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -23,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
-from ray_lora.errors import AdapterError, RecipeError
+from ray_lora.errors import RecipeError
 from ray_lora.export.bundle import CARD, Held, card_of, copy_runner, write_adapters
 from ray_lora.export.figures import milliseconds, pytorch_ms
 from ray_lora.export.graph import Graph, merged
 from ray_lora.export.kinds import KINDS, Kind
 from ray_lora.export.onnx_file import FREE
-from ray_lora.export.parity import LEAST, MOST, compare
+from ray_lora.export.parity import check_like, compare
 from ray_lora.recipe import Json
 
 if TYPE_CHECKING:
@@ -78,11 +79,7 @@ def write_program(folder: Path, held: Held, inputs: Sequence[Any], base: Base, k
     (folder / CARD).write_text(json.dumps(card))
     bundle = _opened(folder)
     found = compare(bundle, inputs, {held.name: held.wanted})
-    if not found.largest <= MOST or found.same < LEAST:
-        raise AdapterError(
-            f"the program's outputs differ from PyTorch's by {found.largest:.1e} and {found.same:.1%} of the rows are "
-            f"answered alike; {MOST:.0e} and {LEAST:.1%} are allowed, so nothing was written"
-        )
+    check_like(found, "the program")
     feeds = sorted((_fed(folder, card, facts, value) for value in inputs), key=_size)
     middle = feeds[len(feeds) // 2]
     card["figures"] = {
@@ -100,8 +97,6 @@ def write_program(folder: Path, held: Held, inputs: Sequence[Any], base: Base, k
 
 def _fed(folder: Path, card: Mapping[str, Any], facts: Mapping[str, Any], value: Any) -> dict[str, Any]:
     """A row as the runner encodes it."""
-    import runpy
-
     reader = runpy.run_path(str(folder / "rows.py"))["Rows"](folder, card)
     feed: dict[str, Any] = reader.encode(value, facts)[0]
     return feed
