@@ -72,8 +72,8 @@ def export_refs(
     (check_executorch if program else check_installed)()
     merge = merge or program
     if merge and len(refs) > 1:
-        what = "an ExecuTorch program holds" if program else "--merge puts"
-        raise RecipeError(f"{what} one adapter in the weights, and {len(refs)} are given; export them apart")
+        what = "an ExecuTorch program has one adapter in the" if program else "--merge puts one adapter into the"
+        raise RecipeError(f"{what} weights, and {len(refs)} are given; export them apart")
     check_free(folder)
     loaded = [open_store(store, tracking_uri).load(ref) for ref in refs]
     entry, adapter = loaded[0]

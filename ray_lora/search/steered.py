@@ -7,6 +7,9 @@ desk its turn, which answers people. Neither knows what is asked.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -17,6 +20,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from ray_lora.errors import RecipeError
+from ray_lora.search.saved_states import drop_older, made_by, matching, numbered, trials_in
 
 if TYPE_CHECKING:
     from ray_lora.search.desk import Desk
@@ -28,6 +32,9 @@ class Steered(BasicVariantGenerator):
     It is finished when the inner one is and nobody has asked for anything. A BasicVariantGenerator to Tune, which
     starts several trials' processes at a time for these alone; but all is done by the inner one.
     """
+
+    _made: int = 0  # the inner one's trials
+    _known: frozenset[str] = frozenset()  # those of them that a killed search had
 
     def __init__(self, inner: SearchAlgorithm | Searcher | None, at_once: int) -> None:
         if inner is None:
@@ -51,7 +58,11 @@ class Steered(BasicVariantGenerator):
                 return self.desk.ready.popleft()
             if self.desk.ledger.over:
                 return None
-        return self.inner.next_trial()
+        trial = self.inner.next_trial()
+        while trial is not None and trial.trial_id in self._known:  # made again from an older state
+            trial = self.inner.next_trial()
+        self._made += trial is not None
+        return trial
 
     def is_finished(self) -> bool:
         """Whether no trial will come."""
@@ -96,11 +107,25 @@ class Steered(BasicVariantGenerator):
     def has_checkpoint(self, dirpath: str) -> bool:
         return self.inner.has_checkpoint(dirpath)
 
-    def save_to_dir(self, dirpath: str, session_str: str = "", **_: Any) -> Any:
-        return self.inner.save_to_dir(dirpath, session_str=session_str)
+    def save_to_dir(self, dirpath: str, session_str: str = "", **_: Any) -> None:
+        self.inner.save_to_dir(dirpath, session_str=numbered(session_str, self._made))
+        for folder in (Path(dirpath), *([] if self.desk is None else [self.desk.folder / "tune"])):
+            drop_older(folder)
 
     def restore_from_dir(self, dirpath: str) -> None:
-        self.inner.restore_from_dir(dirpath)
+        """Go on from the state that was saved when there were as many trials as Tune now knows."""
+        self._known = frozenset(name for name in trials_in(Path(dirpath)) if not self._asked_for(name))
+        self._made = len(self._known)
+        with tempfile.TemporaryDirectory() as place:
+            states = matching(Path(dirpath), self._made)
+            for path in states:
+                shutil.copy(path, place)
+            self.inner.restore_from_dir(place if states else dirpath)
+        if states and not isinstance(self.inner, BasicVariantGenerator):  # that one makes the same trials again
+            for _ in range(self._made - made_by(states[0])):
+                trial = self.inner.next_trial()
+                if trial is not None:
+                    self.inner.on_trial_complete(trial.trial_id, error=True)
 
 
 def attach(tuner: Tuner, desk: Desk) -> None:

@@ -77,7 +77,7 @@ def test_what_makes_no_program_is_refused_in_one_sentence(
         export_refs(["one"], out, format="executorch", int8=True, **where)
     find = importlib.util.find_spec
     monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: name == "executorch" or find(name))
-    with pytest.raises(RecipeError, match="an ExecuTorch program holds one adapter in the weights, and 2 are given"):
+    with pytest.raises(RecipeError, match="an ExecuTorch program has one adapter in the weights, and 2 are given"):
         export_refs(["one", "two"], out, format="executorch", **where)
     with pytest.raises(RecipeError, match="a program of sequential-recommendation on such a base was not compared"):
         export_refs(["items"], out, format="executorch", **where)
