@@ -68,11 +68,16 @@ def main() -> None:
     path = RESULTS / "export.json"
     lines: dict[str, Any] = json.loads(path.read_text())["lines"] if path.exists() else {}
     for name in asked.only:
-        if name not in lines and not asked.programs:
-            lines[name] = measured(name, asked.rows)
-        elif asked.programs and name in PROGRAMS and "program" not in lines.setdefault(name, {}):
-            lines[name]["program"] = program(name, asked.rows)
+        line = lines.get(name, {})
+        if asked.programs:
+            if name not in PROGRAMS or "program" in line:
+                continue
+            lines[name] = line | {"program": program(name, asked.rows)}
             print(name, lines[name]["program"], flush=True)
+        elif "pytorch" in line:
+            continue
+        else:
+            lines[name] = line | measured(name, asked.rows)
         path = write("export", {"what": __doc__, "lines": lines})
     print(path)
 

@@ -84,18 +84,18 @@ class Geometry:
         """The input with what `padding` does not say around it."""
         return F.pad(x, self.around, mode=self.mode) if self.around else x
 
+    @property
+    def _walk(self) -> tuple[Any, ...]:
+        """As torch's convolutions take it, behind their tensors."""
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution itself; the weight is [in, out / groups, *kernel] where it is transposed."""
         y: Tensor = torch.convolution(
             x,
             weight,
             bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
+            *self._walk,
         )
         return y
 
@@ -106,12 +106,7 @@ class Geometry:
             x,
             weight,
             None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
+            *self._walk,
             mask,
         )
         return dx, dw

@@ -23,7 +23,7 @@ from ray_lora.adapters.adapter import Adapter
 from ray_lora.bases.base import Base
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.export.arrays import arrays_of, filled, stacked, write_arrays
-from ray_lora.export.figures import latency, swap
+from ray_lora.export.figures import latency, middle, swap
 from ray_lora.export.graph import Graph, merged, with_inputs
 from ray_lora.export.int8 import quantise_file
 from ray_lora.export.kinds import Kind
@@ -162,9 +162,7 @@ def _opened(folder: Path) -> Bundle:
 
 def _costs(bundle: Bundle, inputs: Sequence[Any], one: Held, plain: Graph) -> dict[str, Json]:
     """Latencies of the row of middle length, and what a swap takes where there is one."""
-    feeds = [bundle.rows.encode(value, bundle.adapter(one.name)[0])[0] for value in inputs]
-    feed = sorted(feeds, key=lambda feed: next(iter(feed.values())).size)[len(feeds) // 2]
-    told: dict[str, Json] = latency(bundle, feed, one.name, plain)
+    told: dict[str, Json] = latency(bundle, middle(bundle, inputs, one.name), one.name, plain)
     return told if bundle.card["merged"] else told | {"swap_ms": swap(bundle, one.name)}
 
 

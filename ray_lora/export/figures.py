@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ray_lora.export.graph import Graph
 
 if TYPE_CHECKING:
+    from ray_lora.export.edge.program import Bundle as Program
     from ray_lora.export.edge.runner import Bundle
     from ray_lora.export.edge.writer import Bundle as Writer
 
@@ -26,6 +27,13 @@ def latency(bundle: Bundle, feed: Mapping[str, Any], name: str, graph: Graph) ->
     """Medians of one row, milliseconds: the bundle's graph, and the same adapter merged into the plain class."""
     plain = pytorch_ms(graph, feed)
     return {"onnx_ms": milliseconds(lambda: bundle.run([dict(feed)], [name])), "pytorch_ms": plain}
+
+
+def middle(bundle: Bundle | Program, inputs: Sequence[Any], name: str) -> dict[str, Any]:
+    """The row of middle length, as the runner encodes it."""
+    feeds = [bundle.rows.encode(value, bundle.adapter(name)[0])[0] for value in inputs]
+    feed: dict[str, Any] = sorted(feeds, key=lambda feed: next(iter(feed.values())).size)[len(feeds) // 2]
+    return feed
 
 
 def pytorch_ms(graph: Graph, feed: Mapping[str, Any]) -> float:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from ray_lora.bases.base import Base
 from ray_lora.errors import RecipeError
-from ray_lora.export.bundle import CARD, Held, card_of, copy_runner, write_adapters
-from ray_lora.export.figures import milliseconds, pytorch_ms
+from ray_lora.export.bundle import CARD, ROWS, Held, card_of, copy_runner, write_adapters
+from ray_lora.export.figures import middle, milliseconds, pytorch_ms
 from ray_lora.export.graph import Graph, merged
 from ray_lora.export.kinds import KINDS, Kind
 from ray_lora.export.onnx_file import FREE
@@ -71,7 +71,7 @@ def write_program(folder: Path, held: Held, inputs: Sequence[Any], base: Base, k
     copy_runner("program", kind, folder)
     kind.save(base, folder)
     facts = card["adapters"][held.name]
-    feed = _fed(folder, card, facts, inputs[0])
+    feed = runpy.run_path(str(folder / ROWS))["Rows"](folder, card).encode(inputs[0], facts)[0]
     batch = {name: torch.as_tensor(feed[name])[None].contiguous() for name in card["inputs"]}
     if any(name in FREE for name in batch):
         card["tokens"] = [_SHORTEST, facts["max_length"]]  # of a row
@@ -80,30 +80,18 @@ def write_program(folder: Path, held: Held, inputs: Sequence[Any], base: Base, k
     bundle = _opened(folder)
     found = compare(bundle, inputs, {held.name: held.wanted})
     check_like(found, "the program")
-    feeds = sorted((_fed(folder, card, facts, value) for value in inputs), key=_size)
-    middle = feeds[len(feeds) // 2]
+    feed = middle(bundle, inputs, held.name)
     card["figures"] = {
         "float": {
             "parity": asdict(found),
             "bytes": (folder / PROGRAM).stat().st_size,
-            "executorch_ms": milliseconds(lambda: bundle.run([dict(middle)])),
-            "pytorch_ms": pytorch_ms(plain, middle),
+            "executorch_ms": milliseconds(lambda: bundle.run([dict(feed)])),
+            "pytorch_ms": pytorch_ms(plain, feed),
         },
         "adapter_bytes": {},
     }
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
-
-
-def _fed(folder: Path, card: Mapping[str, Any], facts: Mapping[str, Any], value: Any) -> dict[str, Any]:
-    """A row as the runner encodes it."""
-    reader = runpy.run_path(str(folder / "rows.py"))["Rows"](folder, card)
-    feed: dict[str, Any] = reader.encode(value, facts)[0]
-    return feed
-
-
-def _size(feed: Mapping[str, Any]) -> int:
-    return int(next(iter(feed.values())).size)
 
 
 def _opened(folder: Path) -> Bundle:
