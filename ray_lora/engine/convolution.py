@@ -26,7 +26,7 @@ def low_rank(a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
     return geometry.laid((b @ a.flatten(1)).unflatten(1, a.shape[1:]))
 
 
-def _last(x: Tensor) -> bool:
+def is_innermost(x: Tensor) -> bool:
     """Whether channels lie innermost in memory."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
@@ -53,13 +53,7 @@ class ConvTerm(torch.autograd.Function):
         geometry: Geometry,
         after: Tensor | None,
     ) -> Tensor:
-        rank = routing.rank
-        a_rows = select(a[:, :rank], routing)
-        b_rows = select(b.transpose(1, 2)[:, :rank], routing) * scale  # [blocks, rank, out]
-        if after is not None:
-            b_rows = b_rows * after
-        term = _Grouped if geometry.groups > 1 else _Plain
-        kept = term.add(x, y, a_rows, b_rows, geometry)
+        term, kept, a_rows, b_rows = _add(x, y, a, b, scale, routing, geometry, after)
         ctx.save_for_backward(x, a_rows, b_rows, scale, after, kept)
         ctx.routing, ctx.geometry, ctx.grads, ctx.term = routing, geometry, (a_master.grad, b_master.grad), term
         ctx.mark_dirty(y)
@@ -78,6 +72,40 @@ class ConvTerm(torch.autograd.Function):
         return dx, g, *[None] * 8
 
 
+def conv_add(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    routing: Routing,
+    geometry: Geometry,
+    after: Tensor | None,
+) -> Tensor:
+    """What `ConvTerm` computes, for passes without gradients."""
+    _add(x, y, a, b, scale, routing, geometry, after)
+    return y
+
+
+def _add(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    routing: Routing,
+    geometry: Geometry,
+    after: Tensor | None,
+) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Adds to y; gives the kind of term, what it keeps, and each block's A and B, [blocks, rank, out]."""
+    a_rows = select(a[:, : routing.rank], routing)
+    b_rows = select(b.transpose(1, 2)[:, : routing.rank], routing) * scale
+    if after is not None:
+        b_rows = b_rows * after
+    term = _Grouped if geometry.groups > 1 else _Plain
+    return term, term.add(x, y, a_rows, b_rows, geometry), a_rows, b_rows
+
+
 class _Plain:
     """Without groups: A as a convolution of each block's pictures, then B at every pixel."""
 
@@ -85,7 +113,7 @@ class _Plain:
     def add(x: Tensor, y: Tensor, a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
         """Adds to y; gives A * x, [pictures, rank, *pixels]."""
         h = _down(x, a, geometry)
-        if _last(y):
+        if is_innermost(y):
             pixels = y.flatten(2).transpose(1, 2).view(len(b), -1, y.shape[1])
             pixels.baddbmm_(_inner(h, len(b)), b)
         else:
@@ -99,7 +127,7 @@ class _Plain:
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """The gradients of x, [pictures, ...], of a, and of b without its scale."""
         blocks = len(a)
-        if _last(g):
+        if is_innermost(g):
             pixels = _inner(g, blocks)
             db = torch.bmm(_inner(h, blocks).transpose(1, 2), pixels)
             gh = torch.bmm(pixels, b.transpose(1, 2)).view(len(g), -1, a.shape[1]).transpose(1, 2)
@@ -122,9 +150,9 @@ def _down(x: Tensor, a: Tensor, geometry: Geometry) -> Tensor:
     if blocks == 1:
         return geometry.run(x, geometry.laid(a[0]))
     if geometry.is_point:
-        x = _strided(x, geometry)
+        x = strided(x, geometry)
         flat = a.flatten(1).view(blocks, rank, -1)
-        if _last(x):
+        if is_innermost(x):
             h = torch.bmm(_inner(x, blocks), flat.transpose(1, 2)).view(len(x), -1, rank).transpose(1, 2)
         else:
             h = torch.bmm(flat.repeat_interleave(len(x) // blocks, 0), x.flatten(2))
@@ -145,7 +173,7 @@ def _down_back(gh: Tensor, x: Tensor, a: Tensor, geometry: Geometry, wanted: boo
         dx, da = geometry.back(gh, x, geometry.laid(a[0]), mask)
         return dx, geometry.laid(da)[None]
     if geometry.is_point:
-        flat, inputs = a.flatten(1).view(blocks, rank, -1), _inner(_strided(x, geometry), blocks)
+        flat, inputs = a.flatten(1).view(blocks, rank, -1), _inner(strided(x, geometry), blocks)
         pixels = _inner(gh, blocks)
         da = torch.bmm(pixels.transpose(1, 2), inputs).view_as(a)
         if not wanted:
@@ -166,7 +194,7 @@ def _down_back(gh: Tensor, x: Tensor, a: Tensor, geometry: Geometry, wanted: boo
     return torch.cat([dx for dx, _ in pairs]) if wanted else None, da
 
 
-def _strided(x: Tensor, geometry: Geometry) -> Tensor:
+def strided(x: Tensor, geometry: Geometry) -> Tensor:
     """The pixels that a convolution of 1 x 1 reads."""
     if set(geometry.stride) == {1}:
         return x
@@ -178,7 +206,7 @@ def _spread(dx: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     if set(geometry.stride) == {1}:
         return dx
     whole = torch.zeros_like(x)
-    _strided(whole, geometry).copy_(dx)
+    strided(whole, geometry).copy_(dx)
     return whole
 
 

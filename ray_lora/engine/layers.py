@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ray_lora.bases.few_bits.convolutions import is_plain
 from ray_lora.bases.geometry import CONVOLUTIONS, Geometry
-from ray_lora.engine.convolution import ConvTerm
+from ray_lora.engine import lone_slot
+from ray_lora.engine.convolution import ConvTerm, conv_add, is_innermost
 from ray_lora.engine.kernels import LoraTerm, lora_add, pick
 from ray_lora.engine.routing import Routes, Routing
 from ray_lora.errors import CapacityError
@@ -190,16 +191,16 @@ class TargetLayer:
             )
         inputs = x * routing.dropout.mask(x, self.number) if routing.dropout else x
         geometry = geometry.fitting(inputs, base)
-        term: Tensor = ConvTerm.apply(  # type: ignore[no-untyped-call]
-            geometry.padded(inputs),
-            base,
-            self.A,
-            self.B,
-            self.a,
-            self.b,
-            routing.scales[self.index],
-            routing,
-            geometry,
-            self.after,
-        )
-        return term
+        inputs, scale = geometry.padded(inputs), routing.scales[self.index]
+        if torch.is_grad_enabled():
+            given = (inputs, base, self.A, self.B, self.a, self.b, scale, routing, geometry, self.after)
+            term: Tensor = ConvTerm.apply(*given)  # type: ignore[no-untyped-call]
+            return term
+        if routing.lone is None or not (is_innermost(inputs) and is_innermost(base)):
+            return conv_add(inputs, base, self.a, self.b, scale, routing, geometry, self.after)
+        if self.index not in routing.lone:
+            slot, rank = routing.distinct[0], routing.rank
+            up = self.b[slot, :, :rank] * self.scaling[slot]
+            up = up if self.after is None else up * self.after[:, None]
+            routing.lone[self.index] = lone_slot.pair_of(self.a[slot, :rank], up, geometry)
+        return lone_slot.add(inputs, base, routing.lone[self.index], geometry)

@@ -6,6 +6,7 @@ Knows slots and their ranks, not what is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ray_lora.engine.buffers import Buffers
 from ray_lora.engine.dropout import Dropout
 from ray_lora.engine.joined import Joined
+from ray_lora.engine.lone_slot import LoneSlots
 from ray_lora.engine.routing import Routes, Routing
 from ray_lora.engine.side_by_side import SideBySide
 
@@ -36,6 +38,7 @@ class Router:
     ) -> None:
         self._ranks, self._buffers, self._probability, self._device = ranks, buffers, dropout, device
         self._beside = beside
+        self._lone = LoneSlots(buffers.versions)
 
     def routes(self, owners: Sequence[int], joined: Joined | None, draws: Tensor | None) -> Routes:
         """Routes of rows of these slots; `draws` fixes what each drops, None drops nothing."""
@@ -58,7 +61,8 @@ class Router:
 
     def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
         slots = torch.tensor(owners, device=self._device)
-        return Routing.of(slots, self._ranks, self._buffers.scaling, dropout, joined)
+        routing = Routing.of(slots, self._ranks, self._buffers.scaling, dropout, joined)
+        return routing if len(routing.distinct) > 1 else replace(routing, lone=self._lone.pairs(routing.distinct[0]))
 
     def _dropout(self, owners: Sequence[int], draws: Tensor | None) -> Dropout | None:
         if draws is None:

@@ -37,6 +37,7 @@ class Routing:
         segments: (slot, first token, one behind the last) of each slot's stretch, where products go slot by slot;
         factors: their alpha/r, of each layer.
         groups: where its tokens' pairs lie side by side, if they do.
+        lone: what is kept of the slot, where all rows have one; see `lone_slot.py`.
     """
 
     slots: Tensor
@@ -51,6 +52,7 @@ class Routing:
     segments: tuple[tuple[int, int, int], ...] = ()
     factors: tuple[tuple[float, ...], ...] = ()
     groups: Groups | None = None
+    lone: dict[int, tuple[Tensor, Tensor | None]] | None = None
 
     @classmethod
     def of(
