@@ -1,8 +1,8 @@
 """The low-rank terms of convolutions in passes whose rows are all of one slot, without gradients: a camera's pictures.
 
 One row is little work in many calls, so what follows from the slot's numbers alone is made once and kept: A as a weight
-whose channels lie innermost, B times alpha/r, in groups their product. Nothing is merged into the base's weight, so that
-a row's answer does not depend on who shares its pass. It knows tensors and slots, not modules of a base.
+whose channels lie innermost, B times alpha/r, in groups their product. Nothing is merged into the base's weight, so
+that a row's answer does not depend on who shares its pass. It knows tensors and slots, not modules of a base.
 """
 
 from __future__ import annotations

@@ -57,5 +57,5 @@ def test_gradients_are_computed_of_a_slot_that_was_asked_alone() -> None:
     renew(engine, slot, 0)
     with torch.inference_mode():
         answer(engine, [slot, slot])
-    answer(engine, [slot, slot]).square().sum().backward()  # type: ignore[no-untyped-call]
+    answer(engine, [slot, slot]).square().sum().backward()
     assert float(engine.grad[slot].abs().max()) > 0
