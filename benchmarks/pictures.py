@@ -16,6 +16,7 @@ engine's, over their size.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from benchmarks.machine import write
+from benchmarks.machine import RESULTS, write
 from ray_lora.bases.base import Base
 from ray_lora.bases.load import load_base
 from ray_lora.engine import AdapterEngine, SlotOptimizer, tensors_in
@@ -65,7 +66,8 @@ def main() -> None:
     rounds = 2 if asked.quick else asked.rounds
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # PEFT's, of modules that are no transformers model
-    results: dict[str, Any] = {}
+    path = RESULTS / "pictures.json"
+    results: dict[str, Any] = json.loads(path.read_text())["bases"] if path.exists() else {}
     for name in asked.bases:
         kind = BASES[name]
         if "/" in kind.model and not Path(kind.model).is_dir():
@@ -76,9 +78,9 @@ def main() -> None:
         found["training"] = [
             trained(kind.model, training, batch, rounds, name) for batch in (BATCHES[:1] if asked.quick else BATCHES)
         ]
-        results[name] = found
-    if not asked.quick:
-        print(write("pictures", {"what": __doc__, "bases": results}))
+        results[name] = found | {"rounds": rounds}
+        if not asked.quick:
+            print(write("pictures", {"what": __doc__, "bases": results}), flush=True)
 
 
 def noise(rows: int, side: int) -> dict[str, Tensor]:

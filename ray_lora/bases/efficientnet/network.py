@@ -43,7 +43,8 @@ class EfficientNet(nn.Module):
     def __init__(self, config: EfficientNetConfig) -> None:
         super().__init__()
         self.config = config
-        self._conv_stem = _conv(3, STEM, 3, 2)
+        self._walk = 3, 2
+        self._conv_stem = _conv(3, STEM, *self._walk)
         self._bn0 = nn.BatchNorm2d(STEM, eps=_EPSILON)
         blocks: list[nn.Module] = []
         into, inner = STEM, iter(config.inner)
@@ -58,7 +59,7 @@ class EfficientNet(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Features:
         """pixel_values: [rows, 3, height, width]."""
-        x = F.relu6(self._bn0(self._conv_stem(_same(pixel_values, self._conv_stem))))
+        x = F.relu6(self._bn0(self._conv_stem(_same(pixel_values, *self._walk))))
         for block in self._blocks:
             x = block(x)
         x = F.relu6(self._bn1(self._conv_head(x)))
@@ -85,6 +86,7 @@ class _Block(nn.Module):
     def __init__(self, into: int, wide: int, out: int, kernel: int, stride: int, expands: bool) -> None:
         super().__init__()
         self._expands, self._adds = expands, stride == 1 and into == out
+        self._walk = kernel, stride  # a layer that PEFT wraps tells neither
         if self._expands:
             self._expand_conv = _conv(into, wide, 1)
             self._bn0 = nn.BatchNorm2d(wide, eps=_EPSILON)
@@ -95,7 +97,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self._bn0(self._expand_conv(x))) if self._expands else x
-        y = F.relu6(self._bn1(self._depthwise_conv(_same(y, self._depthwise_conv))))
+        y = F.relu6(self._bn1(self._depthwise_conv(_same(y, *self._walk))))
         narrow: Tensor = self._bn2(self._project_conv(y))
         return x + narrow if self._adds else narrow
 
@@ -106,9 +108,8 @@ def _conv(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) ->
     return nn.Conv2d(into, out, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups, bias=False)
 
 
-def _same(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """What a convolution with a stride reads, padded as TensorFlow's SAME does."""
-    (kernel, _), (stride, _) = conv.kernel_size, conv.stride
     if stride == 1:
         return x
     high, wide = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[2:])
