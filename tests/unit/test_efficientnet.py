@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -84,7 +85,7 @@ def test_a_stride_pads_as_tensorflow_does(size: int, kernel: int) -> None:
     outputs = -(-size // 2)
     total = max((outputs - 1) * 2 + kernel - size, 0)
     with torch.no_grad():
-        given = conv(_same(pixels, conv))
+        given = conv(_same(pixels, kernel, 2))
         wide = F.pad(pixels, (kernel, kernel, kernel, kernel))
         begin = kernel - total // 2
         for row in range(outputs):
@@ -152,6 +153,17 @@ def test_pictures_of_other_sizes_share_the_adapter(tmp_path: Path) -> None:
                 )
                 torch.testing.assert_close(outputs.logits, alone.logits, atol=1e-5, rtol=1e-5)
     engine.close()
+
+
+def test_a_strided_convolution_may_be_wrapped_by_peft() -> None:
+    """Its adapters on the stem answer as the merged weights do."""
+    pixels = torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
+    config = LoraConfig(r=2, target_modules=["_conv_stem", "_blocks.1._project_conv"], init_lora_weights=False)
+    wrapped = get_peft_model(EfficientNet(SMALL).eval(), config)  # type: ignore[arg-type]
+    with torch.no_grad():
+        found = wrapped(pixel_values=pixels).last_hidden_state
+        merged = wrapped.merge_and_unload()(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(found, merged, atol=1e-5, rtol=1e-5)
 
 
 def test_lite0_is_converted_once_and_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
