@@ -159,10 +159,11 @@ def test_a_strided_convolution_may_be_wrapped_by_peft() -> None:
     """Its adapters on the stem answer as the merged weights do."""
     pixels = torch.randn(1, 3, 33, 33, generator=torch.Generator().manual_seed(0))
     config = LoraConfig(r=2, target_modules=["_conv_stem", "_blocks.1._project_conv"], init_lora_weights=False)
-    wrapped = get_peft_model(EfficientNet(SMALL).eval(), config)  # type: ignore[arg-type]
+    model = EfficientNetForImageClassification(EfficientNet(SMALL), 3).eval()
+    wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
     with torch.no_grad():
-        found = wrapped(pixel_values=pixels).last_hidden_state
-        merged = wrapped.merge_and_unload()(pixel_values=pixels).last_hidden_state
+        found = wrapped(pixel_values=pixels).logits
+        merged = wrapped.merge_and_unload()(pixel_values=pixels).logits  # type: ignore[operator]
     torch.testing.assert_close(found, merged, atol=1e-5, rtol=1e-5)
 
 
