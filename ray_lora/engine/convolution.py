@@ -53,7 +53,7 @@ class ConvTerm(torch.autograd.Function):
         geometry: Geometry,
         after: Tensor | None,
     ) -> Tensor:
-        term, kept, a_rows, b_rows = _add(x, y, a, b, scale, routing, geometry, after)
+        term, kept, a_rows, b_rows = conv_add(x, y, a, b, scale, routing, geometry, after)
         ctx.save_for_backward(x, a_rows, b_rows, scale, after, kept)
         ctx.routing, ctx.geometry, ctx.grads, ctx.term = routing, geometry, (a_master.grad, b_master.grad), term
         ctx.mark_dirty(y)
@@ -81,23 +81,9 @@ def conv_add(
     routing: Routing,
     geometry: Geometry,
     after: Tensor | None,
-) -> Tensor:
-    """What `ConvTerm` computes, for passes without gradients."""
-    _add(x, y, a, b, scale, routing, geometry, after)
-    return y
-
-
-def _add(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: Tensor,
-    routing: Routing,
-    geometry: Geometry,
-    after: Tensor | None,
 ) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Adds to y; gives the kind of term, what it keeps, and each block's A and B, [blocks, rank, out]."""
+    """What `ConvTerm` computes, added to y; gives what its backward reads: the kind of term, what that keeps, and each
+    block's A and B, [blocks, rank, out]."""
     a_rows = select(a[:, : routing.rank], routing)
     b_rows = select(b.transpose(1, 2)[:, : routing.rank], routing) * scale
     if after is not None:

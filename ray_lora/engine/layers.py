@@ -197,7 +197,8 @@ class TargetLayer:
             term: Tensor = ConvTerm.apply(*given)  # type: ignore[no-untyped-call]
             return term
         if routing.lone is None or not (is_innermost(inputs) and is_innermost(base)):
-            return conv_add(inputs, base, self.a, self.b, scale, routing, geometry, self.after)
+            conv_add(inputs, base, self.a, self.b, scale, routing, geometry, self.after)
+            return base
         if self.index not in routing.lone:
             slot, rank = routing.distinct[0], routing.rank
             up = self.b[slot, :, :rank] * self.scaling[slot]

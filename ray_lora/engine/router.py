@@ -62,7 +62,9 @@ class Router:
     def _route(self, owners: Sequence[int], dropout: Dropout | None, joined: bool = False) -> Routing:
         slots = torch.tensor(owners, device=self._device)
         routing = Routing.of(slots, self._ranks, self._buffers.scaling, dropout, joined)
-        return routing if len(routing.distinct) > 1 else replace(routing, lone=self._lone.pairs(routing.distinct[0]))
+        if joined or len(routing.distinct) > 1:  # joined tokens reach no convolution
+            return routing
+        return replace(routing, lone=self._lone.pairs(routing.distinct[0]))
 
     def _dropout(self, owners: Sequence[int], draws: Tensor | None) -> Dropout | None:
         if draws is None:
