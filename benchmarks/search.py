@@ -1,12 +1,12 @@
 """Makespan of a 16-configuration search on two cores, against plain Ray Tune with one PEFT + HF Trainer trial a
 process.
 
-    python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha]
+    python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha] [--batch N]
         needs: pip install datasets
     python -m benchmarks.search --early-stopping [--seeds N] [--rows N]
         the same search, ours alone: with `search.early_stopping: rungs` beside every trial to its end, seed by seed
 
-MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16, ranks 2, 4, 8, 16 x rates 1e-4,
+MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16 unless given, ranks 2, 4, 8, 16 x rates 1e-4,
 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last
 trial's end.
 
@@ -55,6 +55,7 @@ def main() -> None:
     options.add_argument("--side", choices=("both", "ours", "plain"), default="both")
     options.add_argument("--order", choices=("grouped", "random"), default="grouped")
     options.add_argument("--asha", action="store_true")
+    options.add_argument("--batch", type=int, default=16)
     options.add_argument("--early-stopping", action="store_true")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--rows", type=int, help="of training; all of the file's unless given")
@@ -64,13 +65,14 @@ def main() -> None:
         return
     order = "group_by_length" if asked.order == "grouped" else "random"
     name = "search" + ("-random" if order == "random" else "") + ("-asha" if asked.asha else "")
+    name += f"-batch-{asked.batch}" if asked.batch != 16 else ""
     path = RESULTS / f"{name}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() and asked.side != "both" else {}
     result.pop("machine", None)
     for side, measure in (("ours", ours), ("plain", plain)):
         if asked.side in ("both", side):
             ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-            result[side] = measure(asked.asha, order)
+            result[side] = measure(asked.asha, order, asked.batch)
             ray.shutdown()
             print(side, round(result[side]["seconds"], 1), "s", flush=True)
             write(name, {"what": __doc__, **result})
@@ -170,7 +172,7 @@ def compared(full: dict[str, Any], early: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def ours(asha: bool, order: str) -> dict[str, Any]:
+def ours(asha: bool, order: str, batch: int) -> dict[str, Any]:
     from ray_lora.search.tuner import LoraTuner
 
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +181,7 @@ def ours(asha: bool, order: str) -> dict[str, Any]:
                 "name": "benchmark",
                 "task": {"labels": list(LABELS), "max_length": 128},
                 "data": {"train": TRAIN, "validation": VALIDATION},
-                "training": {"train_sampling_strategy": order},
+                "training": {"train_sampling_strategy": order, "per_device_train_batch_size": batch},
                 "search": {
                     "scheduler": "asha" if asha else "fifo",
                     "early_stopping": "none",  # one evaluation an epoch, as the other side has it
@@ -204,7 +206,7 @@ def scores(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics.get(name) for name in ("accuracy", "epoch")}
 
 
-def plain(asha: bool, order: str) -> dict[str, Any]:
+def plain(asha: bool, order: str, batch: int) -> dict[str, Any]:
     started = time.perf_counter()
     scheduler = tune.schedulers.ASHAScheduler(max_t=10_000, grace_period=1) if asha else None
     tuner = tune.Tuner(
@@ -214,6 +216,7 @@ def plain(asha: bool, order: str) -> dict[str, Any]:
             "learning_rate": tune.grid_search(list(RATES)),
             "base": str(locate("minilm")),
             "order": order,
+            "batch": batch,
             "train": str(Path(TRAIN).resolve()),
             "validation": str(Path(VALIDATION).resolve()),
         },
@@ -271,7 +274,7 @@ def plain_trial(config: dict[str, Any]) -> None:
         model=model,
         args=TrainingArguments(
             output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=config["batch"],
             per_device_eval_batch_size=64,
             num_train_epochs=2,
             learning_rate=config["learning_rate"],
