@@ -6,9 +6,9 @@ process.
     python -m benchmarks.search --early-stopping [--seeds N] [--rows N]
         the same search, ours alone: with `search.early_stopping: rungs` beside every trial to its end, seed by seed
 
-MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16 unless given, ranks 2, 4, 8, 16 x rates 1e-4,
-3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to the last
-trial's end.
+MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16 unless given, ranks 2, 4, 8, 16
+x rates 1e-4, 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to
+the last trial's end.
 
 The other side is written as Ray's and PEFT's documentation have it: one CPU a trial and two at a time, one thread each,
 dynamic padding, bf16 autocast. With `--order grouped` both sides draw batches of like lengths (`group_by_length`),
