@@ -1,4 +1,5 @@
-"""What a base of transformers that finds objects by queries says of its loss and its pictures: YOLOS.
+"""What a base of transformers that finds objects by queries says of its loss and its pictures: YOLOS, DETR and Table
+Transformer.
 
     tell_queries(processor, config)
     processor.queries                  # a Queries; None of another base
@@ -8,8 +9,15 @@ It knows configs and image processors, no files and no tasks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+_SEES_PADDING = ("yolos",)  # which takes no mask of its pixels
+_MASKED = ("detr", "table-transformer")
+_LOSS = (
+    "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient", "eos_coefficient",
+    "auxiliary_loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,14 +25,16 @@ class Queries:
     """A config's own numbers, under its names.
 
     Attributes:
-        image_size: height and width of the pictures that the base was trained on.
+        image_size: height and width into which pictures are scaled; None where the image processor does not say one.
+        masked: whether the class is told which pixels are padding.
         class_cost, bbox_cost, giou_cost: of a query and an object, when each object is given to one query.
         bbox_loss_coefficient, giou_loss_coefficient: what a box's losses weigh beside the class's.
         eos_coefficient: what a query weighs that has no object.
         auxiliary_loss: whether each layer's answers are losses too.
     """
 
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
+    masked: bool
     class_cost: float
     bbox_cost: float
     giou_cost: float
@@ -34,18 +44,28 @@ class Queries:
     auxiliary_loss: bool
 
 
-def queries_of(config: Any) -> Queries | None:
-    """What a YOLOS's config says; None of another one."""
-    if getattr(config, "model_type", None) != "yolos":
+def queries_of(config: Any, processor: Any) -> Queries | None:
+    """What a config and its image processor say; None of a base of another kind."""
+    kind = getattr(config, "model_type", None)
+    if kind not in (*_SEES_PADDING, *_MASKED):
         return None
-    told = {field.name: getattr(config, field.name) for field in fields(Queries)}
-    height, width = told.pop("image_size")
-    return Queries((int(height), int(width)), **told)
+    masked = kind in _MASKED
+    size = _size(getattr(processor, "size", None)) if masked else (*map(int, config.image_size),)
+    return Queries(size, masked, **{name: getattr(config, name) for name in _LOSS})  # type: ignore[arg-type]
+
+
+def _size(told: Any) -> tuple[int, int] | None:
+    """The height and width that hold every picture of a lying format as a DETR's image processor scales it."""
+    for names in (("height", "width"), ("max_height", "max_width"), ("shortest_edge", "longest_edge")):
+        height, width = (getattr(told, name, None) for name in names)
+        if height and width:
+            return int(height), int(width)
+    return None
 
 
 def tell_queries(processor: Any, config: Any) -> None:
     """Tell an image processor of its base's queries, as `queries`, and of its kind, as `base_type`. A tokenizer is left
     alone."""
     if processor is not None and not hasattr(processor, "pad_token_id"):
-        processor.queries = queries_of(config)
+        processor.queries = queries_of(config, processor)
         processor.base_type = str(getattr(config, "model_type", ""))

@@ -6,7 +6,7 @@ as Hugging Face's data sets have it; boxes are COCO's [x, y, width, height] in t
 picture without objects has empty lists. Pictures of any sizes share a pass: each is scaled into the base's input, and
 its boxes come back in its own pixels, in the shape of Hugging Face's object-detection pipeline.
 
-What differs between bases, which are YOLOX and transformers' YOLOS, is in `detection/way.py`.
+What differs between bases, which are YOLOX and transformers' YOLOS and DETR, is in `detection/way.py`.
 """
 
 from __future__ import annotations
@@ -125,10 +125,17 @@ class ObjectDetection(Labelled):
         return self.longest
 
     def collate(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """pixel_values, [rows, 3, height, width]."""
+        """pixel_values, [rows, 3, height, width]; pixel_mask, [rows, height, width], of a class that is told which
+        pixels are the picture's."""
         import torch
 
-        return {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
+        inputs = {"pixel_values": torch.stack([row["pixel_values"] for row in features]).float()}
+        if self._way.masked:
+            inputs["pixel_mask"] = torch.zeros(len(features), *self._way.size, dtype=torch.long)
+            for mask, row in zip(inputs["pixel_mask"], features, strict=True):
+                wide, high = row["inside"]
+                mask[:high, :wide] = 1
+        return inputs
 
     @property
     def augments(self) -> frozenset[Needs]:
@@ -161,7 +168,7 @@ class ObjectDetection(Labelled):
         }
 
     def loss(self, outputs: Any, features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-        """A row's terms are its learning anchors (YOLOX), or the row itself (YOLOS)."""
+        """A row's terms are its learning anchors (YOLOX), or the row itself (of queries)."""
         import torch
 
         from ray_lora.tasks.detection.geometry import in_input

@@ -242,13 +242,13 @@ def segformer_case(folder: Path) -> Case:
     )
 
 
-def yolos_case(folder: Path) -> Case:
-    """On a folder of YOLOS's."""
+def yolos_case(folder: Path, targets: tuple[str, ...] = ("query", "value", "projection")) -> Case:
+    """On a folder of YOLOS's, or of another detector by queries."""
     return replace(
         detection_case(folder),
         open=lambda: open_base(folder, torch.float64),
         plain=lambda: yolos.plain(folder),
-        targets=("query", "value", "projection"),
+        targets=targets,
         head=("class_labels_classifier", "bbox_predictor"),
     )
 

@@ -17,7 +17,7 @@ from ray_lora.store.mlflow_client import write_mlmodel
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.mlflow_world import MLFLOW_WARNINGS
-from tests.unit import detection, histories, segmentation, speech, yolos
+from tests.unit import detection, detr, histories, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
     all_tokens_case,
@@ -61,6 +61,8 @@ VARIANTS = (
     "a label of interest",
     "EfficientNet",
     "objects by queries",
+    "objects by queries and their pictures' masks",
+    "tables by queries",
     "letters of sounds",
     "letters of sounds of one length",
     "masks by CRAFT",
@@ -121,6 +123,12 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             segmentation_case(segmentation.tiny(tmp_path_factory.mktemp("bases") / "normed"))
         ),
         "pictures with norms of their own": with_norms(image_case(resnet)),
+        "objects by queries and their pictures' masks": yolos_case(
+            detr.tiny(tmp_path_factory.mktemp("bases") / "detr"), ("q_proj", "v_proj", "fc1", "convolution")
+        ),
+        "tables by queries": yolos_case(
+            detr.tiny(tmp_path_factory.mktemp("bases") / "tables", "table-transformer"), ("q_proj", "k_proj", "fc2")
+        ),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }
 

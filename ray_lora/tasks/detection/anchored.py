@@ -21,7 +21,7 @@ _WHITE = 255
 class Anchored:
     """A YOLOX's way (`Way`). Its terms are the anchors that learn an object."""
 
-    iou = 0.65
+    iou, masked = 0.65, False
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor

@@ -1,5 +1,6 @@
-"""Detectors of transformers whose plain class gives logits and boxes of a number of queries: YOLOS (Fang et al. 2021,
-arXiv 2106.00666), with the loss of DETR (Carion et al. 2020, arXiv 2005.12872) that transformers has for it.
+"""Detectors of transformers whose plain class gives logits and boxes of a number of queries: DETR (Carion et al. 2020,
+arXiv 2005.12872), Table Transformer, which is a DETR, and YOLOS (Fang et al. 2021, arXiv 2106.00666), with the loss of
+DETR that transformers has for them.
 
 That loss divides what classes cost by other numbers than what boxes cost, both of its whole batch. So that a row's loss
 is its own, it is taken of each picture alone, and an adapter's is the mean over its pictures: what a loop with one
@@ -30,12 +31,13 @@ _NORMALISED = ("image_mean", "image_std")
 
 
 class Queried:
-    """A YOLOS's way (`Way`). Its terms are pictures.
+    """A YOLOS's or DETR's way (`Way`). Its terms are pictures.
 
     Pictures are scaled into one size, the upper left part of the base's own, so that one looks the same in any company.
 
     Raises:
-        RecipeError: the base's config asks for losses of each layer, which transformers' class cannot compute.
+        RecipeError: the base's config asks for losses of each layer, which are not computed here, or its image
+            processor does not say a size.
     """
 
     iou = 1.0  # each object is one query's, so no two answers are of one
@@ -43,10 +45,16 @@ class Queried:
     def __init__(self, processor: Any, queries: Queries, labels: Sequence[str]) -> None:
         if queries.auxiliary_loss:
             raise RecipeError(
-                "this base's config has auxiliary_loss: true, which its class cannot compute; set it false"
+                "this base's config has auxiliary_loss: true, and losses of each layer are not computed here; set it "
+                "false in its config.json"
+            )
+        if queries.image_size is None:
+            raise RecipeError(
+                "this base's preprocessor_config.json says no size of pictures; give it one, such as "
+                '"size": {"shortest_edge": 800, "longest_edge": 1333}'
             )
         self._processor, self._labels = processor, len(labels)
-        self.size = queries.image_size
+        self.size, self.masked = queries.image_size, queries.masked
         self.ground = tuple(processor.image_mean)  # what zero is
         self._config = SimpleNamespace(num_labels=len(labels), **asdict(queries))
 

@@ -39,11 +39,13 @@ class Way(Protocol):
         size: height and width of its input, in pixels.
         iou: of two answered boxes of one label that share more of their joint area only the surer one is answered,
             where nobody asks for another share; 1 answers all.
+        masked: whether the class is told which pixels are the picture's, as `pixel_mask`.
         ground: what lies beside a picture in its input, of red, green and blue from 0 to 1.
     """
 
     size: tuple[int, int]
     iou: float
+    masked: bool
     ground: tuple[float, ...]
 
     def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:

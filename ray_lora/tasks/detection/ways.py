@@ -28,8 +28,8 @@ def way_of(processor: Any, labels: Sequence[str]) -> Way:
         return Queried(processor, queries, labels)
     kind = getattr(processor, "base_type", "")
     raise RecipeError(
-        "object-detection needs a YOLOX as its base, such as yolox-tiny, or a YOLOS of transformers; this base is "
-        + _REFUSED.get(kind, f"a {kind!r}" if kind else "none")
+        "object-detection needs a YOLOX as its base, such as yolox-tiny, or a YOLOS, DETR or Table Transformer "
+        "of transformers; this base is " + _REFUSED.get(kind, f"a {kind!r}" if kind else "none")
     )
 
 

@@ -1,4 +1,5 @@
-"""YOLOS of transformers as a detector's base: the class's own loss of each picture, boxes in each caller's pixels."""
+"""YOLOS, DETR and Table Transformer as a detector's base: the class's own loss of each picture, boxes in each caller's
+pixels."""
 
 from __future__ import annotations
 
@@ -17,16 +18,21 @@ from ray_lora.errors import RecipeError
 from ray_lora.recipe import BaseSpec
 from ray_lora.tasks.detection.geometry import in_input
 from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
-from tests.unit import detection, yolos
+from tests.unit import detection, detr, yolos
 
 ROWS = detection.rows(6)
 SPEC = ObjectDetectionSpec(labels=tuple(sorted(detection.COLOURS)))
 WIDTH, HEIGHT = 96, 64
+KINDS = ("yolos", *detr.KINDS)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")
+def tiny(folder: Path, kind: str, **options: Any) -> Path:
+    return yolos.tiny(folder, **options) if kind == "yolos" else detr.tiny(folder, kind, **options)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("bases") / request.param, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +129,44 @@ def test_pictures_are_scaled_into_one_size_and_shown_again(task: ObjectDetection
         assert back["classes"] == one["classes"]
 
 
+def test_padding_of_a_smaller_picture_is_masked(task: ObjectDetection, base: Base) -> None:
+    inputs = task.collate(task.encode(ROWS))
+    if not base.processor.queries.masked:
+        assert "pixel_mask" not in inputs
+        return
+    for one, row, mask in zip(task.encode(ROWS), inputs["pixel_values"], inputs["pixel_mask"], strict=True):
+        wide, high = one["inside"]
+        assert int(mask.sum()) == wide * high == int(mask[:high, :wide].sum())
+        assert not row[:, mask == 0].any()
+    assert (inputs["pixel_mask"] == 0).any()
+
+
+@pytest.mark.parametrize("kind", detr.KINDS)
+def test_a_lying_picture_is_as_large_as_its_processor_makes_it(tmp_path: Path, kind: str) -> None:
+    base = load_base(BaseSpec(model=str(tiny(tmp_path / kind, kind)), dtype="float32"))
+    picture = Image.effect_noise((300, 220), 80).convert("RGB")
+    theirs = base.processor([picture], return_tensors="pt")["pixel_values"][0]
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    (one,) = ObjectDetection(SPEC, base.processor).encode([{"image": file.getvalue()}])
+    wide, high = one["inside"]
+    assert theirs.shape == (3, high, wide)
+    assert torch.equal(one["pixel_values"][:, :high, :wide], theirs)
+
+
+@pytest.mark.parametrize(
+    ("size", "height_width"),
+    [
+        ({"height": 48, "width": 80}, (48, 80)),
+        ({"max_height": 50, "max_width": 70}, (50, 70)),
+        ({"shortest_edge": 64, "longest_edge": 64}, (64, 64)),
+    ],
+)
+def test_the_size_is_the_image_processors(tmp_path: Path, size: dict[str, int], height_width: tuple[int, int]) -> None:
+    base = load_base(BaseSpec(model=str(detr.tiny(tmp_path / "detr", size=size)), dtype="float32"))
+    assert ObjectDetection(SPEC, base.processor).encode(ROWS[:1])[0]["pixel_values"].shape == (3, *height_width)
+
+
 def test_what_cannot_be_exact_is_refused_by_name(tmp_path: Path) -> None:
     class Pictures:
         base_type, queries = "rt_detr", None
@@ -132,6 +176,11 @@ def test_what_cannot_be_exact_is_refused_by_name(tmp_path: Path) -> None:
     Pictures.base_type = "resnet"
     with pytest.raises(RecipeError, match="this base is a 'resnet'"):
         ObjectDetection(SPEC, Pictures())
-    other = load_base(BaseSpec(model=str(yolos.tiny(tmp_path / "y", auxiliary_loss=True)), dtype="float32"))
-    with pytest.raises(RecipeError, match="auxiliary_loss: true, which its class cannot compute"):
-        ObjectDetection(SPEC, other.processor)
+    for kind in KINDS:
+        other = load_base(BaseSpec(model=str(tiny(tmp_path / kind, kind, auxiliary_loss=True)), dtype="float32"))
+        with pytest.raises(RecipeError, match="auxiliary_loss: true, and losses of each layer are not computed here"):
+            ObjectDetection(SPEC, other.processor)
+    for size in ({"shortest_edge": 64}, {"longest_edge": 64}):
+        one_edge = load_base(BaseSpec(model=str(detr.tiny(tmp_path / "e", size=size)), dtype="float32"))
+        with pytest.raises(RecipeError, match=r"preprocessor_config.json says no size of pictures"):
+            ObjectDetection(SPEC, one_edge.processor)
