@@ -29,6 +29,7 @@ _WRONG = (
     LookupError,
     RuntimeError,
     struct.error,
+    ImportError,  # a DETR's timm backbone, and what else asks for a package that is not installed
 )  # what transformers raises for files it cannot use
 
 # types of two towers, texts and pictures, of whose class for pictures one tower is the backbone: its attribute
