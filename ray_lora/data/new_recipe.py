@@ -58,8 +58,8 @@ _STARTS: Mapping[str, _Start] = {
         "(all-linear)", _EFFICIENT, epochs=6, dtype="float32",
     ),
     "object-detection": _Start(
-        "yolox-tiny", "hustvl/yolos-tiny (lora.target_modules: all-linear)", "all-convolutions", (1e-3, 2e-3), 8, 20,
-        "float32",
+        "yolox-tiny", "hustvl/yolos-tiny, facebook/detr-resnet-50 (lora.target_modules: all-linear)",
+        "all-convolutions", (1e-3, 2e-3), 8, 20, "float32",
     ),
     "image-segmentation": _Start(
         "nvidia/segformer-b0-finetuned-ade-512-512", "any SegFormer, or a U-Net's folder (docs/segmentation.md)",

@@ -3,7 +3,9 @@ pixels."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import torch
 from PIL import Image
 
 from ray_lora.bases.base import Base
-from ray_lora.bases.load import load_base
-from ray_lora.errors import RecipeError
+from ray_lora.bases.load import describe_base, load_base
+from ray_lora.errors import BaseModelError, RecipeError
 from ray_lora.recipe import BaseSpec
 from ray_lora.tasks.detection.geometry import in_input
 from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
@@ -165,6 +167,17 @@ def test_a_lying_picture_is_as_large_as_its_processor_makes_it(tmp_path: Path, k
 def test_the_size_is_the_image_processors(tmp_path: Path, size: dict[str, int], height_width: tuple[int, int]) -> None:
     base = load_base(BaseSpec(model=str(detr.tiny(tmp_path / "detr", size=size)), dtype="float32"))
     assert ObjectDetection(SPEC, base.processor).encode(ROWS[:1])[0]["pixel_values"].shape == (3, *height_width)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_a_backbone_of_a_package_that_is_missing_is_one_error(tmp_path: Path) -> None:
+    folder = detr.tiny(tmp_path / "detr")
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone_config"] = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+    (folder / "config.json").write_text(json.dumps(config))
+    for load in (load_base, describe_base):
+        with pytest.raises(BaseModelError, match="requires the timm library but it was not found"):
+            load(BaseSpec(model=str(folder), dtype="float32"))
 
 
 def test_what_cannot_be_exact_is_refused_by_name(tmp_path: Path) -> None:
