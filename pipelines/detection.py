@@ -15,9 +15,11 @@ from pathlib import Path
 from pipelines.emoji_scenes import prepare
 from pipelines.story import Asked, Line, asked, tell
 from ray_lora.data.read import read
+from ray_lora.recipe import Json
 
 RECIPE = Path(__file__).parents[1] / "examples/detection.yaml"
 TEST = "data/detection/test.parquet"
+SURE = 0.2  # of an adapter that has learnt for minutes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +32,8 @@ def line(given: Asked, base: Path) -> Line:
     """What is trained and compared: before stands the base, whose classes are fresh."""
     recipe = given.recipe(RECIPE, [f"base.model={base}"])
     picture = base64.b64encode(read(TEST).to_pylist()[0]["image"]).decode()
-    return Line("emoji-detector", recipe, TEST, picture, "captchas' glyphs", full_rates=(3e-4, 1e-3))
+    asked: dict[str, Json] = {"threshold": SURE, "top_k": 3}
+    return Line("emoji-detector", recipe, TEST, picture, "captchas' glyphs", full_rates=(3e-4, 1e-3), parameters=asked)
 
 
 if __name__ == "__main__":

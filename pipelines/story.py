@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,7 +57,7 @@ class Line:
         name: of the adapter.
         recipe: base, task, data and training for the target.
         test: the file of held-out rows.
-        ask: a request's input, answered over HTTP in the end.
+        ask: a request's input, answered over HTTP in the end; parameters: its parameters.
         source: where the score before comes from, in words.
         before: the recipe of the adapter that the source trains; None: nothing is trained, the bare base is scored.
         metric: what is shown; None for the task's own.
@@ -78,6 +78,7 @@ class Line:
     full_seeds: int | None = None
     head_alone: bool = True
     kept: Kept | None = None
+    parameters: dict[str, Json] = field(default_factory=dict)
 
     @property
     def metric_name(self) -> str:
@@ -234,16 +235,16 @@ def serve(lines: Sequence[Line], found: dict[str, dict[str, Any]], asked: Asked)
 def answer_of(url: str, model: str, line: Line) -> Json:
     """The answer to a line's input over HTTP; what is generated comes by OpenAI's routes."""
     if line.recipe.task.type != "text-generation":
-        return request(url, model, line.ask)["predictions"][0]
+        return request(url, model, line.ask, line.parameters)["predictions"][0]
     asked = {"model": model, "temperature": 0, "max_tokens": 48}
     if isinstance(line.ask, str):
         return post(f"{url}/v1/completions", asked | {"prompt": line.ask})["choices"][0]
     return post(f"{url}/v1/chat/completions", asked | {"messages": line.ask})["choices"][0]
 
 
-def request(url: str, model: str, value: Json) -> dict[str, Any]:
+def request(url: str, model: str, value: Json, parameters: dict[str, Json] | None = None) -> dict[str, Any]:
     """The endpoint's reply to one input: `{"model", "version", "predictions": [answer]}` and more."""
-    return post(f"{url}/v1/predict", {"model": model, "inputs": [value]})
+    return post(f"{url}/v1/predict", {"model": model, "inputs": [value], "parameters": parameters or {}})
 
 
 def post(url: str, body: dict[str, Json]) -> dict[str, Any]:
