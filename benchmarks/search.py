@@ -4,7 +4,8 @@ process.
     python -m benchmarks.search [--side both|ours|plain] [--order grouped|random] [--asha] [--batch N]
         needs: pip install datasets
     python -m benchmarks.search --early-stopping [--seeds N] [--rows N]
-        the same search, ours alone: with `search.early_stopping: rungs` beside every trial to its end, seed by seed
+        the same search, ours alone: with `search.early_stopping: rungs` beside every trial to its end, seed by seed;
+        seeds that the result file has are not run again
 
 MiniLM, sentiment on tweets, 1,024 rows to train, 512 to validate, 2 epochs, batch 16 unless given, ranks 2, 4, 8, 16
 x rates 1e-4, 3e-4, 1e-3, 3e-3, all linear layers, one evaluation an epoch. Seconds count from the moment Ray is up to
@@ -83,9 +84,12 @@ def main() -> None:
 
 
 def ending(seeds: int, rows: int | None) -> None:
-    """Early stopping beside the full search, seed by seed; the result file grows with each."""
-    found: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    """Early stopping beside the full search, seed by seed; the result file grows with each, and a seed that is in it is
+    not run again."""
+    path = RESULTS / "search-early-stopping.json"
+    told = json.loads(path.read_text()) if path.exists() else {}
+    found: list[dict[str, Any]] = told["seeds"] if told.get("train_rows") == rows and told else []
+    for seed in range(len(found), seeds):
         sides = {}
         for side in ("none", "rungs"):
             ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
@@ -93,7 +97,7 @@ def ending(seeds: int, rows: int | None) -> None:
             ray.shutdown()
         found.append({"seed": seed, **compared(sides["none"], sides["rungs"]), **sides})
         print({key: value for key, value in found[-1].items() if key not in sides}, flush=True)
-        path = write("search-early-stopping", {"what": __doc__, "train_rows": rows, "seeds": found})
+        write("search-early-stopping", {"what": __doc__, "train_rows": rows, "seeds": found})
     print(path)
 
 
