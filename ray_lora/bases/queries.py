@@ -14,6 +14,7 @@ from typing import Any
 
 _SEES_PADDING = ("yolos",)  # which takes no mask of its pixels
 _MASKED = ("detr", "table-transformer")
+_EXACT = ("height", "width")
 _LOSS = (
     "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient", "eos_coefficient",
     "auxiliary_loss",
@@ -26,6 +27,7 @@ class Queries:
 
     Attributes:
         image_size: height and width into which pictures are scaled; None where the image processor does not say one.
+        fills: whether its image processor stretches each picture to its size, whatever its shape.
         masked: whether the class is told which pixels are padding.
         class_cost, bbox_cost, giou_cost: of a query and an object, when each object is given to one query.
         bbox_loss_coefficient, giou_loss_coefficient: what a box's losses weigh beside the class's.
@@ -34,6 +36,7 @@ class Queries:
     """
 
     image_size: tuple[int, int] | None
+    fills: bool
     masked: bool
     class_cost: float
     bbox_cost: float
@@ -50,17 +53,22 @@ def queries_of(config: Any, processor: Any) -> Queries | None:
     if kind not in (*_SEES_PADDING, *_MASKED):
         return None
     masked = kind in _MASKED
-    size = _size(getattr(processor, "size", None)) if masked else (*map(int, config.image_size),)
-    return Queries(size, masked, **{name: getattr(config, name) for name in _LOSS})  # type: ignore[arg-type]
+    told = getattr(processor, "size", None)
+    height, width = (_size(told) or (0, 0)) if masked else map(int, config.image_size)
+    fills = _has(told, _EXACT) is not None
+    loss = {name: getattr(config, name) for name in _LOSS}
+    return Queries((height, width) if height else None, fills, masked, **loss)
 
 
 def _size(told: Any) -> tuple[int, int] | None:
     """The height and width that hold every picture of a lying format as a DETR's image processor scales it."""
-    for names in (("height", "width"), ("max_height", "max_width"), ("shortest_edge", "longest_edge")):
-        height, width = (getattr(told, name, None) for name in names)
-        if height and width:
-            return int(height), int(width)
-    return None
+    found = (_has(told, names) for names in (_EXACT, ("max_height", "max_width"), ("shortest_edge", "longest_edge")))
+    return next((size for size in found if size is not None), None)
+
+
+def _has(told: Any, names: tuple[str, str]) -> tuple[int, int] | None:
+    height, width = (getattr(told, name, None) for name in names)
+    return (int(height), int(width)) if height and width else None
 
 
 def tell_queries(processor: Any, config: Any) -> None:

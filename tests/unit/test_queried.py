@@ -157,16 +157,24 @@ def test_a_lying_picture_is_as_large_as_its_processor_makes_it(tmp_path: Path, k
 
 
 @pytest.mark.parametrize(
-    ("size", "height_width"),
+    ("size", "height_width", "fills"),
     [
-        ({"height": 48, "width": 80}, (48, 80)),
-        ({"max_height": 50, "max_width": 70}, (50, 70)),
-        ({"shortest_edge": 64, "longest_edge": 64}, (64, 64)),
+        ({"height": 48, "width": 80}, (48, 80), True),
+        ({"max_height": 50, "max_width": 70}, (50, 70), False),
+        ({"shortest_edge": 64, "longest_edge": 64}, (64, 64), False),
     ],
 )
-def test_the_size_is_the_image_processors(tmp_path: Path, size: dict[str, int], height_width: tuple[int, int]) -> None:
+def test_the_size_is_the_image_processors(
+    tmp_path: Path, size: dict[str, int], height_width: tuple[int, int], fills: bool
+) -> None:
     base = load_base(BaseSpec(model=str(detr.tiny(tmp_path / "detr", size=size)), dtype="float32"))
-    assert ObjectDetection(SPEC, base.processor).encode(ROWS[:1])[0]["pixel_values"].shape == (3, *height_width)
+    file = io.BytesIO()
+    Image.effect_noise((150, 60), 80).convert("RGB").save(file, "PNG")
+    (one,) = ObjectDetection(SPEC, base.processor).encode([{"image": file.getvalue()}])
+    assert one["pixel_values"].shape == (3, *height_width)
+    wide, high = one["inside"]
+    assert wide == height_width[1]
+    assert (high == height_width[0]) is fills, "a picture keeps its shape unless its processor stretches it"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")

@@ -54,6 +54,7 @@ class Queried:
                 '"size": {"shortest_edge": 800, "longest_edge": 1333}'
             )
         self._processor, self._labels = processor, len(labels)
+        self._fills = queries.fills
         self.size, self.masked = queries.image_size, queries.masked
         self.ground = tuple(processor.image_mean)  # what zero is
         self._config = SimpleNamespace(num_labels=len(labels), **asdict(queries))
@@ -61,9 +62,10 @@ class Queried:
     def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """As the base's own processor scales, normalises and pads it."""
         height, width = self.size
+        most = "" if self._fills else "max_"
         found = self._processor(
             [picture],
-            size={"max_height": height, "max_width": width},
+            size={f"{most}height": height, f"{most}width": width},
             pad_size={"height": height, "width": width},
             do_pad=True,
             return_tensors="pt",
