@@ -3,7 +3,8 @@
     python -m benchmarks.segmentation [--seeds 3] [--only PART ...] [--smoke]
 
 Parts: `textured` and `textured-few` (12 pictures), `lesions` (16), on the small U-Net that knows plain shapes
-(`pipelines.segmentation_base`); `emoji` on ERFNet as others trained it for table lines. Both sides: the recipe's steps,
+(`pipelines.segmentation_base`); `emoji` on ERFNet as others trained it for table lines; `emoji-craft` on CRAFT as
+others trained it for letters, 60 steps, with the base's norms alone, since it is large. Both sides: the recipe's steps,
 pictures in the same order, AdamW, 10 % warm-up and linear decay, cross entropy and Dice, float32, one thread, no
 augmentation. Each arm stands at the best of its rates by the Dice of validation rows with seed 0; `test` is the Dice
 of scenes that training never saw, of every seed. Full training has live batch norms; adapters' own keep the
@@ -46,9 +47,11 @@ from ray_lora.training.job import Job
 from ray_lora.training.pack import Pack
 from ray_lora.training.shards import Split, Splits
 
-PARTS = ("textured", "textured-few", "lesions", "emoji")
+PARTS = ("textured", "textured-few", "lesions", "emoji", "emoji-craft")
 CURVES = ("textured", "textured-few", "lesions")  # with all ranks; ERFNet takes too long
 RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora": (2e-3, 5e-3, 1e-2, 2e-2)}
+CRAFT = ("base.model=craft-text", "task.image_size=[96, 96]", "training.max_steps=60")
+CRAFT_RATES = {"full": (1e-4, 3e-4, 1e-3), "head": (1e-2,), "lora": (1e-3, 3e-3)}
 RANKS = (4, 16, 32, 64)
 FEW = 12
 NORMS = {"lora": "own", "frozen": "base"}
@@ -76,9 +79,10 @@ def main() -> None:
 
 def data_of(part: str, smoke: bool) -> Cases:
     """The recipe of the pipeline's line and its rows."""
-    kind, _, few = part.partition("-")
-    given = line(told(None, ["training.max_steps=2"] if smoke else []), kind)
-    return Cases(given.recipe, given.test, most=FEW if smoke else None, cases=FEW if few else None)
+    kind, _, way = part.partition("-")
+    others = [*(CRAFT if way == "craft" else ()), *(["training.max_steps=2"] if smoke else ())]
+    given = line(told(None, others), kind)
+    return Cases(given.recipe, given.test, most=FEW if smoke else None, cases=FEW if way == "few" else None)
 
 
 def measure(part: str, asked: argparse.Namespace) -> None:
@@ -96,10 +100,13 @@ def measure(part: str, asked: argparse.Namespace) -> None:
         print(part, *run, json.dumps(found), flush=True)
 
     more = ["--only", part, *(["--smoke"] if asked.smoke else [])]
-    rates = {arm: values[:1] if asked.smoke else values for arm, values in RATES.items()}
+    craft = part == "emoji-craft"
+    tried = CRAFT_RATES if craft else RATES
+    rates = {arm: values[:1] if asked.smoke else values for arm, values in tried.items()}
     first = [[(arm, rate, 0)] for arm in ("full", "head") for rate in rates[arm]]
     ranked = [f"lora-{rank}" for rank in (8, *(RANKS if part in CURVES else ()))]
-    packs: list[list[Run]] = [[(arm, rate, 0) for rate in rates["lora"]] for arm in (*ranked, "frozen-8")]
+    ranked, once = (["frozen-8"], []) if craft else (ranked, ["frozen-8"])
+    packs: list[list[Run]] = [[(arm, rate, 0) for rate in rates["lora"]] for arm in (*ranked, *once)]
     packs += [*first, [("bare", 0.0, 0)]]
     work("benchmarks.segmentation", more, packs, mine["runs"], keep, asked.processes)
     packs = [[(arm, best(mine["runs"], arm), seed) for seed in range(asked.seeds)] for arm in ranked]
