@@ -33,7 +33,7 @@ from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
 
 SHAPES = ("box", "disc", "triangle")
 ROWS = {"train": 480, "validation": 60, "test": 100}
-NANO = {"depth": 0.33, "width": 0.25, "depthwise": True, "image_size": (128, 128)}
+NANO: dict[str, Any] = {"depth": 0.33, "width": 0.25, "depthwise": True, "image_size": [128, 128]}
 TRAINING = {"seed": 0, "steps": 800, "batch_size": 16, "learning_rate": 5e-3}
 CARD = """# detection-base
 
@@ -116,7 +116,7 @@ def _shape(draw: random.Random, picture: Image.Image, name: str, corners: tuple[
 def pretrain(out: Path) -> Path:
     """The folder of the pretrained base, made in a minute or two of one core where it is not there yet."""
     folder = out / "detection-base"
-    making = {"network": {**NANO, "image_size": list(NANO["image_size"])}, "training": TRAINING, "form": _FORM}
+    making = {"network": NANO, "training": TRAINING, "form": _FORM}
     record = folder / "pretraining.json"
     if record.exists() and json.loads(record.read_text())["making"] == making:
         return folder
