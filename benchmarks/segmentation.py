@@ -51,7 +51,7 @@ PARTS = ("textured", "textured-few", "lesions", "emoji", "emoji-craft")
 CURVES = ("textured", "textured-few", "lesions")  # with all ranks; ERFNet takes too long
 RATES = {"full": (1e-3, 3e-3, 1e-2), "head": (3e-3, 1e-2, 3e-2), "lora": (2e-3, 5e-3, 1e-2, 2e-2)}
 CRAFT = ("base.model=craft-text", "task.image_size=[96, 96]", "training.max_steps=60")
-CRAFT_RATES = {"full": (1e-4, 3e-4, 1e-3), "head": (1e-2,), "lora": (1e-3, 3e-3)}
+CRAFT_RATES = {"full": (3e-4, 1e-3, 3e-3), "head": (1e-2,), "lora": (1e-3, 3e-3, 1e-2)}
 RANKS = (4, 16, 32, 64)
 FEW = 12
 NORMS = {"lora": "own", "frozen": "base"}
