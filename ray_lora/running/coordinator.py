@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray_lora.errors import CapacityError
+from ray_lora.running.moves import Moves
 from ray_lora.running.records import Orders, Record, Status
 from ray_lora.running.turns import Queue, Turns
 from ray_lora.training.job import Job, Report
@@ -45,6 +46,7 @@ class Coordinator:
         self._packs: dict[str, float] = {}  # pack -> when one of its jobs last ended, 0.0 at first
         self._came = 0.0  # when a job was last submitted
         self._patience = _GATHER_S  # with the next job
+        self._moves = Moves()
         self._saves: set[str] = set()
         self._halted: set[str] = set()  # jobs that a person has stopped
         self._over = False  # a person has stopped all of them
@@ -178,10 +180,14 @@ class Coordinator:
         self._queue.put(reports)
         for name, slot in held.items():
             self.records[name].slot = slot
-        if reports:
+        if self._moves.arrived(self.records, pack, held) or reports:
             await self._notify()
         await self._gather(pack, held, free)
+        if not self._waiting and not self._more:
+            self._moves.begin(self.records, pack, held, self._share)
         orders = self._orders(pack, held, free)
+        if orders.close:
+            self._packs.pop(pack)
         for job in orders.join:
             record = self.records[job.name]
             record.status, record.pack = "running", pack
@@ -195,6 +201,7 @@ class Coordinator:
     async def saved(self, names: Sequence[str]) -> None:
         """These jobs' states were written on request."""
         self._saves -= set(names)
+        self._moves.note(names)
         await self._notify()
 
     async def spent(self, seconds: dict[str, float]) -> None:
@@ -212,8 +219,7 @@ class Coordinator:
         began = time.monotonic()
 
         def vacant(now: Orders) -> bool:
-            more = len(self.records) < self.expected and self._active < (self.at_once or self.expected)
-            return more and free > len(now.join) and not self._closing
+            return self._more and free > len(now.join)
 
         def until() -> float:
             now = self._orders(pack, held, free)
@@ -244,18 +250,33 @@ class Coordinator:
     def _active(self) -> int:
         return sum(record.status in ("waiting", "running") for record in self.records.values())
 
+    @property
+    def _waiting(self) -> list[Job]:
+        return [record.job for record in self.records.values() if record.status == "waiting"]
+
+    @property
+    def _more(self) -> bool:
+        """Whether jobs are still to come."""
+        more = len(self.records) < self.expected and self._active < (self.at_once or self.expected)
+        return more and not self._closing
+
+    @property
+    def _share(self) -> int:
+        """Packs share all jobs evenly: how many one holds at most; so the one with the fewest can take one more."""
+        return -(-self._active // max(1, len(self._packs)))
+
     def _orders(self, pack: str, held: dict[str, int], free: int) -> Orders:
         wanted = [r.job for r in self.records.values() if r.status == "running" and r.pack == pack]
-        leave = tuple(name for name in held if name not in {job.name for job in wanted})
+        stay = {job.name for job in wanted} - self._moves.saved
+        leave = tuple(name for name in held if name not in stay)
         join = [job for job in wanted if job.name not in held]
-        waiting = [record.job for record in self.records.values() if record.status == "waiting"]
-        # packs share all jobs evenly: the one that holds the fewest can always take one more
-        share = -(-self._active // max(1, len(self._packs))) - (len(held) - len(leave) + len(join))
+        waiting, share = self._waiting, self._share - (len(held) - len(leave) + len(join))
         join += waiting[: max(0, min(share, free + len(leave) - len(join)))]
-        save = tuple(name for name in held if name in self._saves and name not in leave)
-        close = self._closing and not join and not waiting and not held
-        hold = tuple(name for name in held if name not in leave and self.records[name].held)
-        return Orders(tuple(join), leave, save, hold, close)
+        asked = self._moves.asked
+        save = tuple(name for name in held if name in self._saves | asked and name not in leave)
+        idle = not (join or waiting or held or self._moves.possible(self.records, self._share))
+        hold = tuple(name for name in held if name not in leave and (self.records[name].held or name in asked))
+        return Orders(tuple(join), leave, save, hold, close=self._closing and idle)
 
     def _take(self, report: Report) -> None:
         record = self.records.get(report.job)
