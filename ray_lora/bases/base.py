@@ -105,7 +105,9 @@ class Base:
         wanted = {name: shape for name, shape in shapes.items() if name not in inside}
         if any(name.startswith("decode_head.") for name in wanted):  # SegFormer's
             return transformers_base.read_segmenter(self.folder, wanted)
-        return transformers_base.stored_tensors(self.folder, wanted)
+        files = {transformers_base.in_files(self.config, name): name for name in wanted}
+        found = transformers_base.stored_tensors(self.folder, {file: wanted[name] for file, name in files.items()})
+        return {files[file]: tensor for file, tensor in found.items()}
 
     def unpacked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """Tensors of the base's own language model's head that a GGUF file holds, by the plain class's names; none of a

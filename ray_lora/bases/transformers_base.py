@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ray_lora.bases import rt_detr
 from ray_lora.bases.plain import HeadSpec
 from ray_lora.errors import AdapterError, BaseModelError
 
@@ -35,6 +36,7 @@ _WRONG = (
 # types of two towers, texts and pictures, of whose class for pictures one tower is the backbone: its attribute
 _TOWERS = {"clip": "vision_model", "metaclip_2": "vision_model", "siglip": "vision_model"}
 _ALL_STAGES = ("segformer",)  # whose head for segmentation reads the hidden states of every stage
+_REFINES = ("rt_detr",)  # whose class tells labels inside the model
 _WRITERS = ("whisper",)  # of classes with an encoder that write token by token
 _SPELLERS = ("wav2vec2",)  # that say a letter a frame
 _HEARERS = (*_WRITERS, *_SPELLERS)  # of classes that hear and have a tokenizer beside
@@ -61,7 +63,10 @@ class Backbone:
 
     @classmethod
     def of(cls, model: Any) -> Backbone:
-        """A model without a head; of two towers the one that sees."""
+        """A model without a head; of two towers the one that sees; of a class that tells labels inside its model that
+        model, which tells none."""
+        if model.config.model_type in _REFINES:
+            return cls(rt_detr.without_classes(model), model.config, "model")
         tower = _TOWERS.get(model.config.model_type)
         if tower is None:
             return cls(model, model.config, str(model.base_model_prefix))
@@ -70,13 +75,11 @@ class Backbone:
 
 def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) -> Backbone:
     """The model without a head, read from a folder or GGUF file; BaseModelError when it cannot be."""
-    from transformers import AutoModel
-
     try:
         with quiet():
             return Backbone.of(
                 _telling(
-                    AutoModel.from_pretrained(
+                    _reader(_config(path)).from_pretrained(
                         *_place(path),
                         dtype=dtype,
                         attn_implementation=attention,
@@ -92,15 +95,31 @@ def load_backbone(path: Path, model: str, dtype: torch.dtype, attention: str) ->
 
 def describe_backbone(path: Path, model: str) -> Backbone:
     """The same on the meta device."""
-    from transformers import AutoConfig, AutoModel
-
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
+            config = _config(path)
         with torch.device("meta"):
-            return Backbone.of(_telling(AutoModel.from_config(config)))
+            return Backbone.of(_telling(_reader(config).from_config(config)))
     except _WRONG as error:
         raise BaseModelError(f"base {model!r} cannot be read from {str(path)!r}: {error}") from None
+
+
+def _config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(*_place(path), local_files_only=True, **_within(path))
+
+
+def _reader(config: Any) -> Any:
+    """What reads a model of this config without its head, or with one that stands inside it."""
+    from transformers import AutoModel, AutoModelForObjectDetection
+
+    return AutoModelForObjectDetection if config.model_type in _REFINES else AutoModel
+
+
+def in_files(config: Any, name: str) -> str:
+    """What a tensor of a plain class's head is called in a base's files."""
+    return rt_detr.in_files(name) if getattr(config, "model_type", None) in _REFINES else name
 
 
 def _telling(model: Any) -> Any:
@@ -302,6 +321,9 @@ def plain(config: Any, spec: HeadSpec) -> nn.Module:
         )
     try:
         with torch.device("meta"):
+            if config.model_type in _REFINES and spec.architecture == "AutoModelForObjectDetection":
+                backbone = Backbone.of(factory.from_config(config))
+                return rt_detr.RtDetrForObjectDetection(config, backbone.module, spec.num_labels).eval()
             model: nn.Module = factory.from_config(config)
     except ValueError as error:
         raise AdapterError(f"{spec.architecture} does not know this base ({config.model_type}): {error}") from None

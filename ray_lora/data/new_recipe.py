@@ -58,7 +58,7 @@ _STARTS: Mapping[str, _Start] = {
         "(all-linear)", _EFFICIENT, epochs=6, dtype="float32",
     ),
     "object-detection": _Start(
-        "yolox-tiny", "hustvl/yolos-tiny, facebook/detr-resnet-50 (lora.target_modules: all-linear)",
+        "yolox-tiny", "PekingU/rtdetr_r18vd, facebook/detr-resnet-50 (lora.target_modules: all-linear)",
         "all-convolutions", (1e-3, 2e-3), 8, 20, "float32",
     ),
     "image-segmentation": _Start(

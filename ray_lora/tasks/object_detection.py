@@ -6,7 +6,7 @@ as Hugging Face's data sets have it; boxes are COCO's [x, y, width, height] in t
 picture without objects has empty lists. Pictures of any sizes share a pass: each is scaled into the base's input, and
 its boxes come back in its own pixels, in the shape of Hugging Face's object-detection pipeline.
 
-What differs between bases, which are YOLOX and transformers' YOLOS and DETR, is in `detection/way.py`.
+What differs between bases, which are YOLOX and transformers' YOLOS, DETR and RT-DETR, is in `detection/way.py`.
 """
 
 from __future__ import annotations

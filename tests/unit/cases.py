@@ -27,7 +27,7 @@ from ray_lora.tasks.text_classification import TextClassificationSpec
 from ray_lora.tasks.token_classification import TokenClassificationSpec
 from tests.conformance import Case
 from tests.conftest import sentences
-from tests.unit import detection, histories, segmentation, speech, yolos
+from tests.unit import detection, histories, rt_detr, segmentation, speech, yolos
 from tests.unit.bases import CAUSAL, IMAGE, open_base, plain
 
 LABELS = ("no", "perhaps", "yes")
@@ -239,6 +239,15 @@ def segformer_case(folder: Path) -> Case:
         plain=lambda: plain(folder, 3, architecture="AutoModelForSemanticSegmentation"),
         targets=("q_proj", "v_proj", "o_proj", "fc1", "sequence_reduction.sequence_reduction"),
         head=("decode_head",),
+    )
+
+
+def rt_detr_case(folder: Path) -> Case:
+    """On a folder of RT-DETR's: attention, what moves boxes, and convolutions."""
+    return replace(
+        yolos_case(folder, ("q_proj", "value_proj", "bbox_embed.0.layers.1", "convolution")),
+        plain=lambda: rt_detr.plain(folder),
+        head=("class_embed",),
     )
 
 

@@ -17,7 +17,7 @@ from ray_lora.store.mlflow_client import write_mlmodel
 from ray_lora.tasks import TASKS
 from tests.conformance import CHECKS, Case
 from tests.mlflow_world import MLFLOW_WARNINGS
-from tests.unit import detection, detr, histories, segmentation, speech, yolos
+from tests.unit import detection, detr, histories, rt_detr, segmentation, speech, yolos
 from tests.unit.bases import save_base, save_language_model
 from tests.unit.cases import (
     all_tokens_case,
@@ -35,6 +35,7 @@ from tests.unit.cases import (
     question_case,
     recommendation_case,
     regression_case,
+    rt_detr_case,
     segformer_case,
     segmentation_case,
     speech_case,
@@ -63,6 +64,7 @@ VARIANTS = (
     "objects by queries",
     "objects by queries and their pictures' masks",
     "tables by queries",
+    "objects by queries and boxes that move",
     "letters of sounds",
     "letters of sounds of one length",
     "masks by CRAFT",
@@ -128,6 +130,9 @@ def cases(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         ),
         "tables by queries": yolos_case(
             detr.tiny(tmp_path_factory.mktemp("bases") / "tables", "table-transformer"), ("q_proj", "k_proj", "fc2")
+        ),
+        "objects by queries and boxes that move": rt_detr_case(
+            rt_detr.tiny(tmp_path_factory.mktemp("bases") / "rt_detr")
         ),
         "objects by queries": yolos_case(yolos.tiny(tmp_path_factory.mktemp("bases") / "yolos")),
     }

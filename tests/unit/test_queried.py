@@ -190,9 +190,9 @@ def test_a_backbone_of_a_package_that_is_missing_is_one_error(tmp_path: Path) ->
 
 def test_what_cannot_be_exact_is_refused_by_name(tmp_path: Path) -> None:
     class Pictures:
-        base_type, queries = "rt_detr", None
+        base_type, queries = "rt_detr_v2", None
 
-    with pytest.raises(RecipeError, match=r"is an RT-DETR, whose training adds queries that are drawn at random"):
+    with pytest.raises(RecipeError, match=r"is an RT-DETR v2, whose layers share some of what tells boxes"):
         ObjectDetection(SPEC, Pictures())
     Pictures.base_type = "resnet"
     with pytest.raises(RecipeError, match="this base is a 'resnet'"):

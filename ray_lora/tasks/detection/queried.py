@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ class Queried:
     iou = 1.0  # each object is one query's, so no two answers are of one
 
     def __init__(self, processor: Any, queries: Queries, labels: Sequence[str]) -> None:
-        if queries.auxiliary_loss:
+        if queries.auxiliary_loss and not queries.refines:
             raise RecipeError(
                 "this base's config has auxiliary_loss: true, and losses of each layer are not computed here; set it "
                 "false in its config.json"
@@ -56,8 +55,8 @@ class Queried:
         self._processor, self._labels = processor, len(labels)
         self._fills = queries.fills
         self.size, self.masked = queries.image_size, queries.masked
-        self.ground = tuple(processor.image_mean)  # what zero is
-        self._config = SimpleNamespace(num_labels=len(labels), **asdict(queries))
+        self.ground = tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0)  # what zero is
+        self._config = SimpleNamespace(num_labels=len(labels), auxiliary_loss=queries.auxiliary_loss, **queries.loss)
 
     def pixels(self, picture: Image) -> tuple[Tensor, tuple[int, int]]:
         """As the base's own processor scales, normalises and pads it."""
@@ -82,6 +81,8 @@ class Queried:
         return (pixels - mean) / std
 
     def _levels(self) -> tuple[Tensor, Tensor]:
+        if not self._processor.do_normalize:
+            return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
         mean, std = (torch.tensor(getattr(self._processor, name))[:, None, None] for name in _NORMALISED)
         return mean, std
 
@@ -99,22 +100,35 @@ class Queried:
         if not len(corners):  # transformers' fails where no picture of a batch has an object
             nothing = torch.full((len(logits),), self._labels, device=logits.device)
             return F.cross_entropy(logits, nothing)  # all weigh alike
-        size = corners.new_tensor([self.size[1], self.size[0]])
-        middle, extent = (corners[:, :2] + corners[:, 2:]) / 2 / size, (corners[:, 2:] - corners[:, :2]) / size
-        target = {"class_labels": classes.to(logits.device), "boxes": torch.cat([middle, extent], 1).to(boxes)}
+        target = self._target(corners, classes, boxes)
         # given a tensor for its device, the class's weights of classes have its type too
         loss: Tensor = ForObjectDetectionLoss(logits[None], [target], logits, boxes[None], self._config)[0]
         return loss
 
+    def _target(self, corners: Tensor, classes: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """A picture's objects as transformers' losses take them."""
+        size = corners.new_tensor([self.size[1], self.size[0]])
+        middle, extent = (corners[:, :2] + corners[:, 2:]) / 2 / size, (corners[:, 2:] - corners[:, :2]) / size
+        return {"class_labels": classes.to(boxes.device), "boxes": torch.cat([middle, extent], 1).to(boxes)}
+
     def found(self, outputs: Any) -> Found:
         """A score is the label's share among all labels and none."""
         logits, boxes = self._read(outputs)
+        return Found(logits.softmax(-1)[..., :-1], self._corners(boxes), finite(logits, boxes))
+
+    def _corners(self, boxes: Tensor) -> Tensor:
+        """In input pixels."""
         size = boxes.new_tensor([self.size[1], self.size[0]])
         middle, half = boxes[..., :2] * size, boxes[..., 2:] * size / 2
-        finite = (logits.isfinite().flatten(1).all(1) & boxes.isfinite().flatten(1).all(1)).tolist()
-        return Found(logits.softmax(-1)[..., :-1], torch.cat([middle - half, middle + half], -1), finite)
+        return torch.cat([middle - half, middle + half], -1)
 
     def _read(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """Logits and boxes (middle, width and height in shares of the input) in float32 at least."""
         wide = torch.promote_types(outputs["pred_boxes"].dtype, torch.float32)
         return outputs["logits"].to(wide), outputs["pred_boxes"].to(wide)
+
+
+def finite(logits: Tensor, boxes: Tensor) -> list[bool]:
+    """Of each row, whether all that was said of it are numbers."""
+    found: list[bool] = (logits.isfinite().flatten(1).all(1) & boxes.isfinite().flatten(1).all(1)).tolist()
+    return found

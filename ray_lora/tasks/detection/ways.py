@@ -24,17 +24,16 @@ def way_of(processor: Any, labels: Sequence[str]) -> Way:
         return Anchored(processor)
     if (queries := getattr(processor, "queries", None)) is not None:
         from ray_lora.tasks.detection.queried import Queried
+        from ray_lora.tasks.detection.refined import Refined
 
-        return Queried(processor, queries, labels)
+        return (Refined if queries.refines else Queried)(processor, queries, labels)
     kind = getattr(processor, "base_type", "")
     raise RecipeError(
-        "object-detection needs a YOLOX as its base, such as yolox-tiny, or a YOLOS, DETR or Table Transformer "
-        "of transformers; this base is " + _REFUSED.get(kind, f"a {kind!r}" if kind else "none")
+        "object-detection needs a YOLOX as its base, such as yolox-tiny, or a YOLOS, DETR, Table "
+        "Transformer or RT-DETR of transformers; this base is " + _REFUSED.get(kind, f"a {kind!r}" if kind else "none")
     )
 
 
 _REFUSED: Mapping[str, str] = {
-    "rt_detr": "an RT-DETR, whose training adds queries that are drawn at random for the whole batch, and losses of "
-    "its encoder and of every layer: no row's loss would be its own",
-    "rt_detr_v2": "an RT-DETR v2, whose training adds queries that are drawn at random for the whole batch",
+    "rt_detr_v2": "an RT-DETR v2, whose layers share some of what tells boxes and was not compared; RT-DETR was",
 }
