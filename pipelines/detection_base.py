@@ -16,8 +16,6 @@ import argparse
 import io
 import json
 import random
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pipelines.kept_rows import keep
+from pipelines.made_bases import made_once
 from ray_lora.bases.fingerprint import fingerprint
 from ray_lora.bases.yolox import Letterbox, Yolox, YoloxConfig, YoloxForObjectDetection, public, save_folder
 from ray_lora.tasks.object_detection import ObjectDetection, ObjectDetectionSpec
@@ -117,21 +116,13 @@ def pretrain(out: Path) -> Path:
     """The folder of the pretrained base, made in a minute or two of one core where it is not there yet."""
     folder = out / "detection-base"
     making = {"network": NANO, "training": TRAINING, "form": _FORM}
-    record = folder / "pretraining.json"
-    if record.exists() and json.loads(record.read_text())["making"] == making:
-        return folder
-    with tempfile.TemporaryDirectory(prefix=".detection-base-", dir=out) as scratch:
-        fresh = Path(scratch) / "base"
+
+    def make(fresh: Path) -> dict[str, Any]:
         told = _train(out / "shapes", fresh)
         (fresh / "README.md").write_text(CARD.format(**told, **TRAINING))
-        (fresh / "pretraining.json").write_text(json.dumps({"making": making, **told}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            fresh.rename(folder)
-        except OSError:  # another process was first, and made the same
-            if not record.exists():
-                raise
-    return folder
+        return told
+
+    return made_once(folder, making, make)
 
 
 def _train(scenes: Path, folder: Path) -> dict[str, Any]:

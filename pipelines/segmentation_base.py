@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from pipelines.made_bases import made_once
 from pipelines.segmentation_scenes import LABELS
 from pipelines.segmentation_scenes import prepare as draw
 from ray_lora.bases.fingerprint import fingerprint
@@ -58,21 +57,13 @@ def pretrain(out: Path) -> Path:
     """The folder of the pretrained base, made in some twenty seconds of one core where it is not there yet."""
     folder = out / "segmentation-base"
     making = {"architecture": list(ARCHITECTURE["channels"]), "training": TRAINING, "size": list(IMAGE_SIZE), "form": 1}
-    record = folder / "pretraining.json"
-    if record.exists() and json.loads(record.read_text())["making"] == making:
-        return folder
-    with tempfile.TemporaryDirectory(prefix=".segmentation-base-", dir=out) as scratch:
-        fresh = Path(scratch) / "base"
+
+    def make(fresh: Path) -> dict[str, Any]:
         told = _train(out / "scenes-plain", fresh)
         (fresh / "README.md").write_text(CARD.format(**told, **TRAINING))
-        (fresh / "pretraining.json").write_text(json.dumps({"making": making, **told}, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            fresh.rename(folder)
-        except OSError:  # another process was first, and made the same
-            if not record.exists():
-                raise
-    return folder
+        return told
+
+    return made_once(folder, making, make)
 
 
 def _train(scenes: Path, folder: Path) -> dict[str, Any]:
